@@ -1,0 +1,193 @@
+"""RunConfig: the table of contents of a run.
+
+Configs are data: frozen, unknown keys forbidden. `pretrain.config_loader` reads them from TOML with
+overrides and explains what is wrong; rules that span sections live in `pretrain.layout`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipeline.config import DataConfig
+from parallel.config import ParallelConfig
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """Identity, length and randomness of the run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is `folder/name`."""
+    folder: Path = Path("runs")
+    """Where run folders lie."""
+    steps: int = Field(gt=0)
+    """Optimizer steps of the whole run."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds initial weights, dropout and the data order."""
+    deepspeed_config: Path | None = None
+    """A DeepSpeed JSON of your own, merged over the derived one; shown by `surefoot check`."""
+
+
+class AttentionConfig(Section):
+    """Self-attention of one block."""
+
+    num_heads: int = Field(gt=0)
+    """Query heads."""
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    """Key and value heads (grouped-query attention); none: as many as query heads."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the attention probabilities."""
+
+
+class ModelConfig(Section):
+    """A decoder-only GPT."""
+
+    kind: Literal["gpt"] = "gpt"
+    """Architecture."""
+    num_layers: int = Field(gt=0)
+    """Transformer blocks."""
+    hidden_size: int = Field(gt=0)
+    """Width d of the residual stream."""
+    ffn_hidden_size: int | None = Field(default=None, gt=0)
+    """Inner width of the feed-forward layer; none: 4 d for GELU, 8/3 d rounded up to a multiple of 64 for SwiGLU."""
+    vocabulary_size: int = Field(gt=0)
+    """Size of the tokenizer's vocabulary."""
+    vocabulary_multiple: int = Field(default=128, gt=0)
+    """The embedding table is padded to a multiple of this; padded rows stay zero and are never predicted."""
+    attention: AttentionConfig
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """Feed-forward activation."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Position information: rotary embedding of queries and keys, or a learned table."""
+    rotary_base: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary frequencies."""
+    normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """Normalization before each sub-layer (pre-LN) and before the head."""
+    normalization_epsilon: float = Field(default=1e-5, gt=0)
+    """Added to the variance before the square root."""
+    bias: bool = True
+    """Biases in linear and LayerNorm layers."""
+    tied_embeddings: bool = True
+    """The head uses the embedding table."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the embedding and on each residual branch."""
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of initial weights; residual projections have it divided by sqrt(2 layers) (GPT-2)."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.attention.num_key_value_heads or self.attention.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.attention.num_heads
+
+    @property
+    def ffn_size(self) -> int:
+        if self.ffn_hidden_size:
+            return self.ffn_hidden_size
+        if self.activation == "gelu":
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of matrices; biases, normalization gains never decay."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+    implementation: Literal["auto", "torch", "apex"] = "auto"
+    """Which fused AdamW: apex's where NVIDIA's apex is installed, else torch's."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over applied updates, as a factor of the peak."""
+
+    kind: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
+    """Shape after warmup: `wsd` is warmup-stable-decay."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Updates of linear warmup."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Updates of the decay: for `wsd` the last ones of the run (default a fifth); else the end of the decay (default the run's length)."""
+    minimum_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the end of the decay, relative to the peak."""
+
+
+class PrecisionConfig(Section):
+    """Numbers."""
+
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Compute dtype; bf16 keeps fp32 master weights and optimizer states."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = Field(default=1000, gt=0)
+    """Steps between checkpoints; the last step always writes one."""
+    keep_last: int = Field(default=3, ge=1)
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = Field(default=None, gt=0)
+    """Checkpoints at multiples of this step are kept for good."""
+
+
+class JournalConfig(Section):
+    """Where the course of the run is written."""
+
+    console: Literal["auto", "bar", "plain", "none"] = "auto"
+    """Progress bar on a terminal and plain lines elsewhere (`auto`), or one of them."""
+    console_every_steps: int = Field(default=10, gt=0)
+    """Steps between plain lines."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak TFLOP/s of one accelerator for the utilisation; none: known for common devices."""
+
+
+class EvaluationConfig(Section):
+    """Loss on the fixed validation set."""
+
+    every_steps: int = Field(default=500, gt=0)
+    """Steps between evaluations; the last step always evaluates."""
+    samples: int | None = Field(default=None, gt=0)
+    """Samples of the validation set that are used, the first ones; none: all."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    run: RunSection
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    journal: JournalConfig = JournalConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run.folder / self.run.name

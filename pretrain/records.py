@@ -1,0 +1,71 @@
+"""What is said about a step: frozen records of plain numbers, equal on all ranks."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Action(StrEnum):
+    """What to do with the update of a step."""
+
+    PROCEED = "proceed"
+    """Apply it."""
+    VETO = "veto"
+    """Withhold it: weights and optimizer stay as they are, the batch is spent."""
+    ROLLBACK = "rollback"
+    """Withhold it and return to an earlier checkpoint."""
+    HALT = "halt"
+    """Withhold it and end the run."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judge's word on a step."""
+
+    action: Action
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Facts of one optimizer step, known between the last backward and the update, reduced over all ranks."""
+
+    step: int
+    """The step that this report is about, counted from 1."""
+    loss: float
+    """Mean loss per target over the global batch, in nats."""
+    gradient_norm: float
+    """Global l2 norm of the averaged gradient, before clipping."""
+    learning_rate: float
+    samples: int
+    """Samples in the global batch."""
+    tokens: int
+    """Tokens in the global batch."""
+    damaged: int = 0
+    """Samples of the global batch that were damaged and masked."""
+    finite: bool = True
+    """Loss and gradient norm are finite on every rank."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Counters of the run; with the weights, the optimizer and the data position they are the whole state."""
+
+    step: int = 0
+    """Optimizer steps taken, vetoed ones included: each has consumed one global batch."""
+    updates: int = 0
+    """Updates applied; the clock of the learning-rate schedule."""
+    samples: int = 0
+    tokens: int = 0
+    damaged: int = 0
+    """Damaged samples met so far."""
+
+    def after(self, report: StepReport, verdict: Verdict) -> "TrainState":
+        """The state after a step with this report and verdict."""
+        return replace(
+            self,
+            step=self.step + 1,
+            updates=self.updates + (verdict.action is Action.PROCEED),
+            samples=self.samples + report.samples,
+            tokens=self.tokens + report.tokens,
+            damaged=self.damaged + report.damaged,
+        )
