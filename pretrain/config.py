@@ -55,7 +55,7 @@ class ModelConfig(Section):
     hidden_size: int = Field(gt=0)
     """Width d of the residual stream."""
     ffn_hidden_size: int | None = Field(default=None, gt=0)
-    """Inner width of the feed-forward layer; none: 4 d for GELU, 8/3 d rounded up to a multiple of 64 for SwiGLU."""
+    """Inner width of the feed-forward layer; none: 4 d for GELU, 8/3 d (to a multiple of 64) for SwiGLU."""
     vocabulary_size: int = Field(gt=0)
     """Size of the tokenizer's vocabulary."""
     vocabulary_multiple: int = Field(default=128, gt=0)
@@ -78,7 +78,7 @@ class ModelConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the embedding and on each residual branch."""
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of initial weights; residual projections have it divided by sqrt(2 layers) (GPT-2)."""
+    """Standard deviation of initial weights; for residual projections divided by sqrt(2 layers) (GPT-2)."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
@@ -129,7 +129,8 @@ class ScheduleConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Updates of linear warmup."""
     decay_steps: int | None = Field(default=None, gt=0)
-    """Updates of the decay: for `wsd` the last ones of the run (default a fifth); else the end of the decay (default the run's length)."""
+    """`wsd`: the last updates of the run, which decay (none: a fifth); else the update at which
+    the decay ends (none: the last of the run)."""
     minimum_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the end of the decay, relative to the peak."""
 

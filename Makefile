@@ -1,0 +1,44 @@
+# Every target makes its own environment in .venv; it needs Python 3.11, pip, a C++ compiler and make.
+#   make demo        prepare a small corpus and pretrain a GPT on two ranks (minutes on two cores)
+#   make test        static checks and all tests that need neither minutes each nor a GPU
+#   make check       static checks only
+#   make test-slow   the tests that take minutes
+#   make bench       every benchmark; tables on the console, JSON in benchmarks/results
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Package index for torch alone, for example PyTorch's own index of CPU builds. Empty: pip's configuration.
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check test-slow bench clean
+
+demo: $(READY)
+	$(BIN)/surefoot prepare text python-stdlib --out data/demo
+	$(BIN)/surefoot train configs/gpt/demo.toml --num-accelerators 2
+
+test: check
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: $(READY)
+	mkdir -p benchmarks/results
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+# torch comes first and alone: a plain resolve could fetch it again in another build, gigabytes each time.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,114 @@
+"""The rules about imports that import-linter cannot express, checked on the syntax tree of every module."""
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("data_pipeline", "parallel", "pretrain", "launch")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+OWNERS = {
+    "apex": ("pretrain.*", "launch.*"),
+    "deepspeed": ("pretrain.engine", "pretrain.deepspeed_*"),
+    "megatron": ("parallel.*",),
+    "webdataset": ("data_pipeline.*",),
+    "sentencepiece": ("data_pipeline.*",),
+    "torch.utils.tensorboard": ("pretrain.journal",),
+    "tensorboard": (),
+}
+"""Third party -> patterns of the modules that may import it."""
+
+LAUNCH_MAY_IMPORT = (
+    "pretrain.config",
+    "pretrain.config_loader",
+    "pretrain.layout",
+    "pretrain.deepspeed_config",
+    "pretrain.errors",
+    "data_pipeline.config",
+    "parallel.config",
+    "parallel.partition",
+)
+"""What of ours the command line sees: modules that need no torch (import-linter checks that they stay so)."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+    """Absolute names of what a module imports: `a.b` for `import a.b` and for `from a import b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+def is_inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def violations_of_ownership(module: str, tree: ast.AST) -> list[str]:
+    names = [name for name, _ in imported(tree)]
+    return [
+        f"{module} imports {name}"
+        for name in names
+        for package, owners in OWNERS.items()
+        if is_inside(name, package) and not any(fnmatch(module, owner) for owner in owners)
+    ]
+
+
+def violations_of_launch(module: str, tree: ast.AST) -> list[str]:
+    allowed = ("launch", *LAUNCH_MAY_IMPORT)
+    return [
+        f"{module} imports {name}"
+        for name, _ in imported(tree)
+        if name.split(".")[0] in PACKAGES and not any(is_inside(name, other) for other in allowed)
+    ]
+
+
+def nested_imports(tree: ast.Module) -> list[int]:
+    top = set(map(id, tree.body))
+    return [node.lineno for _, node in imported(tree) if id(node) not in top]
+
+
+def environment_reads(tree: ast.AST) -> list[int]:
+    names = {"environ", "environb", "getenv", "putenv"}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in names]
+    imports = [node for name, node in imported(tree) if name.rpartition(".")[2] in names]
+    return sorted(node.lineno for node in attributes + imports)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_module_follows_the_laws(path: Path) -> None:
+    module, tree = module_name(path), ast.parse(path.read_text())
+    assert violations_of_ownership(module, tree) == []
+    assert nested_imports(tree) == [], "imports stand at the top of a module, under no condition"
+    if is_inside(module, "launch"):
+        assert violations_of_launch(module, tree) == []
+    elif module != "parallel.mesh":
+        assert environment_reads(tree) == [], "the environment is read in launch/ and parallel/mesh.py"
+    if path.name == "__init__.py":
+        assert path.read_text() == ""
+
+
+SOURCE = """
+def f():
+    import deepspeed
+    from os import environ
+    from pretrain import engine
+    return os.getenv("X")
+"""
+
+
+def test_rules_notice_what_they_forbid() -> None:
+    tree = ast.parse(SOURCE)
+    assert violations_of_ownership("pretrain.trainer", tree) == ["pretrain.trainer imports deepspeed"]
+    assert violations_of_ownership("pretrain.deepspeed_checkpoint", tree) == []
+    assert violations_of_launch("launch.cli", tree) == ["launch.cli imports pretrain.engine"]
+    assert nested_imports(tree) == [3, 4, 5]
+    assert environment_reads(tree) == [4, 6]
