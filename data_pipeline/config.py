@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class SourceConfig(BaseModel):
     """One prepared dataset and its share of the mixture."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     path: str
     """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote."""
@@ -19,7 +19,7 @@ class SourceConfig(BaseModel):
 class DataConfig(BaseModel):
     """Sources, sequence length and batch sizes; the data order follows from them and the seed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """The training mixture."""

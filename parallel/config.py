@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class ParallelConfig(BaseModel):
     """Sizes of the parallel axes; the data axis is what the world size leaves over."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     tensor: int = Field(default=1, gt=0)
     """Tensor-parallel size (TP): ranks that share every weight matrix."""

@@ -1,5 +1,7 @@
 """Errors that end a run, each with its exit code. Scripts depend on the codes: keep them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -9,10 +11,32 @@ class SurefootError(Exception):
     exit_code: ClassVar[int]
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a configuration, in the user's own terms."""
+
+    key: str
+    """The user's key, such as `model.attention.num_heads`."""
+    rule: str
+    """What must hold."""
+    remedy: str = ""
+    """A value that would work, or where the key really lives."""
+    value: str = ""
+    """The offending value as it would stand in TOML; empty when there is none."""
+
+    def __str__(self) -> str:
+        subject = f"{self.key} = {self.value}" if self.value else self.key
+        return f"{subject}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "")
+
+
 class ConfigurationError(SurefootError):
-    """The configuration or the command line cannot work."""
+    """The configuration or the command line cannot work; names every fault that was found."""
 
     exit_code = 2
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join([message, *(f"  {fault}" for fault in self.faults)]))
 
 
 class CheckpointError(SurefootError):
