@@ -1,4 +1,4 @@
-"""Turns what pydantic finds into faults in the user's terms: key, value, rule, and a value that would work."""
+"""Turns what pydantic finds into faults in the user's terms: key, value, rule, a value that would work."""
 
 import json
 import re
@@ -29,7 +29,7 @@ RULES = {
     "less_than_equal": "must be at most {le:g}",
     "literal_error": "must be {expected}",
     "too_short": "must not be empty",
-    "string_pattern_mismatch": "must start with a letter or digit and go on with letters, digits, '.', '_' or '-'",
+    "string_pattern_mismatch": "may hold letters, digits, '.', '_' and '-', and starts with one of the first two",
 }
 """Kind of a pydantic error to our words; braces are filled from the error's context."""
 
@@ -57,7 +57,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
 
 
 def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) -> bool:
-    """Whether an error is told already: an unknown key, what it leaves missing, a list short of its bad entries."""
+    """Whether an error is told already: an unknown key, what it leaves missing, a list of bad entries."""
     location = detail["loc"]
     match detail["type"]:
         case "extra_forbidden":
@@ -79,7 +79,7 @@ def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tup
 
 
 def suggest(model: type[BaseModel], key: str) -> list[str]:
-    """Known keys that an unknown dotted key may mean: another framework's name, another section, a misspelling."""
+    """Known keys that an unknown dotted key may mean: a foreign name, one in another section, a misspelling."""
     known = [name for name, _ in walk(model)]
     section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     siblings = [known_name(full) for full in known if full.rpartition(".")[0] == section]
