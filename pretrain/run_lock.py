@@ -1,0 +1,62 @@
+"""One run per folder."""
+
+import fcntl
+import json
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from pretrain.errors import ConfigurationError
+
+LOCK = "run.lock"
+
+
+class RunLock:
+    """Holds `run.lock` of a run folder until it is released or the process ends, however it ends.
+
+    The kernel's lock counts, not the file: one that a killed run has left stops nobody. One rank takes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigurationError, which names the holder, if another process has the lock."""
+        self._path = folder / LOCK
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            reason = self._refusal(error)
+            os.close(self._descriptor)
+            raise ConfigurationError(reason) from error
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%F %T}"}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+
+    def release(self) -> None:
+        """The file stays: removing it would let two later runs lock two different files of that name."""
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _refusal(self, error: OSError) -> str:
+        if not isinstance(error, BlockingIOError):
+            return f"{self._path}: {error.strerror}; set run.folder to a file system that supports file locks"
+        return (
+            f"{self._path.parent} is in use by another run ({self._holder()}); "
+            "wait for it to end, stop it, or choose another run.name"
+        )
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(os.pread(self._descriptor, 4096, 0))
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        except (ValueError, KeyError, TypeError):
+            return "it has not said which"

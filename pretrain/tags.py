@@ -1,0 +1,38 @@
+"""Names of checkpoints, and which of them to keep."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# At least eight digits and no superfluous zero: a tag has exactly one spelling.
+_PATTERN = re.compile(r"step(\d{8}|[1-9]\d{8,17})-a([1-9]\d{0,8})", re.ASCII)
+
+
+@dataclass(frozen=True, order=True)
+class Tag:
+    """Name of one attempt to save a checkpoint, for example `step00001200-a3`.
+
+    Attempts are counted through the whole run, so a name is never used twice and order by attempt is order by
+    age: after a return to an earlier step, newer checkpoints have smaller steps than those left behind.
+    """
+
+    attempt: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"step{self.step:08d}-a{self.attempt}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Tag | None":
+        """The tag with exactly this name; None if it is not one."""
+        match = _PATTERN.fullmatch(name)
+        return cls(step=int(match[1]), attempt=int(match[2])) if match else None
+
+
+def to_delete(tags: Iterable[Tag], *, keep_last: int, keep_every: int | None) -> list[Tag]:
+    """Which of the sealed checkpoints to delete, oldest first.
+
+    The newest `keep_last` (at least 1) stay, and those at multiples of step `keep_every`.
+    """
+    older = sorted(tags)[:-keep_last]
+    return [tag for tag in older if keep_every is None or tag.step % keep_every != 0]
