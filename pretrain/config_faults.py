@@ -29,7 +29,7 @@ RULES = {
     "less_than_equal": "must be at most {le:g}",
     "literal_error": "must be {expected}",
     "too_short": "must not be empty",
-    "string_pattern_mismatch": "may hold letters, digits, '.', '_' and '-', and starts with one of the first two",
+    "string_pattern_mismatch": "must be of letters, digits, '.', '_', '-', the first a letter or digit",
 }
 """Kind of a pydantic error to our words; braces are filled from the error's context."""
 
@@ -79,7 +79,7 @@ def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tup
 
 
 def suggest(model: type[BaseModel], key: str) -> list[str]:
-    """Known keys that an unknown dotted key may mean: a foreign name, one in another section, a misspelling."""
+    """Known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling."""
     known = [name for name, _ in walk(model)]
     section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     siblings = [known_name(full) for full in known if full.rpartition(".")[0] == section]

@@ -25,7 +25,7 @@ OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the TOML file at `path` and apply overrides of the form `section.key=value`, later ones last.
 
-    A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all faults at once.
+    A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all faults.
     """
     table = read_toml(Path(path))
     faults = [fault for text in overrides if (fault := apply_override(table, text))]
@@ -73,9 +73,7 @@ def apply_override(table: Table, text: str) -> Fault | None:
     for depth, name in enumerate(parents):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            return Fault(
-                f"--set {text}", f"{'.'.join(parents[: depth + 1])} is a value and has no keys in it"
-            )
+            return Fault(f"--set {text}", f"{'.'.join(parents[: depth + 1])} is a value, not a section")
     table[leaf] = parsed
     return None
 

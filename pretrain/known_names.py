@@ -1,4 +1,4 @@
-"""Names that users bring from other frameworks, and values that work for keys without a default: data only."""
+"""Names that users bring from other frameworks, and values that work where there is no default: only data."""
 
 FOREIGN_NAMES: dict[str, str] = {
     # DeepSpeed JSON, gpt-neox
