@@ -4,7 +4,7 @@ B  samples in a micro-batch
 S  tokens in a sequence
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -39,6 +39,9 @@ class Batch(Protocol):
     def damaged(self) -> tuple[str, ...]:
         """Names of samples that were found damaged and are masked (weight 0) here."""
 
+    def scaled(self, factor: float) -> "Batch":
+        """The same batch with all target weights multiplied."""
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -71,3 +74,6 @@ class TokenBatch:
     @property
     def target_weight(self) -> float:
         return float(self.weights_BS.sum())
+
+    def scaled(self, factor: float) -> "TokenBatch":
+        return replace(self, weights_BS=self.weights_BS * factor)

@@ -1,0 +1,171 @@
+"""The mesh of ranks: one object, made once and handed down.
+
+Ranks are laid out as DeepSpeed's `PipeModelDataParallelTopology` does, tensor innermost:
+rank = (pipeline * data_size + data) * tensor_size + tensor, so that tensor-parallel ranks share a host.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh as this rank sees it."""
+
+    size: int
+    rank: int
+    """Coordinate of this rank on the axis."""
+    ranks: tuple[int, ...]
+    """Global ranks of the group, by coordinate."""
+    group: ProcessGroup
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def last(self) -> bool:
+        return self.rank == self.size - 1
+
+
+@dataclass(frozen=True)
+class ParallelMesh:
+    """Process groups, coordinates and device of this rank."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    tensor: Axis
+    pipeline: Axis
+    data: Axis
+    model: Axis
+    """Tensor x pipeline: the ranks that together hold one replica."""
+    control: ProcessGroup
+    """All ranks over gloo, with a short timeout: what ranks agree on goes through it."""
+
+    @classmethod
+    def create(cls, config: ParallelConfig, environment: Mapping[str, str] = os.environ) -> "ParallelMesh":
+        """Join the world that the launcher described in the environment and make all groups.
+
+        Understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and
+        `srun` (SLURM_*); with none of them the world is this process alone.
+
+        Raises:
+            ValueError: the world size is not divisible by tensor x pipeline.
+        """
+        rank, world_size, local_rank = join_world(config, environment)
+        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return cls.over_world(config, rank, world_size, local_rank, device)
+
+    @classmethod
+    def over_world(
+        cls, config: ParallelConfig, rank: int, world_size: int, local_rank: int, device: torch.device
+    ) -> "ParallelMesh":
+        """The mesh over a world that exists already; every rank must call this."""
+        model_size = config.tensor * config.pipeline
+        if world_size % model_size:
+            raise ValueError(
+                f"{world_size} ranks cannot be split into tensor {config.tensor} x pipeline {config.pipeline}"
+            )
+        grid = torch.arange(world_size).view(config.pipeline, world_size // model_size, config.tensor)
+        timeout = timedelta(seconds=config.timeout_seconds)
+
+        def axis(rows: torch.Tensor) -> Axis:
+            return _make_axis(rows.tolist(), rank, timeout)
+
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            device=device,
+            tensor=axis(grid.reshape(-1, config.tensor)),
+            pipeline=axis(grid.permute(1, 2, 0).reshape(-1, config.pipeline)),
+            data=axis(grid.permute(0, 2, 1).reshape(-1, world_size // model_size)),
+            model=axis(grid.permute(1, 0, 2).reshape(-1, model_size)),
+            control=dist.new_group(
+                backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)
+            ),
+        )
+
+    def agree_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a CPU tensor over all ranks, the same bytes on each."""
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def agree_any(self, flag: bool) -> bool:
+        """True on all ranks if it is true on one."""
+        return bool(self.agree_sum(torch.tensor([int(flag)])).item())
+
+    def gather(self, value: object) -> list[object]:
+        """The values of all ranks by rank, on each of them. Small plain objects only: they are pickled."""
+        values: list[object] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def destroy(self) -> None:
+        """Leave the world."""
+        dist.destroy_process_group()
+
+
+def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:
+    """Groups of all rows (every rank must take part in each creation); the axis of the row with this rank."""
+    group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
+    ranks = next(row for row in rows if rank in row)
+    return Axis(size=len(ranks), rank=ranks.index(rank), ranks=tuple(ranks), group=group)
+
+
+def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Initialise torch.distributed from the launcher's environment; returns rank, world size, local rank."""
+    world = describe_world(environment)
+    # DeepSpeed's PipelineModule and launch-time checks read these variables themselves, also under srun.
+    os.environ.update(world)
+    local_rank = int(world["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(
+        backend="nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(seconds=config.timeout_seconds),
+    )
+    return dist.get_rank(), dist.get_world_size(), local_rank
+
+
+def describe_world(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of torch's env:// rendezvous, taken over or derived from SLURM's."""
+    if "RANK" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        return {name: environment[name] for name in names}
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_NTASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "MASTER_ADDR": environment.get("MASTER_ADDR") or first_slurm_host(environment["SLURM_NODELIST"]),
+            # Jobs that share a host must not share a port.
+            "MASTER_PORT": environment.get("MASTER_PORT")
+            or str(20000 + int(environment["SLURM_JOB_ID"]) % 20000),
+        }
+    # Port 0 lets a world of one listen wherever there is room.
+    return {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": environment.get("MASTER_PORT", "0"),
+    }
+
+
+def first_slurm_host(node_list: str) -> str:
+    """First host of a SLURM node list: `gpu[07-09,12],login1` -> `gpu07`."""
+    prefix, bracket, rest = node_list.partition("[")
+    if not bracket or "," in prefix:
+        return node_list.split(",")[0]
+    return prefix + rest.split("]")[0].split(",")[0].split("-")[0]

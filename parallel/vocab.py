@@ -1,0 +1,91 @@
+"""Vocabulary-parallel embedding, head and cross-entropy: Megatron-core's, with the group explicit.
+
+B  samples, S  tokens in a sequence, D  hidden size
+V  padded vocabulary, W  the rows of it that this rank holds
+"""
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import layers as megatron
+from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.distributed import ProcessGroup
+
+from parallel.initialization import Normal, fill_rows
+from parallel.linear import ColumnParallelLinear, leave_uninitialised, mark_sharded, megatron_config
+from parallel.mesh import Axis
+
+
+class VocabularyParallelEmbedding(megatron.VocabParallelEmbedding):
+    """Embedding table (V, D) with its rows cut over the tensor axis; rows of the padding are zero."""
+
+    def __init__(self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis) -> None:
+        super().__init__(
+            padded_size,
+            hidden_size,
+            init_method=leave_uninitialised,
+            config=megatron_config(),
+            tp_group=tensor.group,
+        )
+        mark_sharded(self.weight, dim=0)
+        fill_rows(
+            self.weight, init, num_rows=padded_size, start=self.vocab_start_index, valid_rows=vocabulary_size
+        )
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """int64 (B, S) -> (B, S, D), complete on every rank."""
+        return super().forward(tokens_BS)
+
+
+class VocabularyParallelHead(ColumnParallelLinear):
+    """Logits over this rank's rows of the vocabulary; those of the padding are -inf, so nothing is predicted there."""
+
+    def __init__(self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis) -> None:
+        super().__init__(hidden_size, [(padded_size, init)], bias=False, tensor=tensor)
+        local_rows = padded_size // tensor.size
+        self.valid_rows = min(max(vocabulary_size - local_rows * tensor.rank, 0), local_rows)
+        with torch.no_grad():
+            self.weight[self.valid_rows :].zero_()
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, W)."""
+        logits_BSW = super().forward(x_BSD)
+        if self.valid_rows < logits_BSW.shape[-1]:
+            logits_BSW[..., self.valid_rows :] = float("-inf")
+        return logits_BSW
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Megatron-core 0.16's pieces of the cross-entropy; its own Function takes the group from global state."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits_BSW: Tensor, targets_BS: Tensor, group: ProcessGroup) -> Tensor:
+        logits_BSW, peak_BS = VocabParallelCrossEntropy.calculate_logits_max(
+            logits_BSW.to(torch.float32, copy=True)  # the pieces below work in place
+        )
+        dist.all_reduce(peak_BS, op=dist.ReduceOp.MAX, group=group)
+        start = logits_BSW.shape[-1] * dist.get_rank(group)
+        mask_BS, rows, target_logits_BS, sums_BS, exp_BSW = VocabParallelCrossEntropy.calculate_predicted_logits(
+            logits_BSW, targets_BS, peak_BS, start, start + logits_BSW.shape[-1]
+        )
+        both_2BS = torch.stack((target_logits_BS, sums_BS))
+        dist.all_reduce(both_2BS, group=group)
+        softmax_BSW, loss_BS = VocabParallelCrossEntropy.calculate_cross_entropy_loss(exp_BSW, *both_2BS)
+        ctx.save_for_backward(softmax_BSW, mask_BS, rows)
+        return loss_BS
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_BS: Tensor) -> tuple[Tensor, None, None]:
+        softmax_BSW, mask_BS, rows = ctx.saved_tensors
+        operands = VocabParallelCrossEntropy.prepare_gradient_calculation_operands(softmax_BSW, mask_BS)
+        gradient_2d, positions, update, gradient_BSW = operands
+        VocabParallelCrossEntropy.calculate_gradients(
+            gradient_2d, positions, rows, update, gradient_BSW, grad_BS
+        )
+        return gradient_BSW, None, None
+
+
+def vocabulary_parallel_cross_entropy(logits_BSW: Tensor, targets_BS: Tensor, tensor: Axis) -> Tensor:
+    """Negative log-likelihood (B, S), fp32, in nats, of each target; the same on all tensor ranks."""
+    return _CrossEntropy.apply(logits_BSW, targets_BS, tensor.group)

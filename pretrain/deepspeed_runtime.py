@@ -1,0 +1,166 @@
+"""DeepSpeed, tamed: how its engines are made, and its faults that are absorbed here (seen in 0.19.8).
+
+Everything that DeepSpeed prints on its own goes to its logger's debug level: the journal is the one voice of a run.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.pipe import LayerSpec as DeepSpeedLayerSpec
+from deepspeed.pipe import PipelineModule, TiedLayerSpec
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import logger
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from parallel.mesh import ParallelMesh
+from parallel.pipeline import LayerSpec, SequentialLayers
+
+Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
+
+
+class MeshAsMpu:
+    """The mesh under the names that DeepSpeed asks a Megatron `mpu` for, for engines without pipeline."""
+
+    def __init__(self, mesh: ParallelMesh) -> None:
+        self._mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:
+        return self._mesh.tensor.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._mesh.tensor.size
+
+    def get_model_parallel_group(self) -> ProcessGroup:
+        return self._mesh.tensor.group
+
+    def get_data_parallel_rank(self) -> int:
+        return self._mesh.data.rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._mesh.data.size
+
+    def get_data_parallel_group(self) -> ProcessGroup:
+        return self._mesh.data.group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return list(self._mesh.data.ranks)
+
+
+class PlannedPipeline(PipelineModule):
+    """A PipelineModule whose stages begin where we say (`boundaries`, one more than there are stages)."""
+
+    def __init__(self, *args: Any, boundaries: Sequence[int], **kwargs: Any) -> None:
+        self._boundaries = list(boundaries)
+        super().__init__(*args, **kwargs)
+
+    def _partition_layers(self, method: str = "planned") -> None:
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self.parts = self._boundaries
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+class GuardedCheckpointEngine(TorchCheckpointEngine):
+    """Writes and reads checkpoint files so that no rank hangs and nothing foreign runs.
+
+    - A failing write is remembered in `failure` instead of raised: `save_checkpoint` has barriers ahead, where the
+      other ranks would wait for the one that raised until the collective times out.
+    - Files are read with `weights_only=True` and the four classes that DeepSpeed pickles; its own engine
+      unpickles anything (deepspeedai/DeepSpeed#6751).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zipfile_serialization = True
+        self.written: list[Path] = []
+        self.failure: Exception | None = None
+
+    def begin(self) -> None:
+        """Forget the last save."""
+        self.written, self.failure = [], None
+
+    def save(self, state_dict: object, path: str) -> None:
+        self.written.append(Path(path))
+        try:
+            torch.save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of iostream
+            self.failure = self.failure or error
+
+    def load(self, path: str, map_location: object = None) -> object:
+        safe = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+        with torch.serialization.safe_globals(safe):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what DeepSpeed prints to its logger, at debug level, and keep its logger to warnings."""
+    logger.setLevel(logging.WARNING)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            logger.debug(line)
+
+
+def build_module(
+    specs: Sequence[LayerSpec], boundaries: Sequence[int], mesh: ParallelMesh, objective: Objective
+) -> nn.Module:
+    """The layers of this rank: all of them in order, or under pipeline parallelism those of its stage."""
+    if mesh.pipeline.size == 1:
+        return SequentialLayers(specs)
+    topology = PipeModelDataParallelTopology(
+        num_pp=mesh.pipeline.size, num_mp=mesh.tensor.size, num_dp=mesh.data.size
+    )
+    with quiet():
+        # Wraps the torch.distributed world that the mesh has joined.
+        deepspeed.init_distributed(dist_init_required=False)
+        module: nn.Module = PlannedPipeline(
+            [_for_deepspeed(spec) for spec in specs],
+            topology=topology,
+            loss_fn=objective,
+            boundaries=boundaries,
+        )
+    return module
+
+
+def _for_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
+    if spec.tie is None:
+        return DeepSpeedLayerSpec(spec.module, **spec.arguments)
+    # Each stage builds the module of its own end (embedding or head) under the common key; DeepSpeed
+    # broadcasts the first one's weight at start and sums the gradients of both before the update.
+    return TiedLayerSpec(spec.tie, spec.module, **spec.arguments)
+
+
+def initialize(
+    module: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], mesh: ParallelMesh
+) -> DeepSpeedEngine:
+    """A DeepSpeed engine (PipelineEngine for a PipelineModule) with checkpoint files guarded."""
+    # deepspeed.utils.groups keeps the mpu in a global: without one, an engine would inherit its predecessor's.
+    mpu = None if isinstance(module, PipelineModule) else MeshAsMpu(mesh)
+    with quiet():
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=dict(settings),
+            mpu=mpu,
+            dist_init_required=False,
+        )
+        engine.checkpoint_engine = GuardedCheckpointEngine()
+    # Some wrappers (FP16_UnfusedOptimizer, chosen for bf16 with ZeRO-0) warm up with a step over zero gradients,
+    # which would shift Adam's bias correction by one.
+    optimizer.state.clear()
+    return engine

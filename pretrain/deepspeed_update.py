@@ -1,0 +1,173 @@
+"""What happens between the last backward and the update, for every optimizer that DeepSpeed wraps.
+
+DeepSpeed judges a step by itself: it computes the gradient norm, looks for overflow and skips. `UpdateGate`
+takes the norm and the verdict out of its hands and puts ours in, through the narrowest hook of each wrapper:
+
+| precision, ZeRO      | wrapper                | gradients                     | veto and norm enter through           |
+|----------------------|------------------------|-------------------------------|---------------------------------------|
+| fp32, 0              | none                   | .grad, all                    | step; clip_fp32_gradients             |
+| bf16, 0              | FP16_UnfusedOptimizer  | .grad, all                    | step                                  |
+| bf16, 1              | BF16_Optimizer         | fp32_groups_gradients, all    | step                                  |
+| fp32 1, any 2        | DeepSpeedZeroOptimizer | averaged_gradients, own share | check_overflow, scaled_global_norm    |
+| any, 3               | ZeroOptimizer_Stage3   | averaged_gradients, own share | overflow check, _get_norm_groups      |
+
+Its own norm is wrong for fp32, ZeRO-0 and pipeline: replicated parameters count only on rank 0 of the
+pipeline x tensor group, so that the norms of later stages lack theirs (`clip_grad_norm_` in 0.19.8).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+
+from parallel.mesh import ParallelMesh
+
+Gradient = tuple[nn.Parameter, Tensor]
+
+
+class UpdateGate(ABC):
+    """Reads the averaged gradients before the update and lets it pass or not."""
+
+    def __init__(self, engine: DeepSpeedEngine, mesh: ParallelMesh) -> None:
+        self._engine = engine
+        self._mesh = mesh
+        self._veto = False
+        self._norm = torch.zeros((), device=mesh.device)
+        self._install()
+
+    @property
+    @abstractmethod
+    def sharded(self) -> bool:
+        """Whether each data-parallel rank holds its own share of the gradients, or all of them."""
+
+    @abstractmethod
+    def gradients(self) -> Iterator[Gradient]:
+        """Parameters with the averaged gradients that this rank holds of them."""
+
+    @abstractmethod
+    def _install(self) -> None:
+        """Hook into the wrapper."""
+
+    def squared_norm(self) -> Tensor:
+        """This rank's share of the squared global gradient norm: summed over all ranks it is the whole."""
+        counted = [gradient for parameter, gradient in self.gradients() if self._counts(parameter)]
+        if not counted:
+            return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
+        norms = torch.stack(torch._foreach_norm([gradient.float() for gradient in counted]))
+        total = norms.double().square().sum()
+        return total if self.sharded else total / self._mesh.data.size
+
+    def decide(self, norm: float, *, apply: bool) -> None:
+        """Set the verdict on the coming update and the global norm that it is clipped by."""
+        self._veto = not apply
+        self._norm.fill_(norm)
+
+    def _counts(self, parameter: nn.Parameter) -> bool:
+        """Replicas count once: tensor-parallel ones on tensor rank 0, tied ones on their first stage."""
+        if getattr(parameter, "ds_pipe_replicated", False):
+            return False
+        return self._mesh.tensor.first or getattr(parameter, "tensor_model_parallel", False)
+
+    def _replace_step(self) -> None:
+        """Make the optimizer's step a no-op under a veto; the engine clears the gradients either way."""
+        optimizer = self._engine.optimizer
+        step = optimizer.step
+        optimizer.step = lambda: None if self._veto else step()
+
+
+class PlainGate(UpdateGate):
+    """ZeRO-0: every rank holds all gradients in `.grad`."""
+
+    sharded = False
+
+    def gradients(self) -> Iterator[Gradient]:
+        for parameter in self._engine.module.parameters():
+            if parameter.grad is not None:
+                yield parameter, parameter.grad
+
+    def _install(self) -> None:
+        self._replace_step()
+        self._engine.clip_fp32_gradients = self._clip
+
+    def _clip(self) -> None:
+        limit = self._engine.gradient_clipping()
+        torch.nn.utils.clip_grads_with_norm_(self._engine.module.parameters(), limit, self._norm)
+
+
+class BFloat16Gate(UpdateGate):
+    """BF16_Optimizer: fp32 gradients of all parameters, optimizer states sharded."""
+
+    sharded = False
+
+    def gradients(self) -> Iterator[Gradient]:
+        optimizer = self._engine.optimizer
+        for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
+            yield from zip(parameters, gradients, strict=True)
+
+    def _install(self) -> None:
+        self._replace_step()
+
+
+class ShardedGate(UpdateGate):
+    """ZeRO-1 and 2: each rank holds the averaged gradients of its partition."""
+
+    sharded = True
+
+    def gradients(self) -> Iterator[Gradient]:
+        optimizer = self._engine.optimizer
+        for group, parameters in enumerate(optimizer.params_in_partition):
+            gradients = optimizer.averaged_gradients[group]
+            yield from zip(parameters, without_padding(gradients), strict=True)
+
+    def _install(self) -> None:
+        optimizer = self._engine.optimizer
+        optimizer.check_grad_overflow = True
+        optimizer.check_overflow = self._report_overflow
+        optimizer.scaled_global_norm = lambda norm_type=2: self._norm
+
+    def _report_overflow(self, partition_gradients: bool = True) -> None:
+        # Overflow is DeepSpeed's word for an update that is withheld; it clears up after itself.
+        self._engine.optimizer.overflow = self._veto
+
+
+class Stage3Gate(UpdateGate):
+    """ZeRO-3: gradients, like weights, are sharded by parameter."""
+
+    sharded = True
+
+    def gradients(self) -> Iterator[Gradient]:
+        optimizer = self._engine.optimizer
+        for group, parameters in enumerate(optimizer.fp16_groups):
+            yield from zip(parameters, optimizer.averaged_gradients[group], strict=True)
+
+    def _install(self) -> None:
+        optimizer = self._engine.optimizer
+        optimizer._overflow_check_and_loss_scale_update = self._report_overflow
+        optimizer._get_norm_groups = lambda: [self._norm]
+
+    def _report_overflow(self, update_scale: bool = True) -> bool:
+        self._engine.optimizer.overflow = self._veto
+        return self._veto
+
+
+def without_padding(gradients: Iterable[Tensor]) -> list[Tensor]:
+    """ZeRO pads the last partition with zero tensors that belong to no parameter."""
+    return [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+
+
+def make_gate(engine: DeepSpeedEngine, mesh: ParallelMesh) -> UpdateGate:
+    """The gate that fits the optimizer that DeepSpeed chose."""
+    gates: list[tuple[type, type[UpdateGate]]] = [
+        (BF16_Optimizer, BFloat16Gate),
+        (DeepSpeedZeroOptimizer, ShardedGate),
+        (DeepSpeedZeroOptimizer_Stage3, Stage3Gate),
+    ]
+    for wrapper, gate in gates:
+        if isinstance(engine.optimizer, wrapper):
+            return gate(engine, mesh)
+    return PlainGate(engine, mesh)

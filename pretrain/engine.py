@@ -1,0 +1,223 @@
+"""TrainEngine: one optimizer step over micro-batches, with a judge between the last backward and the update.
+
+With and without pipeline the order is the same: forward and backward of all micro-batches, reduction of the
+gradients, one reduction of the facts of the step over all ranks, the judge's verdict on them (the same on every
+rank, from the same bytes), then the update or not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from torch import Tensor, nn
+
+from data_pipeline.batches import Batch
+from parallel.mesh import ParallelMesh
+from parallel.pipeline import LayerSpec
+from parallel.rng import RandomStreams
+from pretrain.deepspeed_runtime import Objective, build_module, initialize, quiet
+from pretrain.deepspeed_update import make_gate
+from pretrain.records import Action, StepReport, Verdict
+
+Judge = Callable[[StepReport], Verdict]
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """What is trained: layers and where stages begin, the objective, and the random streams of the layers."""
+
+    layers: Sequence[LayerSpec]
+    boundaries: Sequence[int]
+    objective: Objective
+    streams: RandomStreams
+
+
+@dataclass(frozen=True)
+class SavedFiles:
+    """What this rank wrote of a checkpoint."""
+
+    paths: tuple[Path, ...]
+    failure: Exception | None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Local contributions to a report; each sums over all ranks to the global value."""
+
+    loss: float
+    squared_norm: float
+    samples: float
+    tokens: float
+    damaged: float
+
+
+class TrainEngine:
+    """Both DeepSpeed engines behind one step."""
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        mesh: ParallelMesh,
+        settings: Mapping[str, Any],
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    ) -> None:
+        """`settings` is the DeepSpeed JSON; `make_optimizer` gets this rank's module."""
+        self.mesh = mesh
+        self._objective = parts.objective
+        self._streams = parts.streams
+        self.module = build_module(parts.layers, parts.boundaries, mesh, parts.objective)
+        self.optimizer = make_optimizer(self.module)
+        self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
+        self._gate = make_gate(self._engine, mesh)
+        self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
+
+    def step(
+        self, batches: Sequence[Batch], judge: Judge, *, step: int, learning_rate: float
+    ) -> tuple[StepReport, Verdict]:
+        """Take optimizer step number `step` (from 1) over this rank's micro-batches; the update is applied only on PROCEED."""
+        self._streams.begin_step(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        outcome: list[tuple[StepReport, Verdict]] = []
+
+        def consult(loss: Tensor) -> None:
+            facts = self._reduce(self._local_facts(batches, loss))
+            report = _report(facts, step, learning_rate)
+            verdict = judge(report)
+            self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
+            outcome.append((report, verdict))
+
+        self._engine.train()
+        self._run(self._normalise(batches), consult)
+        return outcome[0]
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Mean loss over the batches of all ranks, and the sum of target weights that it is a mean of."""
+        scaled, weight = self._normalise(batches), self._total_weight(batches)
+        self._engine.eval()
+        with torch.no_grad():
+            loss = self._evaluate_pipeline(scaled) if self.mesh.pipeline.size > 1 else self._evaluate_in_order(scaled)
+        facts = torch.tensor([self._share_of_loss(loss)], dtype=torch.float64)
+        return float(self.mesh.agree_sum(facts)), weight
+
+    # Running micro-batches ------------------------------------------------------------------------------------
+
+    def _run_in_order(self, batches: Sequence[Batch], consult: Callable[[Tensor], None]) -> None:
+        total = torch.zeros((), device=self.mesh.device)
+        for position, batch in enumerate(batches):
+            loss = self._forward(batch)
+            self._engine.backward(loss)
+            total += loss.detach()
+            if position == len(batches) - 1:
+                consult(total / len(batches))
+            self._engine.step()
+
+    def _run_pipeline(self, batches: Sequence[Batch], consult: Callable[[Tensor], None]) -> None:
+        engine = self._engine
+        assert isinstance(engine, PipelineEngine)
+        update = PipelineEngine._INSTRUCTION_MAP[schedule.OptimizerStep]
+
+        def judged_update(engine: PipelineEngine, **kwargs: Any) -> None:
+            total = engine.total_loss if self.mesh.pipeline.last else torch.zeros(())
+            consult(total / len(batches))
+            update(engine, **kwargs)
+
+        # The schedule looks instructions up through the instance, so the class stays as it is.
+        engine._INSTRUCTION_MAP = {**PipelineEngine._INSTRUCTION_MAP, schedule.OptimizerStep: judged_update}
+        with quiet():
+            engine.train_batch(_pairs(batches))
+
+    def _evaluate_in_order(self, batches: Sequence[Batch]) -> Tensor:
+        losses = [self._forward(batch) for batch in batches]
+        return torch.stack(losses).mean()
+
+    def _evaluate_pipeline(self, batches: Sequence[Batch]) -> Tensor:
+        losses = self._engine.eval_batch(
+            _pairs(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches), compute_loss=True
+        )
+        return torch.stack(losses).mean() if self.mesh.pipeline.last else torch.zeros(())
+
+    def _forward(self, batch: Batch) -> Tensor:
+        device = self.mesh.device
+        outputs = self._engine(*(x.to(device, non_blocking=True) for x in batch.inputs))
+        return self._objective(outputs, tuple(x.to(device, non_blocking=True) for x in batch.labels))
+
+    # Facts ------------------------------------------------------------------------------------------------------
+
+    def _total_weight(self, batches: Sequence[Batch]) -> float:
+        """Sum of the target weights over the batches of all data ranks."""
+        own = sum(batch.target_weight for batch in batches) if self._speaks_for_batch else 0.0
+        return float(self.mesh.agree_sum(torch.tensor([own], dtype=torch.float64)))
+
+    def _normalise(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Scale target weights so that DeepSpeed's mean over micro-batches and data ranks is the mean per target."""
+        weight = self._total_weight(batches)
+        factor = len(batches) * self.mesh.data.size / weight if weight else 0.0
+        return [batch.scaled(factor) for batch in batches]
+
+    @property
+    def _speaks_for_batch(self) -> bool:
+        """One rank of each replica counts its samples."""
+        return self.mesh.model.first
+
+    def _share_of_loss(self, loss: Tensor) -> float:
+        """Contribution to the global mean loss: the last stage has the loss, its tensor ranks all the same one."""
+        if not (self.mesh.pipeline.last and self.mesh.tensor.first):
+            return 0.0
+        return loss.item() / self.mesh.data.size
+
+    def _local_facts(self, batches: Sequence[Batch], loss: Tensor) -> _Facts:
+        counted = batches if self._speaks_for_batch else ()
+        return _Facts(
+            loss=self._share_of_loss(loss),
+            squared_norm=self._gate.squared_norm().item(),
+            samples=sum(batch.samples for batch in counted),
+            tokens=sum(batch.tokens for batch in counted),
+            damaged=sum(len(batch.damaged) for batch in counted),
+        )
+
+    def _reduce(self, local: _Facts) -> _Facts:
+        """Sum over all ranks. NaN and inf travel as they are: any of them makes the sum non-finite everywhere."""
+        values = torch.tensor(list(vars(local).values()), dtype=torch.float64)
+        return _Facts(*self.mesh.agree_sum(values).tolist())
+
+    # Checkpoint files -------------------------------------------------------------------------------------------
+
+    def save(self, checkpoints: Path, tag: str) -> SavedFiles:
+        """Write this rank's share of weights and optimizer to `checkpoints/tag`; nothing is raised for a full disk."""
+        guard = self._engine.checkpoint_engine
+        guard.begin()
+        with quiet():
+            self._engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False)
+        return SavedFiles(tuple(guard.written), guard.failure)
+
+    def load(self, checkpoints: Path, tag: str) -> None:
+        """Read weights and optimizer of a checkpoint that has been verified."""
+        with quiet():
+            path, _ = self._engine.load_checkpoint(str(checkpoints), tag=tag, load_lr_scheduler_states=False)
+        assert path is not None, "a verified checkpoint lacks files that DeepSpeed looks for"
+
+
+def _pairs(batches: Sequence[Batch]) -> Any:
+    """Micro-batches as PipelineEngine takes them: (inputs of the first stage, labels of the last)."""
+    return iter([(batch.inputs if len(batch.inputs) > 1 else batch.inputs[0], batch.labels) for batch in batches])
+
+
+def _report(facts: _Facts, step: int, learning_rate: float) -> StepReport:
+    norm = facts.squared_norm**0.5
+    total = torch.tensor([facts.loss, norm])
+    return StepReport(
+        step=step,
+        loss=facts.loss,
+        gradient_norm=norm,
+        learning_rate=learning_rate,
+        samples=int(facts.samples),
+        tokens=int(facts.tokens),
+        damaged=int(facts.damaged),
+        finite=bool(torch.isfinite(total).all()),
+    )
