@@ -2,13 +2,12 @@
 
     writing --seal--> sealed --retire--> gone
        |                 '--quarantine--> TAG.quarantined, with QUARANTINE.txt
-       '--discard--> gone; after a crash: torn, left as it is
+       '--discard--> gone (a crash instead leaves it torn, as it is)
 
 Only folders (no links) with a well-formed tag for a name are ever looked at.
 """
 
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def candidates(checkpoints: Path) -> Candidates:
 def create_folder(checkpoints: Path, step: int) -> Tag:
     """Make the folder of a new checkpoint, under the next attempt's tag.
 
-    Attempts never start again: the newest checkpoint is always kept, and quarantined ones count.
+    Attempts never start again: the newest checkpoint always stays, and those set aside or discarded count.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     used = [Tag.parse(path.name.partition(".")[0]) for path in checkpoints.iterdir()]
@@ -77,31 +76,38 @@ def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
 def retire(checkpoints: Path, *, keep_last: int, keep_every: int | None) -> list[Tag]:
     """Delete the sealed checkpoints that need not be kept and leftovers of an earlier call. Returns the tags.
 
-    Only sealed ones count as kept, and `seal` returns when the disk has them: nothing is deleted before what
-    replaces it is durable.
+    Called after a save. Only sealed checkpoints count as kept, and `seal` returns when the disk has them:
+    nothing is deleted before what replaces it is durable.
     """
     for leftover in checkpoints.glob(f"*{RETIRED}"):
         shutil.rmtree(leftover)
     tags = to_delete(candidates(checkpoints).sealed, keep_last=keep_last, keep_every=keep_every)
-    discard(checkpoints, tags)
+    for tag in tags:
+        shutil.rmtree(_take_out(checkpoints, tag))
     return tags
 
 
-def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
-    """Delete checkpoints, or folders of saves that failed. A crash leaves no half of one under its name."""
-    for tag in tags:
-        retired = checkpoints / f"{tag}{RETIRED}"
-        (checkpoints / str(tag)).rename(retired)
-        sync_folder(checkpoints)
-        shutil.rmtree(retired)
+def discard(checkpoints: Path, tag: Tag) -> None:
+    """Free the space of a save that failed. An empty folder reserves its tag until the next `retire`."""
+    retired = _take_out(checkpoints, tag)
+    shutil.rmtree(retired)
+    retired.mkdir()
 
 
 def space_problem(folder: Path, needed: int) -> str | None:
-    """Says so if the folder's file system has less than `needed` bytes free, which torch's own error hides."""
+    """Says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None
     return f"{folder}: {free / 1e9:.2f} GB free, but a checkpoint needs {needed / 1e9:.2f} GB"
+
+
+def _take_out(checkpoints: Path, tag: Tag) -> Path:
+    """Rename before deleting, so that no crash leaves half a checkpoint under its own name."""
+    retired = checkpoints / f"{tag}{RETIRED}"
+    (checkpoints / str(tag)).rename(retired)
+    sync_folder(checkpoints)
+    return retired
 
 
 def _is_folder(path: Path) -> bool:

@@ -75,8 +75,8 @@ class Manifest(_Record):
 def hash_files(folder: Path, names: Iterable[str], *, rank: int) -> dict[str, FileRecord]:
     """Make files that this rank has written durable and describe them.
 
-    A SHA-256 taken after writing blesses whatever has reached the file. The checksums inside torch's files were
-    taken from memory, before the file system saw a byte, so they are compared too; `torch.load` never does.
+    A SHA-256 taken after writing blesses whatever has reached the file. The checksums inside torch's files
+    were taken from memory, before the file system saw a byte, so they are compared too.
     Raises CheckpointError for a damaged file and OSError.
     """
     records = {}
@@ -177,7 +177,7 @@ def _check_zip(path: Path, file: BufferedReader) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path}: damaged while it was written ({error})") from error
     if damaged:
         raise CheckpointError(f"{path}: damaged while it was written (checksum of {damaged} differs)")

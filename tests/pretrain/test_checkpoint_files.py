@@ -1,0 +1,254 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from disk import fill, small_disk
+
+from pretrain.checkpoint_files import (
+    candidates,
+    create_folder,
+    discard,
+    publish_latest,
+    quarantine,
+    retire,
+    space_problem,
+)
+from pretrain.errors import CheckpointError
+from pretrain.manifest import MANIFEST, CheckpointLayout, Manifest, hash_files, read_manifest, seal, verify
+from pretrain.records import TrainState
+from pretrain.tags import Tag
+
+NAMES = ("rank_00000.pt", "mp_rank_00_model_states.pt")
+
+
+def write(checkpoints: Path, step: int, values: int = 64) -> Tag:
+    """A folder with files and no manifest yet."""
+    tag = create_folder(checkpoints, step)
+    for name in NAMES:
+        torch.save({"weight": torch.full((values,), float(step))}, checkpoints / str(tag) / name)
+    return tag
+
+
+def save(checkpoints: Path, step: int) -> Tag:
+    """A whole checkpoint."""
+    tag = write(checkpoints, step)
+    folder = checkpoints / str(tag)
+    manifest = Manifest(
+        tag=str(tag),
+        layout=CheckpointLayout(tensor=1, pipeline=1, data=1, zero_stage=1, dtype="fp32"),
+        config_digest="c0ffee",
+        data_fingerprint="f00d",
+        state=TrainState(step=step),
+        files=hash_files(folder, NAMES, rank=0),
+        versions={},
+    )
+    seal(folder, manifest)
+    publish_latest(checkpoints, tag)
+    return tag
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def latest(checkpoints: Path) -> str:
+    return (checkpoints / "latest").read_text()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    found = candidates(tmp_path / "checkpoints")
+    assert (found.sealed, found.torn) == ((), ())
+
+
+def test_newest_first_and_torn_ones_apart(tmp_path: Path) -> None:
+    first, torn, last = save(tmp_path, 100), write(tmp_path, 200), save(tmp_path, 300)
+    found = candidates(tmp_path)
+    assert found.sealed == (last, first)
+    assert found.torn == (torn,)
+    assert latest(tmp_path) == str(last)
+
+
+def test_a_tag_is_never_used_twice(tmp_path: Path) -> None:
+    tags = [save(tmp_path, 100)]
+    quarantine(tmp_path, tags[0], "bad")
+    tags += [write(tmp_path, 100), save(tmp_path, 200), save(tmp_path, 300)]
+    retire(tmp_path, keep_last=1, keep_every=None)
+    tags += [create_folder(tmp_path, 100), create_folder(tmp_path, 100)]
+    assert len(set(tags)) == 6
+    assert [tag.attempt for tag in tags] == [1, 2, 3, 4, 5, 6]
+
+
+def test_files_of_two_attempts_do_not_mix(tmp_path: Path) -> None:
+    """A save that was cut short, and the next one at the same step after a restart."""
+    torn, whole = write(tmp_path, 100), save(tmp_path, 100)
+    assert torn != whole
+    stale, fresh = tmp_path / str(torn) / NAMES[0], tmp_path / str(whole) / NAMES[0]
+    torch.save({"weight": torch.full((64,), 101.0)}, stale)
+    fresh.write_bytes(stale.read_bytes())
+    folder = tmp_path / str(whole)
+    assert "SHA-256" in verify(folder, read_manifest(folder), NAMES)[0]
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> tuple[Path, Tag]:
+    """One sound checkpoint among things that look like checkpoints."""
+    checkpoints = tmp_path / "checkpoints"
+    tag = save(checkpoints, 100)
+    outside = tmp_path / "step00009999-a9"
+    outside.mkdir()
+    (outside / MANIFEST).write_text("{}")
+    (checkpoints / "step00008888-a8").symlink_to(outside)
+    (checkpoints / "global_step7777").mkdir()
+    (checkpoints / "step00006666-a6").write_text("a file")
+    (checkpoints / "step00005555-a5.quarantined").mkdir()
+    return checkpoints, tag
+
+
+def test_only_folders_with_well_formed_names_count(crowded: tuple[Path, Tag]) -> None:
+    checkpoints, tag = crowded
+    assert candidates(checkpoints).sealed == (tag,)
+    assert candidates(checkpoints).torn == ()
+
+
+@pytest.mark.parametrize("text", ["../step00009999-a9", "global_step7777", "step00004444-a4", "", "\0"])
+def test_what_latest_says_does_not_matter(crowded: tuple[Path, Tag], text: str) -> None:
+    checkpoints, tag = crowded
+    (checkpoints / "latest").write_text(text)
+    assert candidates(checkpoints).sealed == (tag,)
+    publish_latest(checkpoints, tag)
+    assert latest(checkpoints) == str(tag)
+
+
+def test_latest_that_is_a_link_is_replaced_and_not_followed(crowded: tuple[Path, Tag]) -> None:
+    checkpoints, tag = crowded
+    target = checkpoints.parent / "target"
+    target.write_text("untouched")
+    (checkpoints / "latest").unlink()
+    (checkpoints / "latest").symlink_to(target)
+    publish_latest(checkpoints, tag)
+    assert target.read_text() == "untouched"
+    assert latest(checkpoints) == str(tag)
+
+
+def test_quarantine_keeps_the_evidence(tmp_path: Path) -> None:
+    sound, bad = save(tmp_path, 100), save(tmp_path, 200)
+    aside = quarantine(tmp_path, bad, "rank 3: SHA-256 differs")
+    assert names(aside) == {*NAMES, MANIFEST, "QUARANTINE.txt"}
+    assert (aside / "QUARANTINE.txt").read_text() == "rank 3: SHA-256 differs\n"
+    assert candidates(tmp_path).sealed == (sound,)
+    assert latest(tmp_path) == str(sound)
+
+
+def test_no_latest_without_a_checkpoint(tmp_path: Path) -> None:
+    quarantine(tmp_path, save(tmp_path, 100), "bad")
+    assert not (tmp_path / "latest").exists()
+
+
+def test_retire_keeps_last_every_torn_and_quarantined(tmp_path: Path) -> None:
+    tags = [save(tmp_path, step) for step in (100, 200, 300, 400, 500)]
+    torn = write(tmp_path, 600)
+    aside = quarantine(tmp_path, tags[2], "bad")
+    assert retire(tmp_path, keep_last=2, keep_every=200) == [tags[0]]
+    assert names(tmp_path) == {*map(str, (tags[1], tags[3], tags[4], torn)), aside.name, "latest"}
+
+
+def test_torn_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    sound = save(tmp_path, 100)
+    write(tmp_path, 200)
+    assert retire(tmp_path, keep_last=1, keep_every=None) == []
+    assert candidates(tmp_path).sealed == (sound,)
+
+
+def test_retire_ends_what_a_crash_left(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    leftover = tmp_path / "step00000050-a1.retired"
+    leftover.mkdir()
+    (leftover / MANIFEST).write_text("{}")
+    retire(tmp_path, keep_last=1, keep_every=None)
+    assert not leftover.exists()
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from test_checkpoint_files import save, write
+from pretrain.checkpoint_files import retire
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{code}
+"""
+
+
+def run_until_killed(code: str) -> None:
+    source = KILLED.format(path=sys.path, code=code)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_between_manifest_and_its_rename(tmp_path: Path) -> None:
+    sound = save(tmp_path, 100)
+    run_until_killed(f"Path.rename = die; save(Path({str(tmp_path)!r}), 200)")
+    found = candidates(tmp_path)
+    assert found.sealed == (sound,)
+    assert [tag.step for tag in found.torn] == [200]
+    assert f".{MANIFEST}.tmp" in names(tmp_path / str(found.torn[0]))
+    assert latest(tmp_path) == str(sound)
+    again = save(tmp_path, 200)
+    assert candidates(tmp_path).sealed == (again, sound)
+
+
+def test_killed_in_the_middle_of_deleting(tmp_path: Path) -> None:
+    """What is left of the deleted checkpoint is not taken for one, and goes with the next."""
+    save(tmp_path, 100)
+    new = save(tmp_path, 200)
+    run_until_killed(f"shutil.rmtree = die; retire(Path({str(tmp_path)!r}), keep_last=1, keep_every=None)")
+    assert candidates(tmp_path).sealed == (new,)
+    assert candidates(tmp_path).torn == ()
+    retire(tmp_path, keep_last=1, keep_every=None)
+    assert names(tmp_path) == {str(new), "latest"}
+
+
+def test_disk_full_while_files_are_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size=256 * 1024) as disk:
+        sound = save(disk, 100)
+        before = (disk / str(sound) / MANIFEST).read_bytes()
+        with pytest.raises((OSError, RuntimeError)):
+            write(disk, 200, values=10**6)
+        torn = candidates(disk).torn
+        assert [tag.step for tag in torn] == [200]
+        with pytest.raises(CheckpointError, match="damaged while it was written"):
+            hash_files(disk / str(torn[0]), NAMES[:1], rank=0)
+        assert space_problem(disk, needed=4_000_000) is not None
+        discard(disk, torn[0])
+        assert (disk / str(sound) / MANIFEST).read_bytes() == before
+        again = save(disk, 200)
+        assert again != torn[0]
+        assert candidates(disk).sealed == (again, sound)
+        assert retire(disk, keep_last=2, keep_every=None) == []
+        assert names(disk) == {str(sound), str(again), "latest"}
+
+
+def test_disk_full_at_the_manifest(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size=256 * 1024) as disk:
+        sound, tag = save(disk, 100), write(disk, 200)
+        folder = disk / str(tag)
+        files = hash_files(folder, NAMES, rank=0)
+        manifest = read_manifest(disk / str(sound)).model_copy(update={"tag": str(tag), "files": files})
+        ballast = fill(disk)
+        with pytest.raises(OSError, match="No space left"):
+            seal(folder, manifest)
+        assert candidates(disk).sealed == (sound,)
+        ballast.unlink()
+        seal(folder, manifest)
+        assert candidates(disk).sealed == (tag, sound)
+
+
+def test_space(tmp_path: Path) -> None:
+    assert space_problem(tmp_path, needed=1) is None
+    assert "a checkpoint needs 1000000.00 GB" in str(space_problem(tmp_path, needed=10**15))
