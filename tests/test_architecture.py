@@ -18,7 +18,7 @@ OWNERS = {
     "webdataset": ("data_pipeline.*",),
     "sentencepiece": ("data_pipeline.*",),
     "torch.utils.tensorboard": ("pretrain.journal",),
-    "tensorboard": (),
+    "tensorboard": ("pretrain.journal",),
 }
 """Third party -> patterns of the modules that may import it."""
 
