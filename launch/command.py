@@ -1,0 +1,175 @@
+"""The `deepspeed` command line of a run: pure, from options and facts about this machine."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.hosts import Slots
+from pretrain.config_loader import parse_value
+from pretrain.errors import ConfigurationError
+
+MODULE = "pretrain"
+"""What every rank runs."""
+REMOTE_SHELL_LAUNCHER = "pdsh"
+"""The launcher that hands its command to a shell on each host, and DeepSpeed's default."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the command depends on besides the options."""
+
+    accelerators: int
+    """Devices that this machine has; 0: ranks compute on the CPU."""
+    visible_devices: str | None
+    """`CUDA_VISIBLE_DEVICES`; none where it is not set."""
+    free_port: int
+    """A TCP port that nothing listens on."""
+    names: frozenset[str] = frozenset({"localhost", "127.0.0.1"})
+    """What this machine is called in a hostfile."""
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the user asked of `surefoot train`."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    num_accelerators: int | None = None
+    """Ranks on this machine; none: all its accelerators, or TP x PP on the CPU."""
+    hostfile: Path | None = None
+    slots: Slots | None = None
+    """Hosts that are left of the hostfile after `include` and `exclude`."""
+    include: str = ""
+    exclude: str = ""
+    master_addr: str = ""
+    master_port: int | None = None
+    launcher: str = REMOTE_SHELL_LAUNCHER
+    ssh_port: int | None = None
+    extra: tuple[str, ...] = ()
+    """Passed on to `deepspeed` as they stand."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to start, and what it was made from."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    """Additions to the environment; an empty value removes a variable."""
+    master_port: int
+    world_size: int
+
+
+def build_command(options: LaunchOptions, machine: Machine, model_parallel: int) -> Command:
+    """The command for one machine or for the hosts of a hostfile.
+
+    `model_parallel` is TP x PP, the ranks that are started on a machine without accelerators when no number
+    is given. Raises ConfigurationError where the devices do not suffice.
+    """
+    port = options.master_port or machine.free_port
+    if options.slots is None:
+        count = rank_count(options, machine, model_parallel)
+        resources, environment = local_resources(count, machine)
+        user_arguments = [str(options.config), *set_options(options.overrides)]
+    else:
+        count = sum(len(numbers) for numbers in options.slots.values())
+        resources, environment = list(host_resources(options, machine)), {}
+        user_arguments = list(remote_arguments(options))
+    launcher = (sys.executable, "-m", "deepspeed.launcher.runner")
+    common = (f"--master_port={port}", "--no_local_rank", "--log_level=error", *options.extra)
+    argv = (*launcher, *resources, *common, "--module", MODULE, *user_arguments)
+    return Command(argv, environment, port, count)
+
+
+def rank_count(options: LaunchOptions, machine: Machine, model_parallel: int) -> int:
+    """Ranks on this machine; raises ConfigurationError when there are fewer accelerators."""
+    visible = visible_numbers(machine)
+    available = machine.accelerators if visible is None else len(visible)
+    count = options.num_accelerators or available or model_parallel
+    if machine.accelerators and count > available:
+        raise ConfigurationError(f"--num-accelerators {count}: this machine offers {available}")
+    return count
+
+
+def visible_numbers(machine: Machine) -> list[str] | None:
+    """The devices of CUDA_VISIBLE_DEVICES; none where it does not narrow anything."""
+    if not machine.accelerators or not machine.visible_devices:
+        return None
+    numbers = machine.visible_devices.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise ConfigurationError(
+            f"CUDA_VISIBLE_DEVICES={machine.visible_devices}: DeepSpeed's launcher understands numbers only; "
+            "for example CUDA_VISIBLE_DEVICES=0,1"
+        )
+    return numbers
+
+
+def local_resources(count: int, machine: Machine) -> tuple[list[str], dict[str, str]]:
+    """Options and environment for `count` ranks here.
+
+    DeepSpeed drops CUDA_VISIBLE_DEVICES as soon as a number of accelerators is given, so only one of them
+    is. A default hostfile, /job/hostfile, is kept out: this run was meant for one machine.
+    """
+    here = ["--hostfile="]
+    if visible := visible_numbers(machine):
+        return here, {"CUDA_VISIBLE_DEVICES": ",".join(visible[:count])}
+    environment = {} if machine.accelerators else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return [*here, f"--num_accelerators={count}"], environment
+
+
+def host_resources(options: LaunchOptions, machine: Machine) -> Iterator[str]:
+    """Options for the hosts of a hostfile."""
+    yield f"--hostfile={options.hostfile}"
+    yield f"--launcher={options.launcher}"
+    if options.include:
+        yield f"--include={options.include}"
+    if options.exclude:
+        yield f"--exclude={options.exclude}"
+    if options.master_addr:
+        yield f"--master_addr={options.master_addr}"
+    if options.ssh_port:
+        yield f"--ssh_port={options.ssh_port}"
+    hosts = set(options.slots or ())
+    if len(hosts) == 1 and not hosts & machine.names:
+        yield "--force_multi"  # DeepSpeed starts the ranks of a single host here, whatever host that is
+
+
+def remote_arguments(options: LaunchOptions) -> Iterator[str]:
+    """Arguments of the ranks, safe from the shell that pdsh runs them in."""
+    config = str(options.config)
+    if options.launcher != REMOTE_SHELL_LAUNCHER:
+        yield from (config, *set_options(options.overrides))
+        return
+    if re.search(r"\s", config):
+        raise ConfigurationError(f"{config}: with pdsh the path of the configuration cannot hold spaces")
+    for argument in (config, *set_options(without_spaces(text) for text in options.overrides)):
+        yield shlex.quote(argument).replace("%", "%%")  # pdsh expands %h, %n and %u
+
+
+def set_options(overrides: Iterable[str]) -> Iterator[str]:
+    for override in overrides:
+        yield from ("--set", override)
+
+
+def without_spaces(override: str) -> str:
+    """The same override without whitespace, which DeepSpeed would wrap in quotes of its own."""
+    if not re.search(r"\s", override):
+        return override
+    key, _, value = override.partition("=")
+    return f"{key.strip()}={inline_toml(parse_value(value.strip()))}"
+
+
+def inline_toml(value: Any) -> str:
+    """A TOML value on one line without spaces."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(key)}={inline_toml(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(inline_toml(entry) for entry in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value).replace(" ", "\\u0020")
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "T")

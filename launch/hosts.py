@@ -1,0 +1,120 @@
+"""Hostfiles and `.deepspeed_env`, read as DeepSpeed's launcher reads them, with faults that name the line."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pretrain.errors import ConfigurationError, Fault
+
+HOST_LINE = re.compile(r"^(\S+)\s+slots=(\d+)")
+"""The pattern of `deepspeed.launcher.runner`."""
+
+SHELL_CHARACTERS = re.compile(r"[`$\"\\]")
+"""What a shell does not take literally between the double quotes that DeepSpeed puts around a value."""
+
+Slots = Mapping[str, tuple[int, ...]]
+"""Host to its accelerator numbers, in the order of ranks."""
+
+
+def read_hostfile(path: Path) -> Slots:
+    """Parse a hostfile of lines `HOST slots=N`; raises ConfigurationError with every bad line."""
+    text = read_text(path)
+    faults = list(hostfile_faults(path, text))
+    slots = {host: tuple(range(count)) for _, host, count in host_lines(text)}
+    if not slots and not faults:
+        faults = [Fault(str(path), "names no host", "for example worker-0 slots=8")]
+    if faults:
+        raise ConfigurationError(f"{path}: not a usable hostfile", faults)
+    return slots
+
+
+def hostfile_faults(path: Path, text: str) -> Iterator[Fault]:
+    """Lines that DeepSpeed refuses, and hosts that would get no rank."""
+    first_line: dict[str, int] = {}
+    understood = {line: (host, count) for line, host, count in host_lines(text)}
+    for line, content in meaningful_lines(text):
+        where = f"{path}:{line}"
+        if line not in understood:
+            yield Fault(where, f"{content!r} is not HOST slots=N", "for example worker-0 slots=8")
+            continue
+        host, count = understood[line]
+        if host in first_line:
+            yield Fault(where, f"{host} stands already in line {first_line[host]}", "keep one of the lines")
+        if count == 0:
+            yield Fault(where, f"{host} has no slots", f"for example {host} slots=8, or remove the line")
+        first_line.setdefault(host, line)
+
+
+def host_lines(text: str) -> Iterator[tuple[int, str, int]]:
+    """Yield (line, host, slots)."""
+    for line, content in meaningful_lines(text):
+        if match := HOST_LINE.match(content):
+            yield line, match[1], int(match[2])
+
+
+def meaningful_lines(text: str) -> Iterator[tuple[int, str]]:
+    for line, content in enumerate(text.splitlines(), start=1):
+        if content.strip() and not content.strip().startswith("#"):
+            yield line, content.strip()
+
+
+def select_slots(slots: Slots, include: str = "", exclude: str = "") -> Slots:
+    """Apply `--include` or `--exclude`: `host@host:0,2` names whole hosts or some of their slots.
+
+    Raises ConfigurationError for an unknown host or slot, for both options at once, and when nothing is left.
+    """
+    if include and exclude:
+        raise ConfigurationError("--include and --exclude exclude each other; give one of them")
+    option = "--include" if include else "--exclude"
+    named = parse_filter(option, include or exclude, slots)
+    if include:
+        left = {host: named[host] for host in slots if host in named}
+    else:
+        left = {host: tuple(n for n in slots[host] if n not in named.get(host, ())) for host in slots}
+    left = {host: numbers for host, numbers in left.items() if numbers}
+    if not left:
+        raise ConfigurationError(f"{option} {include or exclude}: leaves no accelerator")
+    return left
+
+
+def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, ...]]:
+    """Hosts and slots that a filter names; a host alone means all of its slots."""
+    named: dict[str, tuple[int, ...]] = {}
+    for entry in filter(None, text.split("@")):
+        host, _, numbers = entry.partition(":")
+        if host not in slots:
+            raise ConfigurationError(f"{option} {text}: no host {host}; there are {', '.join(slots)}")
+        if numbers and not re.fullmatch(r"\d+(,\d+)*", numbers):
+            raise ConfigurationError(f"{option} {text}: {numbers} is not a list of slots such as 0,2")
+        chosen = tuple(sorted({int(n) for n in numbers.split(",")})) if numbers else slots[host]
+        if missing := [n for n in chosen if n not in slots[host]]:
+            raise ConfigurationError(
+                f"{option} {text}: {host} has slots 0 to {max(slots[host])}, not {missing}"
+            )
+        named[host] = tuple(sorted({*named.get(host, ()), *chosen}))
+    return named
+
+
+def environment_file_faults(path: Path) -> Iterator[Fault]:
+    """Lines of a `.deepspeed_env` that crash the launcher or garble the command that it runs elsewhere."""
+    for line, content in enumerate(read_text(path).splitlines(), start=1):
+        where, (name, separator, value) = f"{path}:{line}", content.partition("=")
+        if not content.strip():
+            yield Fault(where, "a blank line crashes DeepSpeed's launcher", "remove it")
+        elif content.lstrip().startswith("#"):
+            yield Fault(where, "a comment breaks DeepSpeed's launcher", "remove it")
+        elif not separator or not re.fullmatch(r"\s*[A-Za-z_]\w*\s*", name):
+            yield Fault(where, f"{content!r} is not NAME=VALUE", "for example NCCL_DEBUG=INFO")
+        elif found := SHELL_CHARACTERS.search(value):
+            yield Fault(
+                where, f"the shell on the other hosts would not take {found[0]} as it stands", "avoid it"
+            )
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: not a text file in UTF-8") from None

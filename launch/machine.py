@@ -1,0 +1,37 @@
+"""Facts about this machine that the command line depends on, found without torch."""
+
+import os
+import socket
+from pathlib import Path
+
+from launch.command import Machine
+
+DEVICE_FILES = ("nvidia[0-9]*", "dri/renderD*", "davinci[0-9]*", "accel/accel[0-9]*", "hl[0-9]*")
+"""Device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""
+COMPUTE_DRIVERS = ("/dev/kfd", "/dev/nvidiactl", "/dev/davinci_manager", "/dev/accel", "/dev/hl0")
+"""Present only where a compute driver runs; a render node alone may be a display."""
+
+
+def this_machine() -> Machine:
+    """Look around."""
+    return Machine(
+        accelerators=count_accelerators(Path("/dev")),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        free_port=free_port(),
+        names=frozenset({"localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn()}),
+    )
+
+
+def count_accelerators(devices: Path) -> int:
+    """Accelerators with a device file of the first kind that there is; 0 without a compute driver."""
+    if not any(Path(driver).exists() for driver in COMPUTE_DRIVERS):
+        return 0
+    counts = (len(list(devices.glob(pattern))) for pattern in DEVICE_FILES)
+    return next(filter(None, counts), 0)
+
+
+def free_port() -> int:
+    """A TCP port that is free now; the kernel does not hand it out again soon."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,87 @@
+"""What the end of the launcher says about the run."""
+
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.errors import PeerLost, Preempted
+
+LAST_BYTES = 65_536
+"""Enough of the end of a metrics file to hold its last rows."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a launch ended."""
+
+    code: int
+    """Return code of DeepSpeed's launcher."""
+    stopping: bool
+    """A signal had asked the ranks to stop."""
+    orphans: int
+    """Ranks that were still running when the launcher had ended."""
+
+    @property
+    def signal_number(self) -> int:
+        """The signal that ended a rank or the launcher; 0: none.
+
+        A rank's -9 comes back as 247 from the launcher, a remote shell makes 137 of it.
+        """
+        if self.code < 0:
+            return -self.code
+        if self.code > 192:
+            return 256 - self.code
+        return max(self.code - 128, 0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The exit code of the run and, where it is not the ranks' own, the reason."""
+
+    exit_code: int
+    reason: str = ""
+
+
+def judge(ending: Ending, last_step: int | None, steps: int) -> Outcome:
+    """The documented exit code of a run of `steps` steps whose metrics end with `last_step`.
+
+    DeepSpeed's launcher returns the code of the first rank that failed, but 0 when a signal ends itself.
+    A rank that was ended while it was asked to stop had not begun to train: the run can be resumed.
+    """
+    number = ending.signal_number
+    if ending.stopping and number in (signal.SIGTERM, signal.SIGUSR1):
+        return Outcome(Preempted.exit_code, "stopped before training began")
+    if number:
+        return Outcome(PeerLost.exit_code, f"a rank or its launcher was ended by {name(number)}")
+    if ending.orphans:
+        return Outcome(PeerLost.exit_code, f"the launcher was killed; {ending.orphans} ranks were ended")
+    if ending.code == 0 and last_step is not None and last_step < steps:
+        return Outcome(
+            PeerLost.exit_code, f"the launcher ended early: step {last_step} of {steps} is the last"
+        )
+    return Outcome(ending.code)
+
+
+def name(signal_number: int) -> str:
+    known = {number.value: number.name for number in signal.Signals}
+    return known.get(signal_number, f"signal {signal_number}")
+
+
+def last_step(metrics: Path) -> int | None:
+    """The last optimizer step in a `metrics.jsonl`; none where there is no such file here."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(metrics.stat().st_size - LAST_BYTES, 0))
+            rows = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    return max((step for row in rows if (step := step_of(row)) is not None), default=0)
+
+
+def step_of(row: str) -> int | None:
+    """The step of one row; none for the torn row at the cut or at the end."""
+    try:
+        return int(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,68 @@
+"""Finds the ranks of one launch on this machine and sends them a signal.
+
+DeepSpeed's own launcher answers SIGTERM by killing: each rank gets it, has 30 seconds, and the exit code is
+lost. So signals go past it, straight to the ranks, once each; the launcher then sees them exit by themselves.
+
+    python -m launch.ranks MASTER_PORT SIGNAL      (exit code 1: no ranks are here)
+"""
+
+import signal
+import sys
+
+import psutil
+
+LAUNCHER_MODULE = "deepspeed.launcher.launch"
+"""The parent of the ranks on each host."""
+
+
+def find_ranks(master_port: int) -> list[psutil.Process]:
+    """The ranks on this machine whose launcher was given `master_port`."""
+    launchers = [process for process in psutil.process_iter() if is_launcher(process, master_port)]
+    return [rank for launcher in launchers for rank in children(launcher)]
+
+
+def find_orphans(master_port: int) -> list[psutil.Process]:
+    """Ranks on this machine that still run although their launcher is gone."""
+    return [process for process in psutil.process_iter() if is_orphan(process, master_port)]
+
+
+def is_launcher(process: psutil.Process, master_port: int) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    # A shell that runs the launcher has it in one long argument, which is not the launcher itself.
+    return LAUNCHER_MODULE in command and f"--master_port={master_port}" in command
+
+
+def is_orphan(process: psutil.Process, master_port: int) -> bool:
+    try:
+        environment = process.environ()
+        parent = process.parent()
+    except psutil.Error:
+        return False
+    ours = environment.get("MASTER_PORT") == str(master_port) and "RANK" in environment
+    return ours and (parent is None or parent.environ().get("MASTER_PORT") != str(master_port))
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children())
+    except psutil.Error:
+        return []
+
+
+def send(processes: list[psutil.Process], signal_number: int) -> int:
+    """Signal the processes that still run; returns how many that were."""
+    reached = 0
+    for process in processes:
+        try:
+            process.send_signal(signal_number)
+            reached += 1
+        except psutil.NoSuchProcess:
+            continue
+    return reached
+
+
+if __name__ == "__main__":
+    sys.exit(0 if send(find_ranks(int(sys.argv[1])), signal.Signals[sys.argv[2]]) else 1)
