@@ -8,6 +8,7 @@ Only folders (no links) with a well-formed tag for a name are ever looked at.
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pretrain.tags import Tag, to_delete
 
 LATEST = "latest"
 QUARANTINED = ".quarantined"
-RETIRED = ".retired"
+RETIRED = ".retired-"
 REASON = "QUARANTINE.txt"
 
 
@@ -46,7 +47,9 @@ def create_folder(checkpoints: Path, step: int) -> Tag:
     Attempts never start again: the newest checkpoint always stays, and those set aside or discarded count.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
-    used = [Tag.parse(path.name.partition(".")[0]) for path in checkpoints.iterdir()]
+    sync_folder(checkpoints.parent)
+    names = [path.name.removeprefix(RETIRED).removesuffix(QUARANTINED) for path in checkpoints.iterdir()]
+    used = [Tag.parse(name) for name in names]
     attempt = 1 + max((tag.attempt for tag in used if tag), default=0)
     tag = Tag(step=step, attempt=attempt)
     (checkpoints / str(tag)).mkdir()
@@ -79,7 +82,7 @@ def retire(checkpoints: Path, *, keep_last: int, keep_every: int | None) -> list
     Called after a save. Only sealed checkpoints count as kept, and `seal` returns when the disk has them:
     nothing is deleted before what replaces it is durable.
     """
-    for leftover in checkpoints.glob(f"*{RETIRED}"):
+    for leftover in checkpoints.glob(f"{RETIRED}*"):
         shutil.rmtree(leftover)
     tags = to_delete(candidates(checkpoints).sealed, keep_last=keep_last, keep_every=keep_every)
     for tag in tags:
@@ -87,11 +90,12 @@ def retire(checkpoints: Path, *, keep_last: int, keep_every: int | None) -> list
     return tags
 
 
-def discard(checkpoints: Path, tag: Tag) -> None:
-    """Free the space of a save that failed. An empty folder reserves its tag until the next `retire`."""
-    retired = _take_out(checkpoints, tag)
-    shutil.rmtree(retired)
-    retired.mkdir()
+def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
+    """Free the space of saves that failed. Empty folders reserve the tags until the next `retire`."""
+    for tag in tags:
+        retired = _take_out(checkpoints, tag)
+        shutil.rmtree(retired)
+        retired.mkdir()
 
 
 def space_problem(folder: Path, needed: int) -> str | None:
@@ -104,7 +108,7 @@ def space_problem(folder: Path, needed: int) -> str | None:
 
 def _take_out(checkpoints: Path, tag: Tag) -> Path:
     """Rename before deleting, so that no crash leaves half a checkpoint under its own name."""
-    retired = checkpoints / f"{tag}{RETIRED}"
+    retired = checkpoints / f"{RETIRED}{tag}"
     (checkpoints / str(tag)).rename(retired)
     sync_folder(checkpoints)
     return retired

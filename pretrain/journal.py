@@ -7,9 +7,10 @@ Events (a checkpoint saved, a damaged sample) go to the console and, as text, to
 import contextlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -18,7 +19,7 @@ from pretrain.config import JournalConfig
 from pretrain.console import StepLine, open_console
 from pretrain.metrics_file import MetricsFile, Row
 from pretrain.records import Action, StepReport, Verdict
-from pretrain.throughput import Throughput
+from pretrain.throughput import Throughput, peak_tflops
 
 _RETRY_SECONDS = 60.0
 
@@ -53,9 +54,10 @@ _TAGS = {
 _NOT_CURVES = {"step", "samples", "tokens", "wait_seconds", "validation_tokens", "validation_seconds"}
 
 
-class Recorder(Protocol):
-    """What the training loop tells a journal."""
+class Journaling(ABC):
+    """What the training loop tells a journal; leaving the context closes it."""
 
+    @abstractmethod
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None:
         """One optimizer step, also one whose update was withheld.
 
@@ -63,16 +65,26 @@ class Recorder(Protocol):
         waiting for data, bytes of memory, results of probes. Names become keys of `metrics.jsonl`.
         """
 
+    @abstractmethod
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         """Mean loss per target on the validation set, in nats, after a step."""
 
+    @abstractmethod
     def event(self, step: int, text: str) -> None:
         """Something worth telling, in one line."""
 
-    def close(self) -> None: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Write out what is pending and give the terminal back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-class SilentJournal:
+class SilentJournal(Journaling):
     """The journal of the ranks that do not write one."""
 
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None: ...
@@ -84,7 +96,7 @@ class SilentJournal:
     def close(self) -> None: ...
 
 
-class Journal:
+class Journal(Journaling):
     """Writes `metrics.jsonl` and `tensorboard/` of a run folder, and the console."""
 
     def __init__(
@@ -94,14 +106,24 @@ class Journal:
         *,
         total_steps: int,
         first_step: int,
-        throughput: Throughput,
+        flops_per_token: float,
+        world_size: int,
+        device_name: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`first_step` is the first that will be recorded; curves of an earlier session end before it.
+        """Continue the journal of a run folder.
 
-        Raises OSError if the folder cannot be written at all.
+        Args:
+            total_steps: steps of the whole run.
+            first_step: the first step that will be recorded; curves of an earlier session end before it.
+            flops_per_token: of the model, forward and backward.
+            device_name: what torch calls the accelerator, for its peak.
+
+        Raises:
+            OSError: the folder cannot be written at all.
         """
-        self._throughput = throughput
+        peak = config.peak_tflops or peak_tflops(device_name)
+        self._throughput = Throughput(flops_per_token, world_size, peak)
         self._console = open_console(config, total_steps)
         self._metrics = MetricsFile(folder / "metrics.jsonl")
         self._curves = _Curves(folder / "tensorboard", first_step) if config.tensorboard else _NoCurves()
@@ -110,7 +132,6 @@ class Journal:
         self._curves_guard = _Guard("tensorboard", self._say, clock)
 
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None:
-        """See `Recorder`."""
         measures = _measures(report, measurements, self._throughput)
         self._append({**measures, **_verdict_columns(verdict)})
         self._draw({**measures, "perplexity": _perplexity(report.loss)}, report.step)
@@ -118,7 +139,6 @@ class Journal:
         self._console_guard.attempt(lambda: self._console.step(line))
 
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
-        """See `Recorder`."""
         measures = {
             "step": step,
             "validation_loss": loss,
@@ -134,12 +154,10 @@ class Journal:
         )
 
     def event(self, step: int, text: str) -> None:
-        """See `Recorder`."""
         self._say(f"step {step}: {text}")
         self._curves_guard.attempt(lambda: self._curves.text("run/events", text, step))
 
     def close(self) -> None:
-        """Write out what is pending and give the terminal back."""
         for sink in (self._curves, self._metrics, self._console):
             with contextlib.suppress(OSError):
                 sink.close()

@@ -6,7 +6,7 @@ import os
 import socket
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from pretrain.errors import ConfigurationError
 
@@ -38,12 +38,10 @@ class RunLock:
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
-    def __enter__(self) -> "RunLock":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _refusal(self, error: OSError) -> str:

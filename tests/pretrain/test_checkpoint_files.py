@@ -164,7 +164,7 @@ def test_torn_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
 
 def test_retire_ends_what_a_crash_left(tmp_path: Path) -> None:
     save(tmp_path, 100)
-    leftover = tmp_path / "step00000050-a1.retired"
+    leftover = tmp_path / ".retired-step00000050-a1"
     leftover.mkdir()
     (leftover / MANIFEST).write_text("{}")
     retire(tmp_path, keep_last=1, keep_every=None)
@@ -225,7 +225,7 @@ def test_disk_full_while_files_are_written(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="damaged while it was written"):
             hash_files(disk / str(torn[0]), NAMES[:1], rank=0)
         assert space_problem(disk, needed=4_000_000) is not None
-        discard(disk, torn[0])
+        discard(disk, torn)
         assert (disk / str(sound) / MANIFEST).read_bytes() == before
         again = save(disk, 200)
         assert again != torn[0]
