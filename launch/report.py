@@ -1,6 +1,6 @@
 """What `surefoot check` says: a plan as rows for people and as a document for scripts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ def plan_rows(config: RunConfig, plan: Plan) -> Rows:
     """(what, value) for each fact of the plan."""
     batch, counts, memory = plan.batch, plan.parameters, plan.memory
     yield "ranks", f"{plan.world_size} = tensor {plan.tensor} x pipeline {plan.pipeline} x data {plan.data}"
-    yield "numbers", f"{config.precision.dtype}, ZeRO-{plan.zero_stage}"
+    yield "precision", f"{config.precision.dtype}, ZeRO-{plan.zero_stage}"
     yield (
         "batch",
         f"micro {batch.micro} x accumulation {batch.accumulation} x data {batch.data} = "
@@ -73,12 +73,12 @@ def fault_document(message: str, faults: tuple[Fault, ...]) -> dict[str, Any]:
     return {"error": message.splitlines()[0], "faults": [asdict(fault) for fault in faults]}
 
 
-def print_rows(rows: Rows) -> None:
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     """A table on a terminal, plain lines elsewhere."""
     console = Console()
     if not console.is_terminal:
         for what, value in rows:
-            print(f"{what:<16} {value}")
+            print(f"{what:<18} {value}")
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

@@ -1,0 +1,185 @@
+"""The `surefoot` command."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.command import REMOTE_SHELL_LAUNCHER, LaunchOptions, build_command
+from launch.doctor import doctor
+from launch.hosts import read_hostfile, select_slots
+from launch.machine import this_machine
+from launch.outcome import judge, last_step
+from launch.process import note, run
+from launch.report import fault_document, plan_document, plan_rows, print_rows
+from pretrain.config_loader import load_config
+from pretrain.deepspeed_config import deepspeed_json
+from pretrain.errors import ConfigurationError, SurefootError
+from pretrain.layout import plan
+
+LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["prepare"]:
+        prepare(words[1:])
+    ours, extra = split_extra(words)
+    options = build_parser().parse_args(ours)
+    options.extra = extra
+    try:
+        return int(options.command(options))
+    except SurefootError as error:
+        if getattr(options, "json", False) and isinstance(error, ConfigurationError):
+            print(json.dumps(fault_document(str(error), error.faults), indent=2))
+        else:
+            note(str(error))
+        return error.exit_code
+
+
+def split_extra(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Our words, and what stands after `--` for DeepSpeed's launcher."""
+    if "--" not in words:
+        return words, ()
+    cut = words.index("--")
+    return words[:cut], tuple(words[cut + 1 :])
+
+
+def prepare(arguments: list[str]) -> None:
+    """Become the data preparation, which has options of its own."""
+    os.execv(sys.executable, [sys.executable, "-m", "data_pipeline", *arguments])
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print the plan of a configuration and what DeepSpeed would be given."""
+    config = load_config(options.config, options.set)
+    smallest = config.parallel.tensor * config.parallel.pipeline
+    planned = plan(config, options.world_size or smallest)
+    deepspeed = deepspeed_json(config, planned)
+    if options.json:
+        print(json.dumps(plan_document(planned, deepspeed), indent=2))
+        return 0
+    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(deepspeed))])
+    for warning in planned.warnings:
+        note(f"warning: {warning}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Check the configuration, start all ranks and stay until they have ended."""
+    config = load_config(options.config, options.set)
+    wanted = launch_options(options)
+    command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+    planned = plan(config, command.world_size)
+    deepspeed_json(config, planned)
+    for warning in planned.warnings:
+        note(f"warning: {warning}")
+    outcome = judge(run(command, wanted), last_step(config.run_folder / "metrics.jsonl"), config.run.steps)
+    if outcome.reason:
+        note(outcome.reason)
+    return outcome.exit_code
+
+
+def launch_options(options: argparse.Namespace) -> LaunchOptions:
+    """The options of `surefoot train` with the hostfile read."""
+    if options.hostfile is None and (options.include or options.exclude):
+        raise ConfigurationError(
+            "--include and --exclude choose among the hosts of a --hostfile; there is none"
+        )
+    slots = None
+    if options.hostfile is not None:
+        slots = select_slots(read_hostfile(options.hostfile), options.include, options.exclude)
+    return LaunchOptions(
+        config=options.config,
+        overrides=tuple(options.set),
+        num_accelerators=options.num_accelerators,
+        hostfile=options.hostfile,
+        slots=slots,
+        include=options.include,
+        exclude=options.exclude,
+        master_addr=options.master_addr,
+        master_port=options.master_port,
+        launcher=options.launcher,
+        ssh_port=options.ssh_port,
+        extra=options.extra,
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="surefoot",
+        description="Pretrain deep Transformers on DeepSpeed and Megatron-core.",
+        epilog="exit codes: 0 finished, 2 configuration or command line, 3 data, 4 no usable checkpoint, "
+        "5 diverged, 6 lost a peer, 75 preempted and resumable",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("prepare", help="turn raw files into training data; see `surefoot prepare --help`")
+    add_check(commands.add_parser("check", help="print what a configuration amounts to, or what is wrong"))
+    add_doctor(commands.add_parser("doctor", help="look for what would break a run on this machine"))
+    add_train(commands.add_parser("train", help="train on this machine or on the hosts of a hostfile"))
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key of the configuration; may be repeated",
+    )
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--world-size", type=positive, metavar="N", help="number of ranks (default: tensor x pipeline)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=check)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="hostfile to check")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs"), help="folder of the runs, whose disk is looked at"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=lambda options: doctor(options.hostfile, options.folder, options.json))
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.usage = "surefoot train CONFIG [options] [-- options of deepspeed]"
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--num-accelerators",
+        type=positive,
+        metavar="N",
+        help="ranks on this machine (default: all its accelerators; without any, tensor x pipeline ranks)",
+    )
+    where.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, in lines of HOST slots=N")
+    parser.add_argument(
+        "--include", default="", metavar="HOST[:SLOTS][@...]", help="only these of the hostfile"
+    )
+    parser.add_argument("--exclude", default="", metavar="HOST[:SLOTS][@...]", help="all but these")
+    parser.add_argument("--master-addr", default="", metavar="ADDRESS", help="address of the first host")
+    parser.add_argument("--master-port", type=positive, metavar="PORT", help="its port (default: a free one)")
+    parser.add_argument(
+        "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
+    )
+    parser.add_argument("--ssh-port", type=positive, metavar="PORT", help="port of ssh on the hosts")
+    parser.set_defaults(command=train)
+
+
+def positive(text: str) -> int:
+    """An argument that must be a whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number

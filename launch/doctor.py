@@ -1,0 +1,215 @@
+"""`surefoot doctor`: looks for what would break a run on this machine."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from launch.hosts import environment_file_faults, read_hostfile
+from launch.machine import this_machine
+from launch.report import print_rows
+from pretrain.errors import ConfigurationError
+from pretrain.kernel_libraries import (
+    find_apex,
+    find_flash_attention,
+    find_transformer_engine,
+    installed_version,
+)
+
+PACKAGES = ("surefoot", "torch", "deepspeed", "megatron-core", "webdataset", "sentencepiece", "tensorboard")
+GIB = 2**30
+DISK_NEEDED, DISK_WANTED = 1 * GIB, 20 * GIB
+SHARED_MEMORY_NEEDED, SHARED_MEMORY_WANTED = GIB // 16, 1 * GIB
+PROBE_SECONDS = 180.0
+SSH_SECONDS = 5
+
+
+class Level(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+    """Something that breaks a run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    level: Level
+    text: str
+
+
+Findings = Iterator[Finding]
+
+
+def doctor(hostfile: Path | None, folder: Path, as_json: bool) -> int:
+    """Print all findings; the exit code is 2 when one of them would break a run."""
+    findings = list(examine(hostfile, folder))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print_rows((finding.name, described(finding)) for finding in findings)
+    faulty = any(finding.level is Level.FAULT for finding in findings)
+    return ConfigurationError.exit_code if faulty else 0
+
+
+def described(finding: Finding) -> str:
+    return finding.text if finding.level is Level.OK else f"{finding.level.upper()}: {finding.text}"
+
+
+def examine(hostfile: Path | None, folder: Path) -> Findings:
+    """Everything, the quick looks first."""
+    yield from versions()
+    yield accelerators()
+    yield from libraries()
+    yield from tools()
+    yield room("disk", nearest_folder(folder), DISK_NEEDED, DISK_WANTED)
+    yield room("shared memory", Path("/dev/shm"), SHARED_MEMORY_NEEDED, SHARED_MEMORY_WANTED)
+    yield from environment_files()
+    if hostfile is not None:
+        yield from hosts(hostfile)
+    yield from self_test()
+    yield from deepspeed_report()
+
+
+def versions() -> Findings:
+    yield Finding("python", Level.OK, f"{sys.version.split()[0]} at {sys.executable}")
+    for package in PACKAGES:
+        found = installed_version(package)
+        level = Level.FAULT if found == "unknown" and package != "surefoot" else Level.OK
+        yield Finding(package, level, "not installed" if level is Level.FAULT else found)
+
+
+def accelerators() -> Finding:
+    count = this_machine().accelerators
+    text = f"{count}" if count else "none: ranks compute on the CPU, which is for trying things out"
+    return Finding("accelerators", Level.OK, text)
+
+
+def libraries() -> Findings:
+    """Optional kernels: their absence breaks nothing, a wrong apex deserves a word."""
+    apex = find_apex()
+    confusing = not apex.usable and apex.description != "not installed"
+    yield Finding("apex", Level.WARNING if confusing else Level.OK, apex.description)
+    yield Finding("transformer engine", Level.OK, find_transformer_engine().description)
+    yield Finding("flash-attn", Level.OK, f"{find_flash_attention().description} (torch has its own)")
+
+
+def tools() -> Findings:
+    """DeepSpeed compiles small extensions when it first needs them."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    missing = "no C++ compiler: DeepSpeed cannot build its extensions"
+    yield Finding("compiler", Level.OK if compiler else Level.WARNING, compiler or missing)
+    ninja = shutil.which(
+        "ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
+    missing = "not found: DeepSpeed cannot build its extensions; pip install ninja"
+    yield Finding("ninja", Level.OK if ninja else Level.WARNING, ninja or missing)
+
+
+def room(name: str, folder: Path, needed: int, wanted: int) -> Finding:
+    """Free space at `folder` against what a run needs, in bytes."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding(name, Level.FAULT, f"{folder}: {error.strerror}")
+    level = Level.FAULT if free < needed else Level.WARNING if free < wanted else Level.OK
+    text = f"{free / GIB:.1f} GiB free at {folder}"
+    return Finding(name, level, text if level is Level.OK else f"{text}; {wanted / GIB:.0f} GiB are wanted")
+
+
+def nearest_folder(path: Path) -> Path:
+    """The deepest folder above `path` that exists already."""
+    absolute = path.absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+
+
+def environment_files() -> Findings:
+    """`.deepspeed_env` where DeepSpeed's launcher looks for it."""
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    for path in dict.fromkeys([Path.home() / name, Path.cwd() / name]):
+        if path.is_file():
+            faults = [str(fault) for fault in environment_file_faults(path)]
+            yield Finding(name, Level.FAULT if faults else Level.OK, "; ".join(faults) or f"{path} is sound")
+
+
+def hosts(hostfile: Path) -> Findings:
+    """The hostfile, pdsh, and whether each host can be reached."""
+    try:
+        slots = read_hostfile(hostfile)
+    except ConfigurationError as error:
+        yield Finding("hostfile", Level.FAULT, str(error))
+        return
+    total = sum(len(numbers) for numbers in slots.values())
+    yield Finding("hostfile", Level.OK, f"{len(slots)} hosts with {total} slots")
+    pdsh = shutil.which("pdsh")
+    missing = "not found; install it, or choose another --launcher"
+    yield Finding("pdsh", Level.OK if pdsh else Level.FAULT, pdsh or missing)
+    for host in slots:
+        command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}", host, "true"]
+        result, output = probe(command, seconds=3 * SSH_SECONDS)
+        reached = "reached by ssh" if result == 0 else f"not reached by ssh: {last_line(output)}"
+        yield Finding(host, Level.OK if result == 0 else Level.FAULT, reached)
+
+
+def self_test() -> Findings:
+    """Two ranks on gloo, in processes of their own, and what torch sees there."""
+    result, output = probe([sys.executable, "-m", "pretrain.selftest"])
+    try:
+        seen: dict[str, Any] = json.loads(last_line(output))
+    except ValueError:
+        yield Finding("two ranks", Level.FAULT, f"the self-test ended with {result}: {last_line(output)}")
+        return
+    problem = seen["collective"]
+    yield Finding("two ranks", Level.FAULT if problem else Level.OK, problem or "sum over gloo is right")
+    yield from devices_agree(seen["devices"], seen["cuda"])
+    yield Finding("kernels", Level.OK, seen["kernels"])
+
+
+def devices_agree(devices: list[str], cuda: str) -> Findings:
+    """Whether torch sees the accelerators that the machine has."""
+    present = this_machine().accelerators
+    if devices:
+        yield Finding("devices", Level.OK, f"{', '.join(sorted(set(devices)))} with CUDA {cuda}")
+    elif present and shutil.which("nvidia-smi"):
+        built = f"built for CUDA {cuda}" if cuda else "a build for CPUs"
+        yield Finding("devices", Level.FAULT, f"torch is {built} and sees none of {present} accelerators")
+
+
+def deepspeed_report() -> Findings:
+    """What `ds_report` says, without its frame: facts, and the extensions that cannot be built."""
+    result, output = probe([sys.executable, "-m", "deepspeed.env_report"])
+    if result != 0:
+        yield Finding("ds_report", Level.FAULT, f"ended with {result}: {last_line(output)}")
+        return
+    lines = re.sub(r"\x1b\[\d+m", "", output).splitlines()
+    unbuildable = [line.split()[0] for line in lines if line.rstrip().endswith("[NO]")]
+    facts = [line for line in lines if re.match(r"(nvcc|torch|deepspeed) (cuda )?(version|info)", line)]
+    yield Finding("ds_report", Level.OK, "; ".join(re.sub(r" \.+ ", " ", fact) for fact in facts))
+    if unbuildable:
+        yield Finding("ds extensions", Level.OK, f"cannot be built here: {', '.join(unbuildable)}")
+
+
+def probe(command: list[str], seconds: float = PROBE_SECONDS) -> tuple[int, str]:
+    """Return code and output of a command; -1 when it took too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return -1, f"no answer within {seconds:.0f} seconds"
+    except OSError as error:
+        return -1, f"{command[0]}: {error.strerror}"
+    return done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "no output"
