@@ -11,7 +11,8 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     path: str
-    """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote."""
+    """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote: `DIR/train`, or `DIR`,
+    which means `DIR/train` among the sources and `DIR/validation` in `data.validation`."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the sum of all weights."""
 

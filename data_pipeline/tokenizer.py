@@ -1,0 +1,142 @@
+"""A lossless sub-word tokenizer: what was encoded is decoded to the same characters, whatever they are."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import sentencepiece
+
+from data_pipeline.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+"""Control piece between documents; the same characters in a text are encoded as plain text."""
+
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How sentencepiece writes a space inside its pieces; in a text it must be spelled as bytes to survive."""
+
+PROBE = "  two  spaces\tA\uff21\n\u2460 \U0001f43e "
+"""Characters that a lossy tokenizer would fold, strip or replace."""
+
+TRAINING_LINE = 2048
+"""Characters that are handed to sentencepiece as one training sentence."""
+
+
+class Tokenizer:
+    """A trained sentencepiece model; picklable, so that worker processes can have it.
+
+    Raises DataError when `model` is no such model or lacks the byte pieces that make it lossless.
+    """
+
+    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise DataError(f"{name}: not a sentencepiece model ({error})") from error
+        self.model = model
+        self._check(name)
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a model file. Raises DataError when it cannot be read or is no lossless model."""
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self.model,)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._processor.vocab_size()
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the piece between documents."""
+        return self._processor.piece_to_id(END_OF_TEXT)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the model's bytes, in hexadecimal."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without control pieces."""
+        first, *rest = text.split(SPACE_MARK)
+        ids: list[int] = self._processor.encode(first)
+        for part in rest:
+            ids += self._space_mark
+            ids += self._processor.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that `encode` was given."""
+        return str(self._processor.decode(list(ids)))
+
+    @cached_property
+    def _space_mark(self) -> list[int]:
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+
+    def _check(self, name: str) -> None:
+        """Refuse a model that would lose characters or cannot separate documents."""
+        if self._processor.piece_to_id(END_OF_TEXT) == self._processor.unk_id():
+            raise DataError(
+                f"{name}: has no control piece {END_OF_TEXT}; make one with `surefoot prepare text`"
+            )
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise DataError(
+                f"{name}: loses characters (spaces or rare letters do not survive a round trip); it needs "
+                "byte fallback, the identity normalizer and no dummy prefix; `surefoot prepare` makes one"
+            )
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """Train byte-pair encoding on `texts`; the same texts give the same bytes.
+
+    Raises DataError when there is no text, or `vocabulary_size` is too small or too large for it.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_training_lines(texts),
+            model_writer=model,
+            vocab_size=vocabulary_size,
+            model_type="bpe",
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            max_sentence_length=8 * TRAINING_LINE,
+            control_symbols=[END_OF_TEXT],
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=4,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(_explain(str(error), vocabulary_size)) from error
+    return Tokenizer(model.getvalue())
+
+
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for start in range(0, len(text), TRAINING_LINE):
+            yield text[start : start + TRAINING_LINE].replace(SPACE_MARK, " ")
+
+
+def _explain(error: str, vocabulary_size: int) -> str:
+    """Say what sentencepiece means, and a vocabulary size that works."""
+    if largest := re.search(r"too high .* <= (\d+)", error):
+        return f"vocabulary size {vocabulary_size} is too large for the text: at most {largest[1]} works"
+    if smallest := re.search(r"smaller than required_chars. \d+ vs (\d+)", error):
+        return f"vocabulary size {vocabulary_size} is too small for the text: at least {smallest[1]} works"
+    if "sentences_.empty()" in error:
+        return "there is no text to train a tokenizer on"
+    return f"cannot train a tokenizer with vocabulary size {vocabulary_size}: {error}"
