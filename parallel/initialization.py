@@ -39,7 +39,9 @@ class Normal:
 
 
 @torch.no_grad()
-def fill_rows(shard: Tensor, init: Normal, *, num_rows: int, start: int, valid_rows: int | None = None) -> None:
+def fill_rows(
+    shard: Tensor, init: Normal, *, num_rows: int, start: int, valid_rows: int | None = None
+) -> None:
     """Fill a shard that holds rows [start, start + len) of the full matrix; rows past `valid_rows` are zero."""
     stop = min(start + shard.shape[0], num_rows if valid_rows is None else valid_rows)
     shard.zero_()

@@ -5,18 +5,16 @@ O  output features, I  input features of the full weight W (O, I)
 
 from collections.abc import Sequence
 
-from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel import layers as megatron
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
+from parallel import megatron
 from parallel.initialization import Normal, fill_columns, fill_rows
 from parallel.mesh import Axis
 
 
-def megatron_config() -> ModelParallelConfig:
+def megatron_config() -> megatron.ModelParallelConfig:
     """Parameters are allocated on the CPU in fp32 and filled by us; the engine moves and casts them."""
-    return ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
+    return megatron.ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False)
 
 
 def leave_uninitialised(weight: Tensor) -> None:
@@ -25,7 +23,7 @@ def leave_uninitialised(weight: Tensor) -> None:
 
 def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
     """Set what Megatron and DeepSpeed read to tell shards from replicas, e.g. in gradient norms."""
-    set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
+    megatron.set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
 
 
 class ColumnParallelLinear(megatron.ColumnParallelLinear):
@@ -87,5 +85,3 @@ class RowParallelLinear(megatron.RowParallelLinear):
         """(..., I / tensor size) -> (..., O)."""
         y, _ = super().forward(x)
         return y
-
-

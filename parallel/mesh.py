@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,9 +92,7 @@ class ParallelMesh:
             pipeline=axis(grid.permute(1, 2, 0).reshape(-1, config.pipeline)),
             data=axis(grid.permute(0, 2, 1).reshape(-1, world_size // model_size)),
             model=axis(grid.permute(1, 0, 2).reshape(-1, model_size)),
-            control=dist.new_group(
-                backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)
-            ),
+            control=dist.new_group(backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)),
         )
 
     def agree_sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -105,15 +104,16 @@ class ParallelMesh:
         """True on all ranks if it is true on one."""
         return bool(self.agree_sum(torch.tensor([int(flag)])).item())
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: Any) -> list[Any]:
         """The values of all ranks by rank, on each of them. Small plain objects only: they are pickled."""
-        values: list[object] = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def destroy(self) -> None:
-        """Leave the world."""
-        dist.destroy_process_group()
+    @property
+    def device_name(self) -> str:
+        """Name of the accelerator as its vendor writes it, or `CPU`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
 
 def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:
@@ -121,6 +121,17 @@ def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:
     group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
     ranks = next(row for row in rows if rank in row)
     return Axis(size=len(ranks), rank=ranks.index(rank), ranks=tuple(ranks), group=group)
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone or did not answer in time.
+
+    NCCL raises DistBackendError; gloo raises a bare RuntimeError that only its text tells from others.
+    """
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("/gloo/" in text or "Connection closed by peer" in text)
 
 
 def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
@@ -138,7 +149,7 @@ def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[
     return dist.get_rank(), dist.get_world_size(), local_rank
 
 
-def describe_world(environment: Mapping[str, str]) -> dict[str, str]:
+def describe_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables of torch's env:// rendezvous, taken over or derived from SLURM's."""
     if "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -4,23 +4,26 @@ B  samples, S  tokens in a sequence, D  hidden size
 V  padded vocabulary, W  the rows of it that this rank holds
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel import layers as megatron
-from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.distributed import ProcessGroup
 
+from parallel import megatron
 from parallel.initialization import Normal, fill_rows
 from parallel.linear import ColumnParallelLinear, leave_uninitialised, mark_sharded, megatron_config
+from parallel.megatron import VocabParallelCrossEntropy
 from parallel.mesh import Axis
 
 
 class VocabularyParallelEmbedding(megatron.VocabParallelEmbedding):
     """Embedding table (V, D) with its rows cut over the tensor axis; rows of the padding are zero."""
 
-    def __init__(self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis) -> None:
+    def __init__(
+        self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis
+    ) -> None:
         super().__init__(
             padded_size,
             hidden_size,
@@ -41,7 +44,9 @@ class VocabularyParallelEmbedding(megatron.VocabParallelEmbedding):
 class VocabularyParallelHead(ColumnParallelLinear):
     """Logits over this rank's rows of the vocabulary; those of the padding are -inf, so nothing is predicted there."""
 
-    def __init__(self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis) -> None:
+    def __init__(
+        self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis
+    ) -> None:
         super().__init__(hidden_size, [(padded_size, init)], bias=False, tensor=tensor)
         local_rows = padded_size // tensor.size
         self.valid_rows = min(max(vocabulary_size - local_rows * tensor.rank, 0), local_rows)
@@ -60,14 +65,16 @@ class _CrossEntropy(torch.autograd.Function):
     """Megatron-core 0.16's pieces of the cross-entropy; its own Function takes the group from global state."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits_BSW: Tensor, targets_BS: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, logits_BSW: Tensor, targets_BS: Tensor, group: ProcessGroup) -> Tensor:
         logits_BSW, peak_BS = VocabParallelCrossEntropy.calculate_logits_max(
             logits_BSW.to(torch.float32, copy=True)  # the pieces below work in place
         )
         dist.all_reduce(peak_BS, op=dist.ReduceOp.MAX, group=group)
         start = logits_BSW.shape[-1] * dist.get_rank(group)
-        mask_BS, rows, target_logits_BS, sums_BS, exp_BSW = VocabParallelCrossEntropy.calculate_predicted_logits(
-            logits_BSW, targets_BS, peak_BS, start, start + logits_BSW.shape[-1]
+        mask_BS, rows, target_logits_BS, sums_BS, exp_BSW = (
+            VocabParallelCrossEntropy.calculate_predicted_logits(
+                logits_BSW, targets_BS, peak_BS, start, start + logits_BSW.shape[-1]
+            )
         )
         both_2BS = torch.stack((target_logits_BS, sums_BS))
         dist.all_reduce(both_2BS, group=group)
@@ -76,7 +83,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss_BS
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_BS: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_BS: Tensor) -> tuple[Tensor, None, None]:
         softmax_BSW, mask_BS, rows = ctx.saved_tensors
         operands = VocabParallelCrossEntropy.prepare_gradient_calculation_operands(softmax_BSW, mask_BS)
         gradient_2d, positions, update, gradient_BSW = operands

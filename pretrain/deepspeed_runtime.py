@@ -98,9 +98,14 @@ class GuardedCheckpointEngine(TorchCheckpointEngine):
             self.failure = self.failure or error
 
     def load(self, path: str, map_location: object = None) -> object:
-        safe = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-        with torch.serialization.safe_globals(safe):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(Path(path), mmap=False)
+
+
+def load_plain(path: Path, *, mmap: bool = True) -> object:
+    """Read a checkpoint file of tensors, plain values and the classes that DeepSpeed pickles; refuse all else."""
+    safe = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(safe):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,13 @@
 DeepSpeed judges a step by itself: it computes the gradient norm, looks for overflow and skips. `UpdateGate`
 takes the norm and the verdict out of its hands and puts ours in, through the narrowest hook of each wrapper:
 
-| precision, ZeRO      | wrapper                | gradients                     | veto and norm enter through           |
-|----------------------|------------------------|-------------------------------|---------------------------------------|
-| fp32, 0              | none                   | .grad, all                    | step; clip_fp32_gradients             |
-| bf16, 0              | FP16_UnfusedOptimizer  | .grad, all                    | step                                  |
-| bf16, 1              | BF16_Optimizer         | fp32_groups_gradients, all    | step                                  |
-| fp32 1, any 2        | DeepSpeedZeroOptimizer | averaged_gradients, own share | check_overflow, scaled_global_norm    |
-| any, 3               | ZeroOptimizer_Stage3   | averaged_gradients, own share | overflow check, _get_norm_groups      |
+| precision, ZeRO | wrapper                | gradients                     | veto and norm enter through        |
+|-----------------|------------------------|-------------------------------|------------------------------------|
+| fp32, 0         | none                   | .grad, all                    | step; clip_fp32_gradients          |
+| bf16, 0         | FP16_UnfusedOptimizer  | .grad, all                    | step                               |
+| bf16, 1         | BF16_Optimizer         | fp32_groups_gradients, all    | step                               |
+| fp32 1, any 2   | DeepSpeedZeroOptimizer | averaged_gradients, own share | check_overflow, scaled_global_norm |
+| any, 3          | ZeroOptimizer_Stage3   | averaged_gradients, own share | overflow check, _get_norm_groups   |
 
 Its own norm is wrong for fp32, ZeRO-0 and pipeline: replicated parameters count only on rank 0 of the
 pipeline x tensor group, so that the norms of later stages lack theirs (`clip_grad_norm_` in 0.19.8).

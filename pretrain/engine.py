@@ -54,6 +54,11 @@ class _Facts:
     samples: float
     tokens: float
     damaged: float
+    interrupted: float
+
+
+class BatchesMissing(Exception):
+    """A rank came to a step without batches: its data failed. Raised on all ranks alike, before any computation."""
 
 
 class TrainEngine:
@@ -77,35 +82,52 @@ class TrainEngine:
         self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
 
     def step(
-        self, batches: Sequence[Batch], judge: Judge, *, step: int, learning_rate: float
+        self,
+        batches: Sequence[Batch],
+        judge: Judge,
+        *,
+        step: int,
+        learning_rate: float,
+        interrupted: bool = False,
     ) -> tuple[StepReport, Verdict]:
-        """Take optimizer step number `step` (from 1) over this rank's micro-batches; the update is applied only on PROCEED."""
+        """Take optimizer step number `step` (from 1) over this rank's micro-batches.
+
+        The update is applied only on PROCEED. `interrupted` tells the other ranks that this one was asked to stop.
+
+        Raises:
+            BatchesMissing: a rank, not necessarily this one, has no batches.
+        """
+        normalised, _ = self._normalise(batches)
         self._streams.begin_step(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         outcome: list[tuple[StepReport, Verdict]] = []
 
         def consult(loss: Tensor) -> None:
-            facts = self._reduce(self._local_facts(batches, loss))
+            facts = self._reduce(self._local_facts(batches, loss, interrupted))
             report = _report(facts, step, learning_rate)
             verdict = judge(report)
             self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
             outcome.append((report, verdict))
 
         self._engine.train()
-        self._run(self._normalise(batches), consult)
+        self._run(normalised, consult)
         return outcome[0]
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Mean loss over the batches of all ranks, and the sum of target weights that it is a mean of."""
-        scaled, weight = self._normalise(batches), self._total_weight(batches)
+        scaled, weight = self._normalise(batches)
         self._engine.eval()
         with torch.no_grad():
-            loss = self._evaluate_pipeline(scaled) if self.mesh.pipeline.size > 1 else self._evaluate_in_order(scaled)
+            loss = (
+                self._evaluate_pipeline(scaled)
+                if self.mesh.pipeline.size > 1
+                else self._evaluate_in_order(scaled)
+            )
         facts = torch.tensor([self._share_of_loss(loss)], dtype=torch.float64)
         return float(self.mesh.agree_sum(facts)), weight
 
-    # Running micro-batches ------------------------------------------------------------------------------------
+    # Running micro-batches
 
     def _run_in_order(self, batches: Sequence[Batch], consult: Callable[[Tensor], None]) -> None:
         total = torch.zeros((), device=self.mesh.device)
@@ -138,7 +160,11 @@ class TrainEngine:
 
     def _evaluate_pipeline(self, batches: Sequence[Batch]) -> Tensor:
         losses = self._engine.eval_batch(
-            _pairs(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches), compute_loss=True
+            _pairs(batches),
+            reduce_output=None,
+            bcast_loss=False,
+            num_micro_batches=len(batches),
+            compute_loss=True,
         )
         return torch.stack(losses).mean() if self.mesh.pipeline.last else torch.zeros(())
 
@@ -147,18 +173,20 @@ class TrainEngine:
         outputs = self._engine(*(x.to(device, non_blocking=True) for x in batch.inputs))
         return self._objective(outputs, tuple(x.to(device, non_blocking=True) for x in batch.labels))
 
-    # Facts ------------------------------------------------------------------------------------------------------
+    # Facts
 
-    def _total_weight(self, batches: Sequence[Batch]) -> float:
-        """Sum of the target weights over the batches of all data ranks."""
+    def _normalise(self, batches: Sequence[Batch]) -> tuple[list[Batch], float]:
+        """Scale target weights so that DeepSpeed's mean over micro-batches and data ranks is the mean per target.
+
+        Returns the scaled batches and the sum of all weights, over all data ranks.
+        """
         own = sum(batch.target_weight for batch in batches) if self._speaks_for_batch else 0.0
-        return float(self.mesh.agree_sum(torch.tensor([own], dtype=torch.float64)))
-
-    def _normalise(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Scale target weights so that DeepSpeed's mean over micro-batches and data ranks is the mean per target."""
-        weight = self._total_weight(batches)
+        sums = self.mesh.agree_sum(torch.tensor([own, not batches], dtype=torch.float64))
+        weight, missing = sums.tolist()
+        if missing:
+            raise BatchesMissing
         factor = len(batches) * self.mesh.data.size / weight if weight else 0.0
-        return [batch.scaled(factor) for batch in batches]
+        return [batch.scaled(factor) for batch in batches], weight
 
     @property
     def _speaks_for_batch(self) -> bool:
@@ -171,7 +199,7 @@ class TrainEngine:
             return 0.0
         return loss.item() / self.mesh.data.size
 
-    def _local_facts(self, batches: Sequence[Batch], loss: Tensor) -> _Facts:
+    def _local_facts(self, batches: Sequence[Batch], loss: Tensor, interrupted: bool) -> _Facts:
         counted = batches if self._speaks_for_batch else ()
         return _Facts(
             loss=self._share_of_loss(loss),
@@ -179,6 +207,7 @@ class TrainEngine:
             samples=sum(batch.samples for batch in counted),
             tokens=sum(batch.tokens for batch in counted),
             damaged=sum(len(batch.damaged) for batch in counted),
+            interrupted=interrupted,
         )
 
     def _reduce(self, local: _Facts) -> _Facts:
@@ -186,7 +215,7 @@ class TrainEngine:
         values = torch.tensor(list(vars(local).values()), dtype=torch.float64)
         return _Facts(*self.mesh.agree_sum(values).tolist())
 
-    # Checkpoint files -------------------------------------------------------------------------------------------
+    # Checkpoint files
 
     def save(self, checkpoints: Path, tag: str) -> SavedFiles:
         """Write this rank's share of weights and optimizer to `checkpoints/tag`; nothing is raised for a full disk."""
@@ -205,7 +234,9 @@ class TrainEngine:
 
 def _pairs(batches: Sequence[Batch]) -> Any:
     """Micro-batches as PipelineEngine takes them: (inputs of the first stage, labels of the last)."""
-    return iter([(batch.inputs if len(batch.inputs) > 1 else batch.inputs[0], batch.labels) for batch in batches])
+    return iter(
+        [(batch.inputs if len(batch.inputs) > 1 else batch.inputs[0], batch.labels) for batch in batches]
+    )
 
 
 def _report(facts: _Facts, step: int, learning_rate: float) -> StepReport:
@@ -219,5 +250,6 @@ def _report(facts: _Facts, step: int, learning_rate: float) -> StepReport:
         samples=int(facts.samples),
         tokens=int(facts.tokens),
         damaged=int(facts.damaged),
+        interrupted=facts.interrupted > 0,
         finite=bool(torch.isfinite(total).all()),
     )

@@ -44,6 +44,8 @@ class StepReport:
     """Samples of the global batch that were damaged and masked."""
     finite: bool = True
     """Loss and gradient norm are finite on every rank."""
+    interrupted: bool = False
+    """A rank has been asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,17 @@ class TrainState:
     tokens: int = 0
     damaged: int = 0
     """Damaged samples met so far."""
+    vetoes_in_a_row: int = 0
+    """Updates withheld since the last one that was applied."""
 
     def after(self, report: StepReport, verdict: Verdict) -> "TrainState":
         """The state after a step with this report and verdict."""
+        applied = verdict.action is Action.PROCEED
         return replace(
             self,
             step=self.step + 1,
-            updates=self.updates + (verdict.action is Action.PROCEED),
+            updates=self.updates + applied,
+            vetoes_in_a_row=0 if applied else self.vetoes_in_a_row + 1,
             samples=self.samples + report.samples,
             tokens=self.tokens + report.tokens,
             damaged=self.damaged + report.damaged,

@@ -113,9 +113,10 @@ def _pool(world_size: int) -> _Pool:
 
 def _serve(connection: Connection, rank: int, world_size: int, store: str, stacks: str) -> None:
     """Life of a rank."""
+    from datetime import timedelta
+
     import torch
     import torch.distributed as dist
-    from datetime import timedelta
 
     faulthandler.register(signal.SIGUSR2, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
     torch.set_num_threads(1)
@@ -144,5 +145,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-

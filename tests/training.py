@@ -9,7 +9,6 @@ from data_pipeline.batches import TokenBatch
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from pretrain.config import RunConfig
-from pretrain.engine import TrainEngine
 from pretrain.records import Action, StepReport, Verdict
 
 VOCABULARY = 250
@@ -74,7 +73,9 @@ def make_config(layout: Layout, global_batch_size: int = 12, **model: Any) -> Ru
 def make_mesh(config: ParallelConfig) -> ParallelMesh:
     """The mesh over the ranks of the rig."""
     dist = torch.distributed
-    return ParallelMesh.over_world(config, dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    return ParallelMesh.over_world(
+        config, dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu")
+    )
 
 
 def make_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[TokenBatch]:

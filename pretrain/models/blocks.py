@@ -174,7 +174,9 @@ class TransformerBlock(nn.Module):
 
     def _run(self, x_BSD: Tensor, draw: Draw | None) -> Tensor:
         x_BSD = self._add(x_BSD, self.attention(self.attention_norm(x_BSD), draw), draw, "attention_residual")
-        return self._add(x_BSD, self.feed_forward(self.feed_forward_norm(x_BSD)), draw, "feed_forward_residual")
+        return self._add(
+            x_BSD, self.feed_forward(self.feed_forward_norm(x_BSD)), draw, "feed_forward_residual"
+        )
 
     def _add(self, x_BSD: Tensor, branch_BSD: Tensor, draw: Draw | None, site: str) -> Tensor:
         if draw and self.dropout:

@@ -87,5 +87,3 @@ def gpt_layers(context: LayerContext, sequence_length: int) -> list[LayerSpec]:
         LayerSpec(FinalNorm, shared),
         LayerSpec(LanguageModelHead, shared, tie=tie),
     ]
-
-

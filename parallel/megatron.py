@@ -1,0 +1,27 @@
+"""What we use of Megatron-core (0.16), imported once.
+
+Importing it warns half a dozen times that Transformer Engine and apex are missing, although nothing here needs
+them; the start-up line of a run says which kernels are used.
+"""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        set_tensor_model_parallel_attributes,
+    )
+
+__all__ = [
+    "ColumnParallelLinear",
+    "ModelParallelConfig",
+    "RowParallelLinear",
+    "VocabParallelCrossEntropy",
+    "VocabParallelEmbedding",
+    "set_tensor_model_parallel_attributes",
+]

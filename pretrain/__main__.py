@@ -1,0 +1,162 @@
+"""The composition root: every rank of a run starts here, under `deepspeed --module`, `torchrun -m` or `srun`.
+
+python -m pretrain CONFIG [--set section.key=value]...
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.stream import BatchStream, ValidationSet
+from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
+from pretrain.assembly import assemble_engine
+from pretrain.checkpoint import Checkpointer, Identity
+from pretrain.config import RunConfig
+from pretrain.config_loader import dump_config, load_config
+from pretrain.durable import write_durably
+from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, SurefootError
+from pretrain.journal import Journal, Journaling, SilentJournal
+from pretrain.judge import judge_finite
+from pretrain.kernels import Kernels, detect_kernels
+from pretrain.layout import Plan, plan
+from pretrain.records import TrainState
+from pretrain.run_lock import RunLock
+from pretrain.signals import StopSignals
+from pretrain.trainer import Collaborators, Trainer
+
+
+def train(config: RunConfig, signals: StopSignals, stack: ExitStack) -> TrainState:
+    """Put a run together and train it to its end."""
+    mesh = ParallelMesh.create(config.parallel)
+    layout = plan(config, mesh.world_size)
+    open_run_folder(config, mesh, stack)
+    batches = open_batches(config, mesh, stack)
+    validation = ValidationSet(
+        config.data, samples=config.evaluation.samples, data_rank=mesh.data.rank, data_size=mesh.data.size
+    )
+    kernels = detect_kernels(config.optimizer.implementation)
+    engine = assemble_engine(config, layout, mesh, kernels)
+    notes: list[str] = [*start_lines(config, layout, mesh, kernels), *layout.warnings]
+    checkpointer = Checkpointer(
+        config.run_folder / "checkpoints",
+        config,
+        mesh,
+        Identity.of(config, mesh, batches.fingerprint),
+        report=notes.append,
+    )
+    restored = checkpointer.load_newest(engine)
+    state = restored.state if restored else TrainState()
+    if restored:
+        batches.seek(restored.data)
+        notes.append(f"resumed from checkpoint {restored.tag}")
+    journal = stack.enter_context(open_journal(config, layout, mesh, state))
+    for note in notes:
+        journal.event(state.step, note)
+    trainer = Trainer(
+        config,
+        Collaborators(mesh, engine, batches, validation, checkpointer, journal, judge_finite, signals),
+    )
+    if restored:
+        restored.restore_random_state()
+    return trainer.run(state)
+
+
+def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> None:
+    """Lock the run folder and write the resolved configuration into it; all ranks learn of a refusal."""
+    refusal = ""
+    if mesh.rank == 0:
+        try:
+            config.run_folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunLock(config.run_folder))
+            write_durably(config.run_folder / "config.toml", dump_config(config))
+        except (ConfigurationError, OSError) as error:
+            refusal = str(error)
+    refusal = mesh.gather(refusal)[0]
+    if refusal:
+        raise ConfigurationError(refusal)
+
+
+def open_batches(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> BatchStream:
+    """The training stream of this rank; the tokenizer must be the one that the model is configured for."""
+    batches = BatchStream(
+        config.data, seed=config.run.seed, data_rank=mesh.data.rank, data_size=mesh.data.size
+    )
+    stack.callback(batches.close)
+    if batches.vocabulary_size != config.model.vocabulary_size:
+        raise ConfigurationError(
+            f"model.vocabulary_size = {config.model.vocabulary_size}: the tokenizer of the data has "
+            f"{batches.vocabulary_size} pieces; set model.vocabulary_size = {batches.vocabulary_size}"
+        )
+    return batches
+
+
+def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> Journaling:
+    """Rank 0 writes; the others keep quiet."""
+    if mesh.rank != 0:
+        return SilentJournal()
+    return Journal(
+        config.run_folder,
+        config.journal,
+        total_steps=config.run.steps,
+        first_step=state.step,
+        flops_per_token=layout.flops_per_token,
+        world_size=mesh.world_size,
+        device_name=mesh.device_name,
+    )
+
+
+def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Kernels) -> list[str]:
+    """What runs, how it is spread, and on what."""
+    batch = layout.batch
+    return [
+        f"{config.run.name}: {config.model.kind}, {layout.parameters.total / 1e6:.1f} M parameters, "
+        f"{config.precision.dtype}, seed {config.run.seed}",
+        f"{mesh.world_size} x {mesh.device_name}: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
+        f"{layout.data}, ZeRO-{layout.zero_stage}; batch {batch.micro} x {batch.accumulation} x {batch.data} = "
+        f"{batch.samples} samples, {batch.tokens:,} tokens",
+        f"kernels: {kernels.description}",
+    ]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pretrain", description="Train one rank of a run.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    # The deepspeed launcher appends it; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run this rank; returns the exit code."""
+    options = parse(arguments)
+    first = describe_world()["RANK"] == "0"
+    try:
+        with StopSignals() as signals, ExitStack() as stack:
+            train(load_config(options.config, options.overrides), signals, stack)
+        return 0
+    except (SurefootError, DataError) as error:
+        code = DATA_EXIT_CODE if isinstance(error, DataError) else error.exit_code
+        if first:
+            print(f"surefoot: {error}", file=sys.stderr, flush=True)
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not is_peer_loss(error):
+            traceback.print_exc()
+            return 1
+        print(f"surefoot: lost another rank: {error}", file=sys.stderr, flush=True)
+        return PeerLost.exit_code
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Communicators of a world that has lost a rank wait for it when they are torn down.
+    os._exit(code)

@@ -1,0 +1,34 @@
+"""Loss on the fixed validation set."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.batches import Batch
+from pretrain.engine import TrainEngine
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Outcome of one pass over the validation set, the same on every rank."""
+
+    loss: float
+    """Mean over all targets, in nats."""
+    targets: int
+    """Sum of the targets' weights."""
+    seconds: float
+
+
+def validate(
+    engine: TrainEngine, steps: Iterable[Sequence[Batch]], stop: Callable[[], bool]
+) -> Validation | None:
+    """Mean loss over all steps; None if `stop`, which must answer alike on all ranks, said so in between."""
+    started = time.perf_counter()
+    total = targets = 0.0
+    for batches in steps:
+        if stop():
+            return None
+        loss, weight = engine.evaluate(batches)
+        total += loss * weight
+        targets += weight
+    return Validation(total / targets, round(targets), time.perf_counter() - started)

@@ -1,0 +1,32 @@
+"""The random state of a process, as plain values that `torch.load(weights_only=True)` reads.
+
+Dropout and data order do not need it (they are pure functions of the step); it is kept for whatever else draws.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def capture_random_state() -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's generators, on the CPU and on every device of this process."""
+    name, keys, *numpy_rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *numpy_rest),
+        "torch": torch.get_rng_state(),
+        "devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Undo everything drawn since `capture_random_state`. To be called last: whatever else is restored may draw."""
+    random.setstate(state["python"])
+    name, keys, *numpy_rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *numpy_rest))
+    torch.set_rng_state(state["torch"])
+    if state["devices"]:
+        torch.cuda.set_rng_state_all(state["devices"])

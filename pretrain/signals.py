@@ -1,0 +1,33 @@
+"""Requests to stop: noticed in a handler, acted on at the next step boundary that all ranks agree on."""
+
+import signal
+from types import FrameType, TracebackType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send ahead of a preemption or the end of a job."""
+
+
+class StopSignals:
+    """While entered, stop signals are noted instead of ending the process."""
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    @property
+    def received(self) -> signal.Signals | None:
+        """The first stop signal that has come, if any."""
+        return self._received
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = self._received or signal.Signals(number)

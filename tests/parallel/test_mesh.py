@@ -1,0 +1,98 @@
+"""The mesh agrees with DeepSpeed's grid, and with every launcher's way to describe the world."""
+
+import pytest
+import torch
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from distributed import run_distributed
+from training import make_mesh
+
+from parallel.config import ParallelConfig
+from parallel.mesh import describe_world, first_slurm_host, is_peer_loss
+
+
+def coordinates(tensor: int, pipeline: int) -> tuple[dict[str, int], dict[str, float]]:
+    mesh = make_mesh(ParallelConfig(tensor=tensor, pipeline=pipeline))
+    axes = {"pipe": mesh.pipeline, "data": mesh.data, "model": mesh.tensor}
+    sums = {}
+    for name, axis in {**axes, "replica": mesh.model}.items():
+        value = torch.tensor(float(2**mesh.rank))
+        torch.distributed.all_reduce(value, group=axis.group)
+        assert value.item() == sum(2**rank for rank in axis.ranks)
+        sums[name] = value.item()
+    return {name: axis.rank for name, axis in axes.items()}, sums
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
+def test_ranks_lie_as_in_deepspeed(tensor: int, pipeline: int) -> None:
+    topology = PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=4 // (tensor * pipeline))
+    for rank, (own, sums) in enumerate(run_distributed(coordinates, 4, tensor, pipeline)):
+        assert own == topology.get_coord(rank)._asdict()
+        for axis in ("pipe", "data", "model"):
+            ranks = next(row for row in topology.get_axis_comm_lists(axis) or [[rank]] if rank in row)
+            assert sums[axis] == sum(2**r for r in ranks)
+        replica = topology.filter_match(data=own["data"])
+        assert sums["replica"] == sum(2**r for r in replica)
+
+
+def agreement() -> tuple[bool, bool, list[object]]:
+    mesh = make_mesh(ParallelConfig())
+    return mesh.agree_any(mesh.rank == 1), mesh.agree_any(False), mesh.gather({"rank": mesh.rank})
+
+
+def test_agreement() -> None:
+    assert run_distributed(agreement, 2) == [(True, False, [{"rank": 0}, {"rank": 1}])] * 2
+
+
+def refused() -> str:
+    with pytest.raises(ValueError, match="3") as error:
+        make_mesh(ParallelConfig(tensor=3))
+    return str(error.value)
+
+
+def test_world_that_does_not_divide() -> None:
+    assert run_distributed(refused, 2) == ["2 ranks cannot be split into tensor 3 x pipeline 1"] * 2
+
+
+def test_torchrun_and_deepspeed_environment() -> None:
+    given = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "5"}
+    assert describe_world({**given, "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) == given
+
+
+def test_slurm_environment() -> None:
+    world = describe_world(
+        {
+            "SLURM_PROCID": "9",
+            "SLURM_NTASKS": "16",
+            "SLURM_LOCALID": "1",
+            "SLURM_NODELIST": "gpu[07-08]",
+            "SLURM_JOB_ID": "123456",
+        }
+    )
+    assert world == {
+        "RANK": "9",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "23456",
+    }
+
+
+def test_alone() -> None:
+    assert describe_world({})["WORLD_SIZE"] == "1"
+    assert describe_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("a", "a"), ("a,b", "a"), ("gpu[07-09,12],x", "gpu07"), ("gpu[3,5]", "gpu3"), ("x1,gpu[1-2]", "x1")],
+)
+def test_first_slurm_host(nodes: str, first: str) -> None:
+    assert first_slurm_host(nodes) == first
+
+
+def test_peer_loss_is_told_from_other_errors() -> None:
+    assert is_peer_loss(
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed")
+    )
+    assert not is_peer_loss(RuntimeError("shape mismatch"))
+    assert not is_peer_loss(ValueError("/gloo/"))

@@ -1,0 +1,91 @@
+"""Vocabulary-parallel embedding, head and cross-entropy equal the unsharded ones, with padding out of the way.
+
+B  samples, S  tokens, D  hidden size, V  padded vocabulary
+"""
+
+import pytest
+import torch
+from distributed import run_distributed
+from torch import Tensor
+from torch.nn import functional as F
+from training import make_mesh
+
+from parallel.config import ParallelConfig
+from parallel.initialization import Normal
+from parallel.vocab import (
+    VocabularyParallelEmbedding,
+    VocabularyParallelHead,
+    vocabulary_parallel_cross_entropy,
+)
+
+BATCH, LENGTH, HIDDEN, VOCABULARY, PADDED = 2, 7, 12, 50, 64
+INIT = Normal(3, "embedding", 0.5)
+
+
+def tokens(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=generator)
+
+
+def outcome(size: int) -> dict[str, Tensor]:
+    mesh = make_mesh(ParallelConfig(tensor=size))
+    embedding = VocabularyParallelEmbedding(VOCABULARY, PADDED, HIDDEN, INIT, mesh.tensor)
+    head = VocabularyParallelHead(VOCABULARY, PADDED, HIDDEN, Normal(3, "head", 0.5), mesh.tensor)
+    x = embedding(tokens(1))
+    logits = head(x)
+    loss = vocabulary_parallel_cross_entropy(logits, tokens(2), mesh.tensor)
+    loss.backward(torch.linspace(-1, 2, loss.numel()).view_as(loss))
+    return {
+        "embedding": torch.cat(mesh.gather(embedding.weight.detach())),
+        "head": torch.cat(mesh.gather(head.weight.detach())),
+        "x": x.detach(),
+        "logits": torch.cat(mesh.gather(logits.detach()), dim=-1),
+        "loss": loss.detach(),
+        "embedding_grad": torch.cat(mesh.gather(embedding.weight.grad)),
+        "head_grad": torch.cat(mesh.gather(head.weight.grad)),
+    }
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_equals_plain_float64(size: int) -> None:
+    for result in run_distributed(outcome, size, size):
+        table = INIT.rows(0, VOCABULARY, PADDED, HIDDEN).double().requires_grad_()
+        head = Normal(3, "head", 0.5).rows(0, VOCABULARY, PADDED, HIDDEN).double().requires_grad_()
+        logits = table[tokens(1)] @ head.T
+        loss = F.cross_entropy(logits.transpose(1, 2), tokens(2), reduction="none")
+        loss.backward(torch.linspace(-1, 2, loss.numel()).view_as(loss).double())
+        expected = {
+            "embedding": table,
+            "head": head,
+            "loss": loss,
+            "embedding_grad": table.grad,
+            "head_grad": head.grad,
+        }
+        for name, value in expected.items():
+            assert value is not None
+            actual = result[name] if name == "loss" else result[name][:VOCABULARY]
+            torch.testing.assert_close(actual, value.detach().float(), msg=lambda t, n=name: f"{n}: {t}")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_nothing_reaches_the_padding(size: int) -> None:
+    for result in run_distributed(outcome, size, size):
+        for name in ("embedding", "head", "embedding_grad", "head_grad"):
+            assert not result[name][VOCABULARY:].any(), name
+        assert (result["logits"][..., VOCABULARY:] == float("-inf")).all()
+
+
+def bf16_loss(size: int) -> tuple[Tensor, Tensor]:
+    mesh = make_mesh(ParallelConfig(tensor=size))
+    logits = torch.randn(BATCH, LENGTH, PADDED, generator=torch.Generator().manual_seed(0)).bfloat16()
+    own = logits.chunk(size, dim=-1)[mesh.tensor.rank].clone().requires_grad_()
+    loss = vocabulary_parallel_cross_entropy(own, tokens(2), mesh.tensor)
+    loss.sum().backward()
+    assert own.grad is not None
+    return loss.detach(), own.grad.dtype
+
+
+def test_loss_of_bf16_logits_is_fp32() -> None:
+    for loss, gradient_dtype in run_distributed(bf16_loss, 2, 2):
+        assert loss.dtype == torch.float32
+        assert gradient_dtype == torch.bfloat16
