@@ -222,6 +222,7 @@ class _Curves:
                 self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, max_queue=1000)
                 self._purge_step = None
             write(self._writer)
+            self._writer.flush()  # else its thread keeps a full disk to itself
         except OSError:
             self._writer = None
             raise
