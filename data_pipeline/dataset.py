@@ -37,7 +37,7 @@ class Dataset(Generic[ManifestType]):
 
     def __init__(self, folder: Folder, kind: type[ManifestType]) -> None:
         self.manifest = read_manifest(folder, kind)
-        self._folder = folder
+        self.folder = folder
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._verified: set[int] = set()
@@ -48,7 +48,7 @@ class Dataset(Generic[ManifestType]):
     @property
     def name(self) -> str:
         """Path or URL, for messages."""
-        return self._folder.name
+        return self.folder.name
 
     def __len__(self) -> int:
         return self.manifest.samples
@@ -90,8 +90,8 @@ class Dataset(Generic[ManifestType]):
         """Local paths of a shard and its index, of the right size."""
         entry = self.manifest.shards[number]
         return (
-            self._folder.local(entry.name, entry.bytes, entry.sha256),
-            self._folder.local(index_name(entry.name), entry.index_bytes, entry.index_sha256),
+            self.folder.local(entry.name, entry.bytes, entry.sha256),
+            self.folder.local(index_name(entry.name), entry.index_bytes, entry.index_sha256),
         )
 
 

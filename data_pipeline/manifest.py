@@ -35,8 +35,8 @@ class TokenizerEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    file: str
-    """Relative to the manifest's folder."""
+    file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """In the folder above the manifest's."""
     sha256: str
     vocabulary_size: int = Field(gt=0)
 

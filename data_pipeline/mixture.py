@@ -1,5 +1,6 @@
 """The sources of a run, opened and checked against the configuration and each other."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,10 +70,15 @@ def validation_mixture(data: DataConfig) -> Mixture:
 
     Raises DataError when they are missing or do not fit together or the training sources.
     """
+    sources = data.validation or data.sources
     if data.validation:
         folders = [split_folder(source.path, "validation", data.cache) for source in data.validation]
-        return _open(folders, data.validation, data)
-    return _open([_validation_beside(source, data) for source in data.sources], data.sources, data)
+    else:
+        folders = [_validation_beside(source, data) for source in data.sources]
+    mixture = _open(folders, sources, data)
+    train = Dataset(split_folder(data.sources[0].path, "train", data.cache), TextManifest)
+    _check_tokenizers(mixture.sources[0], train)
+    return mixture
 
 
 def _validation_beside(source: SourceConfig, data: DataConfig) -> Folder:
@@ -89,11 +95,13 @@ def _validation_beside(source: SourceConfig, data: DataConfig) -> Folder:
 def _open(folders: Sequence[Folder], sources: Sequence[SourceConfig], data: DataConfig) -> Mixture:
     opened = tuple(Dataset(folder, TextManifest) for folder in folders)
     for source in opened:
-        _check(source, opened[0], data)
+        _check_length(source, data)
+        _check_tokenizer_file(source)
+        _check_tokenizers(source, opened[0])
     return Mixture(opened, tuple(source.weight for source in sources))
 
 
-def _check(source: Dataset[TextManifest], first: Dataset[TextManifest], data: DataConfig) -> None:
+def _check_length(source: Dataset[TextManifest], data: DataConfig) -> None:
     manifest = source.manifest
     if manifest.sequence_length != data.sequence_length:
         raise DataError(
@@ -101,8 +109,25 @@ def _check(source: Dataset[TextManifest], first: Dataset[TextManifest], data: Da
             f"data.sequence_length is {data.sequence_length}; set it to {manifest.sequence_length} "
             "or prepare the data again"
         )
-    if manifest.tokenizer != first.manifest.tokenizer:
+
+
+def _check_tokenizer_file(source: Dataset[TextManifest]) -> None:
+    """Where the tokenizer still lies beside its shards, it must be theirs."""
+    folder, entry = source.folder.parent(), source.manifest.tokenizer
+    if (
+        folder.has(entry.file)
+        and (found := hashlib.sha256(folder.read(entry.file)).hexdigest()) != entry.sha256
+    ):
         raise DataError(
-            f"{source.name}: made with tokenizer {manifest.tokenizer.sha256[:16]}, but {first.name} with "
-            f"{first.manifest.tokenizer.sha256[:16]}; prepare one with the --tokenizer of the other"
+            f"{folder.name}/{entry.file}: not the tokenizer that {source.name} was made with: "
+            f"SHA-256 is {found}, the manifest says {entry.sha256}"
+        )
+
+
+def _check_tokenizers(source: Dataset[TextManifest], other: Dataset[TextManifest]) -> None:
+    mine, its = source.manifest.tokenizer.sha256, other.manifest.tokenizer.sha256
+    if mine != its:
+        raise DataError(
+            f"{source.name}: made with tokenizer {mine[:16]}, but {other.name} with {its[:16]}; "
+            "prepare one with the --tokenizer of the other"
         )

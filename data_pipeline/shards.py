@@ -130,31 +130,30 @@ def index_shard(path: Path) -> tuple[ShardIndex, str]:
     Raises DataError when the tar is damaged or cut, or has members other than plain files, keys or extensions
     that are refused, a key twice, or samples with different fields.
     """
-    with (
-        data_errors(path),
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content,
-    ):
-        try:
-            members = _members(content)
-            return _index(members, content), hashlib.sha256(content).hexdigest()
-        except (ValueError, tarfile.TarError) as error:
-            raise DataError(f"{path}: {error}") from error
+    try:
+        with (
+            data_errors(path),
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content,
+        ):
+            return _index(_members(content), content), hashlib.sha256(content).hexdigest()
+    except (ValueError, OverflowError, tarfile.TarError) as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _members(content: mmap.mmap) -> list[tarfile.TarInfo]:
-    """Headers of all members, once it is sure that none is missing."""
+    """Headers of all members, once it is sure that they are plain files and none is missing."""
     with tarfile.open(fileobj=content, mode="r:") as tar:
         members = list(tar)
-    end = members[-1].offset_data + _padded(members[-1].size) if members else 0
-    rest = content[end:]
-    if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
-        raise ValueError(f"damaged or cut after member {len(members)}, at byte {end}")
     for member in members:
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise ValueError(f"member {member.name!r} is not a plain file")
         if member.offset_data != member.offset + BLOCK:
             raise ValueError(f"member {member.name!r} has an extended header; the name is too long")
+    end = members[-1].offset_data + _padded(members[-1].size) if members else 0
+    rest = content[end:]
+    if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
+        raise ValueError(f"damaged or cut after member {len(members)}, at byte {end}")
     return members
 
 

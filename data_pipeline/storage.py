@@ -146,7 +146,7 @@ def data_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{path}: is missing") from error
+        raise DataError(f"{error.filename or path}: is missing") from error
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
 

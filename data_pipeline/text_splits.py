@@ -103,7 +103,7 @@ class SplitWriter:
 def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
     """What a manifest says of the tokenizer, which lies one folder up."""
     return TokenizerEntry(
-        file=f"../{TOKENIZER_FILE}", sha256=tokenizer.digest, vocabulary_size=tokenizer.vocabulary_size
+        file=TOKENIZER_FILE, sha256=tokenizer.digest, vocabulary_size=tokenizer.vocabulary_size
     )
 
 

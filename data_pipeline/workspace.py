@@ -47,6 +47,7 @@ def _publish(folder: Path, target: Path) -> None:
     (folder / LOCK).unlink()
     replaced = target.with_name(f".{target.name}.replaced")
     if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
         target.rename(replaced)
     folder.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
