@@ -100,10 +100,10 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
     name = f"{folder.name}/{MANIFEST}"
     content = folder.read(MANIFEST)
     try:
-        facts = json.loads(content)
+        facts = dict(json.loads(content))
         claimed = facts.pop("fingerprint", None)
         manifest = kind.model_validate(facts)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{name}: {_first_fault(error)}") from error
     if claimed != manifest.fingerprint:
         raise DataError(f"{name}: fingerprint {claimed} does not fit its content; prepare the data again")

@@ -2,12 +2,10 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 
 from data_pipeline.errors import DataError
 from data_pipeline.prepare_text import Prepared, TargetExists, TextSettings, prepare_text
@@ -22,7 +20,6 @@ SOURCES = "file, folder or pattern of UTF-8 text or .jsonl, also .gz or .zst; or
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
     settings = _settings(_parser().parse_args(arguments))
     try:
         _report(settings, prepare_text(settings))
@@ -33,10 +30,6 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
     return 0
-
-
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: object, code: int) -> int:

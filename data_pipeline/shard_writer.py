@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -34,7 +35,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._shard is not None:
-            self._shard.file.close()
+            self._shard.abandon()
 
     def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         """Append a sample of encoded fields, named by their extensions.
@@ -66,8 +67,8 @@ class _OpenShard:
         self._path = path
         self.samples = 0
         with data_errors(path):
-            self.file: BinaryIO = path.open("wb")
-        self._tar = webdataset.TarWriter(self.file, encoder=False, mtime=0)
+            self._file: BinaryIO = path.open("wb")
+        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0)
 
     def write(self, key: str, fields: Mapping[str, bytes]) -> None:
         try:
@@ -78,11 +79,16 @@ class _OpenShard:
             raise DataError(f"{self._path}: {error}") from error
         self.samples += 1
 
+    def abandon(self) -> None:
+        """Close the files, whatever can still be written."""
+        with suppress(OSError), self._file:
+            self._tar.close()
+
     def finish(self) -> ShardEntry:
         """Close the shard and index what is on the disk."""
         with data_errors(self._path):
             self._tar.close()
-            self.file.close()
+            self._file.close()
         index, sha256 = index_shard(self._path)
         index_path = self._path.with_name(index_name(self._path.name))
         with data_errors(index_path):

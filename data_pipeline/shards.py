@@ -25,8 +25,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.storage import data_errors
 
 BLOCK = tarfile.BLOCKSIZE
-KEY = re.compile(r"(?!__)[^./\\\x00-\x1f]+(/[^./\\\x00-\x1f]+)*")
-"""No dots (webdataset would cut the key there and merge samples), no absolute paths, no `..`, no metadata."""
+KEY = re.compile(r"(?!__)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+"""No dots: webdataset would cut the key there and merge samples. No absolute paths, no `..`, no metadata."""
+
+LONGEST_NAME = tarfile.LENGTH_NAME
+"""Bytes of `KEY.EXTENSION` that a plain tar header holds."""
 
 EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 UNPICKLED = {"pyd", "pkl", "pickle", "pth", "pt"}
@@ -54,7 +57,7 @@ class ShardIndex:
         """Map an index file into memory. Raises DataError when it is none."""
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise DataError(f"{path}: not an index of a shard ({error})") from error
         if rows.dtype != cls.dtype(len(fields)) or rows.ndim != 1:
             raise DataError(f"{path}: not an index of samples with the fields {', '.join(fields)}")
@@ -112,16 +115,14 @@ def _padded(size: int) -> int:
 def check_sample(key: str, fields: Mapping[str, Any]) -> None:
     """Raise ValueError for a key or an extension that other readers would misread or run."""
     if not KEY.fullmatch(key):
-        raise ValueError(
-            f"key {key!r}: no dots, no leading or double slash, no control characters, no leading __"
-        )
+        raise ValueError(f"key {key!r}: only letters, digits, _ and - in parts divided by /, no __ in front")
     for extension in fields:
         if not EXTENSION.fullmatch(extension):
-            raise ValueError(
-                f"key {key!r}: extension {extension!r} must be lower-case letters, digits and dots"
-            )
+            raise ValueError(f"key {key!r}: extension {extension!r}: only a to z, digits, _ and dots between")
         if extension.rpartition(".")[2] in UNPICKLED:
             raise ValueError(f"key {key!r}: extension {extension!r} is refused: standard readers unpickle it")
+        if len(f"{key}.{extension}") > LONGEST_NAME:
+            raise ValueError(f"key {key!r} with {extension!r} is longer than {LONGEST_NAME} characters")
 
 
 def index_shard(path: Path) -> tuple[ShardIndex, str]:
