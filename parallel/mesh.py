@@ -139,6 +139,10 @@ def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[
     world = describe_world(environment)
     # DeepSpeed's PipelineModule and launch-time checks read these variables themselves, also under srun.
     os.environ.update(world)
+    if config.tensor > 1:
+        # Megatron overlaps the all-reduce of input gradients with the product for the weight's: one queue keeps
+        # the order. CUDA reads it when the first context is made.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     local_rank = int(world["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)

@@ -27,12 +27,13 @@ from pretrain.layout import Plan, plan
 from pretrain.records import TrainState
 from pretrain.run_lock import RunLock
 from pretrain.signals import StopSignals
-from pretrain.trainer import Collaborators, Trainer
+from pretrain.trainer import Collaborators, RunJudge, Trainer
 
 
-def train(config: RunConfig, signals: StopSignals, stack: ExitStack) -> TrainState:
-    """Put a run together and train it to its end."""
-    mesh = ParallelMesh.create(config.parallel)
+def train(
+    config: RunConfig, mesh: ParallelMesh, signals: StopSignals, stack: ExitStack, judge: RunJudge = judge_finite
+) -> TrainState:
+    """Put a run together and train it to its end; `stack` closes what was opened."""
     layout = plan(config, mesh.world_size)
     open_run_folder(config, mesh, stack)
     batches = open_batches(config, mesh, stack)
@@ -59,7 +60,7 @@ def train(config: RunConfig, signals: StopSignals, stack: ExitStack) -> TrainSta
         journal.event(state.step, note)
     trainer = Trainer(
         config,
-        Collaborators(mesh, engine, batches, validation, checkpointer, journal, judge_finite, signals),
+        Collaborators(mesh, engine, batches, validation, checkpointer, journal, judge, signals),
     )
     if restored:
         restored.restore_random_state()
@@ -103,7 +104,7 @@ def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: Tra
         config.run_folder,
         config.journal,
         total_steps=config.run.steps,
-        first_step=state.step,
+        first_step=state.step + 1,
         flops_per_token=layout.flops_per_token,
         world_size=mesh.world_size,
         device_name=mesh.device_name,
@@ -138,7 +139,8 @@ def main(arguments: Sequence[str]) -> int:
     first = describe_world()["RANK"] == "0"
     try:
         with StopSignals() as signals, ExitStack() as stack:
-            train(load_config(options.config, options.overrides), signals, stack)
+            config = load_config(options.config, options.overrides)
+            train(config, ParallelMesh.create(config.parallel), signals, stack)
         return 0
     except (SurefootError, DataError) as error:
         code = DATA_EXIT_CODE if isinstance(error, DataError) else error.exit_code

@@ -6,6 +6,7 @@ Everything that DeepSpeed prints on its own goes to its logger's debug level: th
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,19 @@ def quiet() -> Iterator[None]:
             logger.debug(line)
 
 
+def silence_known_warnings() -> None:
+    """Warnings that DeepSpeed causes and whoever trains can do nothing about."""
+    # It calls collectives by names that torch 2.13 is about to rename.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # PipelineModule broadcasts tied weights without no_grad, at start and after a load.
+    warnings.filterwarnings("ignore", r"c10d::broadcast_: an autograd kernel was not registered", UserWarning)
+
+
 def build_module(
     specs: Sequence[LayerSpec], boundaries: Sequence[int], mesh: ParallelMesh, objective: Objective
 ) -> nn.Module:
     """The layers of this rank: all of them in order, or under pipeline parallelism those of its stage."""
+    silence_known_warnings()
     if mesh.pipeline.size == 1:
         return SequentialLayers(specs)
     topology = PipeModelDataParallelTopology(

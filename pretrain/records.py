@@ -60,6 +60,8 @@ class TrainState:
     tokens: int = 0
     damaged: int = 0
     """Damaged samples met so far."""
+    validated: int = 0
+    """The last step whose validation loss was taken."""
     vetoes_in_a_row: int = 0
     """Updates withheld since the last one that was applied."""
 

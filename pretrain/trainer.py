@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -22,6 +22,10 @@ from pretrain.records import Action, StepReport, TrainState, Verdict
 from pretrain.signals import StopSignals
 
 
+RunJudge = Callable[[StepReport, TrainState], Verdict]
+"""Judges a step, given the state before it; must be pure, so that all ranks come to the same verdict."""
+
+
 @dataclass(frozen=True)
 class Collaborators:
     """Everything that a trainer works with; put together in `pretrain.__main__`."""
@@ -32,7 +36,7 @@ class Collaborators:
     validation: ValidationSet
     checkpointer: Checkpointer
     journal: Journaling
-    judge: Callable[[StepReport, TrainState], Verdict]
+    judge: RunJudge
     signals: StopSignals
 
 
@@ -49,9 +53,11 @@ class Trainer:
         self.journal = collaborators.journal
         self.judge = collaborators.judge
         self.signals = collaborators.signals
+        self._saved = 0
+        """The last step that a checkpoint was taken of, or tried."""
 
     def run(self, state: TrainState) -> TrainState:
-        """Train from `state` to the configured number of steps.
+        """Train from `state`, which is that of the newest checkpoint if there is one, to the last step.
 
         Raises:
             Preempted: a signal asked to stop, and a checkpoint is sealed.
@@ -59,23 +65,43 @@ class Trainer:
             DataError: data is missing, or more samples are damaged than the budget allows.
             CheckpointError: the last checkpoint could not be saved.
         """
+        self._saved = state.step
         stopping = self._asked_to_stop()
-        while state.step < self.config.run.steps and not stopping:
-            started = time.perf_counter()
-            report, verdict = self._step(state)
-            self.journal.record(report, verdict, self._measure(started))  # also the step that ends the run
-            if verdict.action is Action.HALT:
-                raise TrainingDiverged(verdict.reason)
-            state = state.after(report, verdict)
-            self._check_damage(state)
-            stopping = report.interrupted
-            if not stopping and self._due(state, self.config.evaluation.every_steps):
-                stopping = not self._validate(state)
-            if stopping or self._due(state, self.config.checkpoint.every_steps):
+        while not stopping and not self._complete(state):
+            if self._validation_due(state):
+                state, stopping = self._validate(state)
+            elif self._checkpoint_due(state):
                 self._save(state)
+            else:
+                state, stopping = self._advance(state)
         if stopping:
             self._leave(state)
         return state
+
+    def _complete(self, state: TrainState) -> bool:
+        due = self._validation_due(state) or self._checkpoint_due(state)
+        return state.step >= self.config.run.steps and not due
+
+    def _validation_due(self, state: TrainState) -> bool:
+        return state.validated < state.step and self._at(state, self.config.evaluation.every_steps)
+
+    def _checkpoint_due(self, state: TrainState) -> bool:
+        return self._saved < state.step and self._at(state, self.config.checkpoint.every_steps)
+
+    def _at(self, state: TrainState, every: int) -> bool:
+        """At a multiple of `every` steps, or at the last step."""
+        return state.step % every == 0 or state.step == self.config.run.steps
+
+    def _advance(self, state: TrainState) -> tuple[TrainState, bool]:
+        """One optimizer step; also whether a rank was asked to stop."""
+        started = time.perf_counter()
+        report, verdict = self._step(state)
+        self.journal.record(report, verdict, self._measure(started))  # also the step that ends the run
+        if verdict.action is Action.HALT:
+            raise TrainingDiverged(verdict.reason)
+        state = state.after(report, verdict)
+        self._check_damage(state)
+        return state, report.interrupted
 
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
         batches, problem = self._next_batches()
@@ -112,9 +138,6 @@ class Trainer:
             "memory_bytes": memory,
         }
 
-    def _due(self, state: TrainState, every: int) -> bool:
-        return state.step % every == 0 or state.step == self.config.run.steps
-
     def _check_damage(self, state: TrainState) -> None:
         budget = self.config.data.damaged_sample_budget
         if state.damaged > budget:
@@ -124,13 +147,13 @@ class Trainer:
                 "or allow more"
             )
 
-    def _validate(self, state: TrainState) -> bool:
-        """False if the evaluation was broken off because a rank was asked to stop."""
+    def _validate(self, state: TrainState) -> tuple[TrainState, bool]:
+        """The validation loss; also whether it was broken off because a rank was asked to stop."""
         result = validate(self.engine, self.validation, self._asked_to_stop)
         if result is None:
-            return False
+            return state, True
         self.journal.validation(state.step, result.loss, result.targets, result.seconds)
-        return True
+        return replace(state, validated=state.step), False
 
     def _asked_to_stop(self) -> bool:
         return self.mesh.agree_any(self.signals.received is not None)
@@ -138,6 +161,7 @@ class Trainer:
     def _save(self, state: TrainState) -> None:
         """A save that fails costs this checkpoint, not the run, unless there is no later one to come."""
         saved = self.checkpointer.save(self.engine, state, self.batches.state())
+        self._saved = state.step
         if saved.tag is not None:
             self.journal.event(state.step, f"checkpoint {saved.tag} saved")
         elif state.step == self.config.run.steps:
@@ -146,4 +170,7 @@ class Trainer:
             self.journal.event(state.step, f"checkpoint not saved, training goes on: {saved.problem}")
 
     def _leave(self, state: TrainState) -> None:
+        """End the run early, with a checkpoint of where it stands."""
+        if self._saved < state.step:
+            self._save(state)
         raise Preempted(f"stopped by a signal at step {state.step}; the same command resumes the run")

@@ -66,8 +66,11 @@ class _Pool:
         atexit.register(self.kill)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float) -> list[Any]:
-        for connection in self._connections:
-            connection.send((function, arguments))
+        for rank, connection in enumerate(self._connections):
+            try:
+                connection.send((function, arguments))
+            except BrokenPipeError:
+                raise RankFailed(f"rank {rank} had died before{self._epitaph(rank)}") from None
         answers: dict[int, tuple[bool, Any]] = {}
         while len(answers) < len(self._connections):
             open_ones = [c for rank, c in enumerate(self._connections) if rank not in answers]
@@ -79,7 +82,7 @@ class _Pool:
                 try:
                     answers[rank] = connection.recv()
                 except (EOFError, ConnectionResetError):
-                    raise RankFailed(f"rank {rank} died\n{self._dump()}") from None
+                    raise RankFailed(f"rank {rank} died{self._epitaph(rank)}\n{self._dump()}") from None
                 if not answers[rank][0]:
                     # The others may wait for this one in a collective: they have a moment to fail as well.
                     timeout = 5.0
@@ -94,6 +97,10 @@ class _Pool:
         for process in self._processes:
             process.kill()
             process.join()
+
+    def _epitaph(self, rank: int) -> str:
+        self._processes[rank].join(1.0)
+        return f" with exit code {self._processes[rank].exitcode}"
 
     def _dump(self) -> str:
         """Stacks of the ranks that are still alive."""

@@ -8,10 +8,14 @@ import torch
 from data_pipeline.batches import TokenBatch
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
+from pretrain.assembly import assemble_engine
 from pretrain.config import RunConfig
+from pretrain.engine import TrainEngine
+from pretrain.kernels import detect_kernels
+from pretrain.layout import plan
 from pretrain.records import Action, StepReport, Verdict
 
-VOCABULARY = 250
+VOCABULARY = 300
 SEQUENCE = 32
 
 
@@ -90,3 +94,8 @@ def make_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[Token
 
 def proceed(report: StepReport) -> Verdict:
     return Verdict(Action.PROCEED)
+
+
+def make_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
+    """The engine of a run, as `python -m pretrain` assembles it."""
+    return assemble_engine(config, plan(config, mesh.world_size), mesh, detect_kernels())

@@ -1,0 +1,35 @@
+"""Fixtures that several parts of the tests share."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.prepare_text import TextSettings, prepare_text
+
+WORDS = "the run keeps its feet while loss falls and every rank agrees on what it saw before it steps".split()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of a few dozen short sequences with a vocabulary of 300."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    for document in range(20):
+        text = " ".join(draw.choice(WORDS) for _ in range(30))
+        (folder / f"{document}.txt").write_text(f"{text}.\n")
+    settings = TextSettings(
+        sources=(str(folder),),
+        out=folder / "data",
+        vocabulary_size=300,
+        tokenizer=None,
+        sequence_length=32,
+        validation_fraction=0.2,
+        field="text",
+        workers=1,
+        shard_samples=100,
+        seed=0,
+        overwrite=False,
+    )
+    prepare_text(settings)
+    return folder / "data"
