@@ -105,7 +105,9 @@ def test_bar_on_a_terminal() -> None:
 
 
 def test_no_bar_on_a_terminal_that_cannot_move_the_cursor() -> None:
-    assert "\x1b" not in run_on_terminal(RUN, TERM="dumb")
+    output = run_on_terminal(RUN, TERM="dumb")
+    assert "\x1b" not in output
+    assert "step 200/200  loss 3.2500" in output
 
 
 def test_console_of_a_file(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@ import json
 import math
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +42,11 @@ def rows(folder: Path) -> list[dict[str, object]]:
 
 def curves(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def next_second() -> None:
+    """TensorBoard reads event files in the order of their names, which count seconds and then, badly, files."""
+    time.sleep(1.1)
 
 
 def test_row_of_a_step(tmp_path: Path) -> None:
@@ -136,6 +144,7 @@ def test_resume_does_not_overlap(tmp_path: Path) -> None:
     first.validation(5, 1.0, 1, 1.0)
     first.validation(9, 1.0, 1, 1.0)
     first.close()
+    next_second()
     with open_journal(tmp_path, first_step=6) as second:
         for step in range(6, 9):
             second.record(replace(REPORT, step=step, loss=2.0), PROCEED, MEASUREMENTS)
@@ -165,41 +174,64 @@ def test_full_disk_is_told_once_and_training_goes_on(
         )
         journal.record(REPORT, PROCEED, MEASUREMENTS)
         ballast = fill(disk)
-        for step in range(2, 100):
+        for step in range(2, 99):
             journal.record(replace(REPORT, step=step), PROCEED, MEASUREMENTS)
-        ballast.unlink()
         now[0] = 61.0
+        journal.record(replace(REPORT, step=99), PROCEED, MEASUREMENTS)
+        ballast.unlink()
+        next_second()
+        now[0] = 122.0
         for step in range(100, 110):
             journal.record(replace(REPORT, step=step), PROCEED, MEASUREMENTS)
         journal.close()
         steps = [row["step"] for row in rows(disk)]
         assert steps[0] == 1
         assert steps[-10:] == list(range(100, 110))
-        assert [event.step for event in curves(disk).Scalars("train/loss")][-10:] == steps[-10:]
+        drawn = [event.step for event in curves(disk).Scalars("train/loss")]
+        assert drawn[0] == 1
+        assert drawn[-10:] == steps[-10:]
     out = capsys.readouterr().out
     for name in ("metrics.jsonl", "tensorboard"):
         assert out.count(f"{name} cannot be written: [Errno 28] No space left on device") == 1
         assert out.count(f"{name} is written again") == 1
 
 
-@pytest.fixture
+@contextmanager
 def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Standard output is a pipe that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
-    stream = os.fdopen(writer, "w")
-    monkeypatch.setattr(sys, "stdout", stream)
-    yield
-    os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
-    stream.close()
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as stream:
+        patch.setattr(sys, "stdout", stream)
+        yield
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), writer)
 
 
-@pytest.mark.usefixtures("broken_stdout")
-def test_console_that_is_gone_does_not_end_the_run(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal:
-        journal.event(0, "nobody hears this")
+def test_console_that_is_gone_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with broken_stdout(monkeypatch), open_journal(tmp_path) as journal:
+        with pytest.raises(BrokenPipeError):
+            print("nobody hears this", flush=True)
+        journal.event(0, "nor this")
         journal.record(REPORT, PROCEED, MEASUREMENTS)
     assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+def test_close_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
+    threads, files = set(threading.enumerate()), open_files()
+    with open_journal(tmp_path, console="bar") as journal:
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+        started = set(threading.enumerate()) - threads
+        assert started
+        assert open_files() != files
+    for thread in started:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in started)
+    assert open_files() == files
+
+
+def open_files() -> set[str]:
+    return {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
 
 
 def test_without_tensorboard(tmp_path: Path) -> None:
