@@ -20,7 +20,7 @@ class Ending:
     stopping: bool
     """A signal had asked the ranks to stop."""
     orphans: int
-    """Ranks that were still running when the launcher had ended."""
+    """Processes of ranks that were still running when the launcher had ended."""
 
     @property
     def signal_number(self) -> int:
@@ -55,7 +55,9 @@ def judge(ending: Ending, last_step: int | None, steps: int) -> Outcome:
     if number:
         return Outcome(PeerLost.exit_code, f"a rank or its launcher was ended by {name(number)}")
     if ending.orphans:
-        return Outcome(PeerLost.exit_code, f"the launcher was killed; {ending.orphans} ranks were ended")
+        return Outcome(
+            PeerLost.exit_code, f"the launcher was killed; {ending.orphans} processes that it left were ended"
+        )
     if ending.code == 0 and last_step is not None and last_step < steps:
         return Outcome(
             PeerLost.exit_code, f"the launcher ended early: step {last_step} of {steps} is the last"

@@ -22,8 +22,8 @@ def find_ranks(master_port: int) -> list[psutil.Process]:
 
 
 def find_orphans(master_port: int) -> list[psutil.Process]:
-    """Ranks on this machine that still run although their launcher is gone."""
-    return [process for process in psutil.process_iter() if is_orphan(process, master_port)]
+    """Ranks, and processes that they started, which still run on this machine when their launcher is gone."""
+    return [process for process in psutil.process_iter() if belongs_to_launch(process, master_port)]
 
 
 def is_launcher(process: psutil.Process, master_port: int) -> bool:
@@ -35,14 +35,13 @@ def is_launcher(process: psutil.Process, master_port: int) -> bool:
     return LAUNCHER_MODULE in command and f"--master_port={master_port}" in command
 
 
-def is_orphan(process: psutil.Process, master_port: int) -> bool:
+def belongs_to_launch(process: psutil.Process, master_port: int) -> bool:
+    """Whether a process has the environment of a rank; those of other users cannot be read and do not."""
     try:
         environment = process.environ()
-        parent = process.parent()
     except psutil.Error:
         return False
-    ours = environment.get("MASTER_PORT") == str(master_port) and "RANK" in environment
-    return ours and (parent is None or parent.environ().get("MASTER_PORT") != str(master_port))
+    return environment.get("MASTER_PORT") == str(master_port) and "RANK" in environment
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
