@@ -8,8 +8,8 @@ from launch.command import Machine
 
 DEVICE_FILES = ("nvidia[0-9]*", "dri/renderD*", "davinci[0-9]*", "accel/accel[0-9]*", "hl[0-9]*")
 """Device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""
-COMPUTE_DRIVERS = ("/dev/kfd", "/dev/nvidiactl", "/dev/davinci_manager", "/dev/accel", "/dev/hl0")
-"""Present only where a compute driver runs; a render node alone may be a display."""
+COMPUTE_DRIVERS = ("kfd", "nvidiactl", "davinci_manager", "accel", "hl0")
+"""Below /dev only where a compute driver runs; a render node alone may be a display."""
 
 
 def this_machine() -> Machine:
@@ -24,7 +24,7 @@ def this_machine() -> Machine:
 
 def count_accelerators(devices: Path) -> int:
     """Accelerators with a device file of the first kind that there is; 0 without a compute driver."""
-    if not any(Path(driver).exists() for driver in COMPUTE_DRIVERS):
+    if not any((devices / driver).exists() for driver in COMPUTE_DRIVERS):
         return 0
     counts = (len(list(devices.glob(pattern))) for pattern in DEVICE_FILES)
     return next(filter(None, counts), 0)

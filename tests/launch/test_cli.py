@@ -1,0 +1,108 @@
+"""The command as users call it: output, exit codes, and no torch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main, split_extra
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "configs" / "gpt" / "demo.toml")
+HEAVY = ("torch", "deepspeed", "megatron", "numpy", "webdataset", "sentencepiece", "tensorboard")
+
+
+def test_check_needs_no_torch() -> None:
+    script = (
+        f"import sys; from launch.cli import main; code = main(['check', {DEMO!r}]); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "\x1b" not in done.stdout, "no colours where there is no terminal"
+
+
+def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", DEMO, "--set", "data.global_batch_size=32", "--world-size", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "4 = tensor 2 x pipeline 1 x data 2" in out
+    assert "micro 16 x accumulation 1 x data 2 = 32 samples = 8,192 tokens a step" in out
+    assert '"train_batch_size": 32' in out
+
+
+def test_check_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", DEMO, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["world_size"] == 2
+    assert document["batch"]["samples"] == document["deepspeed"]["train_batch_size"]
+    assert document["parameters"]["total"] > document["parameters"]["non_embedding"] > 0
+    assert document["memory"]["total"] == max(sum(stage["memory"].values()) for stage in document["stages"])
+    assert document["tokens"] == document["steps"] * document["batch"]["tokens"]
+
+
+def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", DEMO, "--json", "--set", "run.step=1", "--set", "run.seed=-1"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert {fault["key"] for fault in document["faults"]} == {"run.step", "run.seed"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "absent.toml"],
+        ["train", DEMO, "--set", "run.step=1"],
+        ["train", DEMO, "--num-accelerators", "3"],
+        ["train", DEMO, "--include", "worker-0"],
+        ["train", DEMO, "--hostfile", "absent"],
+        ["train", DEMO, "--set", "run.deepspeed_config=absent.json"],
+        ["check", DEMO, "--world-size", "3"],
+    ],
+)
+def test_nothing_starts_when_something_is_wrong(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("surefoot: ")
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["check"], ["train", DEMO, "--num-accelerators", "0"]]
+)
+def test_bad_command_lines_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_words_after_two_dashes_are_for_deepspeed() -> None:
+    assert split_extra(["train", "c", "--", "--bind_cores_to_rank"]) == (
+        ["train", "c"],
+        ("--bind_cores_to_rank",),
+    )
+    assert split_extra(["check", "c"]) == (["check", "c"], ())
+
+
+def test_prepare_becomes_the_data_preparation() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from launch.cli import main; main()", "prepare", "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "text" in done.stdout

@@ -1,0 +1,136 @@
+"""The command line of a launch: understood by DeepSpeed, intact behind a remote shell."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from deepspeed.launcher.multinode_runner import PDSHRunner
+from deepspeed.launcher.runner import encode_world_info, parse_args
+
+from launch.command import Command, LaunchOptions, Machine, build_command, inline_toml
+from launch.machine import count_accelerators, free_port
+from pretrain.config_loader import parse_value
+from pretrain.errors import ConfigurationError
+
+CPU = Machine(accelerators=0, visible_devices=None, free_port=23456)
+GPUS = Machine(accelerators=8, visible_devices=None, free_port=23456)
+CONFIG = Path("configs/gpt/demo.toml")
+HOSTS = {"worker-0": (0, 1), "worker-1": (0, 1)}
+
+
+def understood(command: Command) -> argparse.Namespace:
+    """The options as DeepSpeed's launcher parses them."""
+    assert command.argv[:3] == (sys.executable, "-m", "deepspeed.launcher.runner")
+    return parse_args(list(command.argv[3:]))
+
+
+def test_one_machine() -> None:
+    options = LaunchOptions(CONFIG, ("run.steps=3", 'run.name="a b"'), num_accelerators=2)
+    command = build_command(options, CPU, model_parallel=1)
+    args = understood(command)
+    assert (args.num_gpus, args.master_port, args.module) == (2, 23456, True)
+    assert args.user_script == "pretrain"
+    assert args.user_args == [str(CONFIG), "--set", "run.steps=3", "--set", 'run.name="a b"']
+    assert args.hostfile == "", "a default hostfile must not turn this into a run on many hosts"
+    assert args.no_local_rank
+    assert command.environment["DS_ACCELERATOR"] == "cpu"
+    assert command.world_size == 2
+
+
+@pytest.mark.parametrize(("machine", "ranks"), [(CPU, 4), (GPUS, 8)])
+def test_default_number_of_ranks(machine: Machine, ranks: int) -> None:
+    assert build_command(LaunchOptions(CONFIG), machine, model_parallel=4).world_size == ranks
+
+
+def test_too_many_ranks_for_the_accelerators() -> None:
+    with pytest.raises(ConfigurationError, match="16: this machine offers 8"):
+        build_command(LaunchOptions(CONFIG, num_accelerators=16), GPUS, 1)
+
+
+def test_visible_devices_are_kept() -> None:
+    """DeepSpeed would drop them next to a number of accelerators and take devices 0 and 1."""
+    machine = Machine(8, "4,5,6", 23456)
+    command = build_command(LaunchOptions(CONFIG, num_accelerators=2), machine, 1)
+    assert command.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert understood(command).num_gpus == -1
+    assert build_command(LaunchOptions(CONFIG), machine, 1).world_size == 3
+    with pytest.raises(ConfigurationError, match="numbers only"):
+        build_command(LaunchOptions(CONFIG), Machine(8, "GPU-1234", 23456), 1)
+
+
+def test_hostfile() -> None:
+    options = LaunchOptions(
+        CONFIG,
+        hostfile=Path("hosts"),
+        slots=HOSTS,
+        include="worker-0@worker-1",
+        master_addr="10.0.0.1",
+        master_port=1234,
+        ssh_port=2222,
+        extra=("--bind_cores_to_rank",),
+    )
+    command = build_command(options, GPUS, 1)
+    args = understood(command)
+    assert (args.hostfile, args.include, args.exclude) == ("hosts", "worker-0@worker-1", "")
+    assert (args.master_addr, args.master_port, args.ssh_port) == ("10.0.0.1", 1234, 2222)
+    assert args.bind_cores_to_rank
+    assert not args.force_multi
+    assert command.world_size == 4
+
+
+@pytest.mark.parametrize(("host", "forced"), [("worker-0", True), ("localhost", False)])
+def test_single_remote_host_is_not_mistaken_for_this_machine(host: str, forced: bool) -> None:
+    options = LaunchOptions(CONFIG, hostfile=Path("hosts"), slots={host: (0,)})
+    assert understood(build_command(options, CPU, 1)).force_multi is forced
+
+
+OVERRIDES = (
+    'data.sources=[{path="a b", weight=0.5}]',
+    "run.name=it's",
+    'run.name="50%h $HOME `x` \\"q\\""',
+    "run.steps=3",
+    "run.folder=/tmp/two words",
+)
+
+
+def test_overrides_survive_the_remote_shell(tmp_path: Path) -> None:
+    """The words that pdsh would hand to a shell on each host come out with the values that were meant."""
+    options = LaunchOptions(CONFIG, OVERRIDES, hostfile=Path("hosts"), slots=HOSTS)
+    args = understood(build_command(options, CPU, 1))
+    runner = PDSHRunner(args, encode_world_info({host: list(slots) for host, slots in HOSTS.items()}))
+    argv, _, _ = runner.get_cmd({}, HOSTS)
+    user_words = " ".join(argv[argv.index("pretrain") + 1 :]).replace("%%", "%")  # as pdsh does
+    echo = f"{sys.executable} -c 'import sys, json; print(json.dumps(sys.argv[1:]))' {user_words}"
+    arrived = json.loads(subprocess.run(["sh", "-c", echo], capture_output=True, check=True).stdout)
+    assert arrived[0] == str(CONFIG)
+    values = [parse_value(word.partition("=")[2]) for word in arrived[2::2]]
+    assert values == [parse_value(word.partition("=")[2]) for word in OVERRIDES]
+
+
+@pytest.mark.parametrize("value", [1, 1.5, True, "a b", [1, "x y"], [{"path": "p q", "weight": 2}], {}])
+def test_inline_toml_has_no_spaces_and_means_the_same(value: object) -> None:
+    text = inline_toml(value)
+    assert " " not in text
+    assert parse_value(text) == value
+
+
+def test_paths_with_spaces_are_refused_behind_pdsh() -> None:
+    with pytest.raises(ConfigurationError, match="cannot hold spaces"):
+        build_command(LaunchOptions(Path("my run.toml"), slots=HOSTS, hostfile=Path("h")), CPU, 1)
+
+
+def test_no_driver_no_accelerators(tmp_path: Path) -> None:
+    (tmp_path / "dri").mkdir()
+    (tmp_path / "dri" / "renderD128").touch()
+    assert count_accelerators(tmp_path) == 0
+    (tmp_path / "nvidiactl").touch()
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "nvidia1").touch()
+    assert count_accelerators(tmp_path) == 2
+
+
+def test_ports_of_two_launches_differ() -> None:
+    assert len({free_port() for _ in range(5)}) > 1

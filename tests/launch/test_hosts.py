@@ -1,0 +1,103 @@
+"""Hostfiles as DeepSpeed reads them, and faults with line numbers."""
+
+import re
+from pathlib import Path
+
+import pytest
+from deepspeed.launcher.runner import _parse_hostfile, parse_inclusion_exclusion
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.hosts import environment_file_faults, host_lines, hostfile_faults, read_hostfile, select_slots
+from pretrain.errors import ConfigurationError
+
+lines = st.one_of(
+    st.sampled_from(["", "   ", "# comment", "  # indented", "worker-0", "slots=4", "worker-1 4"]),
+    st.builds("{}{}slots={}{}".format,
+        st.sampled_from(["worker-0", "worker-1", "10.0.0.1", "node.domain"]),
+        st.sampled_from([" ", "\t", "   "]),
+        st.integers(1, 16),
+        st.sampled_from(["", " ", " # why"]),
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(lines, max_size=6))
+def test_hostfiles_are_read_as_deepspeed_reads_them(content: list[str]) -> None:
+    text = "\n".join(content)
+    faults = list(hostfile_faults(Path("hosts"), text))
+    ours = {host: count for _, host, count in host_lines(text)}
+    try:
+        theirs = _parse_hostfile(content)
+    except ValueError:
+        assert faults or not ours
+    else:
+        assert not faults
+        assert list(ours.items()) == list(theirs.items())
+
+
+def test_every_bad_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# cluster\na slots=2\n\nb 4\na slots=3\nc slots=0\n")
+    with pytest.raises(ConfigurationError) as caught:
+        read_hostfile(path)
+    told = [str(fault) for fault in caught.value.faults]
+    assert [line.partition(": ")[0] for line in told] == [f"{path}:4", f"{path}:5", f"{path}:6"]
+    assert "'b 4' is not HOST slots=N" in told[0]
+    assert "a stands already in line 2" in told[1]
+    assert "c has no slots" in told[2]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_hostfile_without_hosts_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="names no host"):
+        read_hostfile(path)
+
+
+def test_missing_hostfile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        read_hostfile(tmp_path / "absent")
+
+
+POOL = {"a": (0, 1, 2, 3), "b": (0, 1), "c": (0,)}
+
+
+@pytest.mark.parametrize("text", ["a", "b@a", "a:0,2", "a:2@a:0", "a:1@c", "c@b:1,1", "a:0,1,2,3"])
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_filters_choose_what_deepspeed_chooses(option: str, text: str) -> None:
+    pool = {host: len(numbers) for host, numbers in POOL.items()}
+    include, exclude = (text, "") if option == "include" else ("", text)
+    theirs = parse_inclusion_exclusion(pool, include, exclude)
+    ours = select_slots(POOL, include, exclude)
+    assert [(host, sorted(numbers)) for host, numbers in theirs.items()] == [
+        (host, list(numbers)) for host, numbers in ours.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "message"),
+    [
+        ("d", "", "no host d; there are a, b, c"),
+        ("b:2", "", "b has slots 0 to 1, not [2]"),
+        ("b:x", "", "x is not a list of slots"),
+        ("a", "b", "exclude each other"),
+        ("", "a@b@c", "leaves no accelerator"),
+    ],
+)
+def test_bad_filters_are_explained(include: str, exclude: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        select_slots(POOL, include, exclude)
+
+
+def test_environment_file_lines_that_break_the_launcher(tmp_path: Path) -> None:
+    path = tmp_path / ".deepspeed_env"
+    path.write_text("NCCL_DEBUG=INFO\n\n# note\n#A=b\nnothing\nGREETING=two words\nHOME_OF=$HOME\nA B=c\n")
+    faults = {fault.key: fault.rule for fault in environment_file_faults(path)}
+    assert list(faults) == [f"{path}:{line}" for line in (2, 3, 4, 5, 7, 8)]
+    assert "blank line" in faults[f"{path}:2"]
+    assert "comment" in faults[f"{path}:3"]
+    assert "comment" in faults[f"{path}:4"]
+    assert "NAME=VALUE" in faults[f"{path}:5"]
+    assert "$" in faults[f"{path}:7"]
