@@ -30,12 +30,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder, counts requests by name, and breaks the first `breaks` downloads of shards half-way."""
+    """Serves a folder, counts requests, holds shards while `open` is not set, and breaks the first `breaks`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.requests: list[str] = []
         self.breaks = 0
+        self.open = threading.Event()
+        self.open.set()
 
     @property
     def url(self) -> str:
@@ -47,6 +49,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        if self.path.endswith(".tar"):
+            self.server.open.wait(timeout=60)
         if self.path.endswith(".tar") and self.server.breaks:
             self.server.breaks -= 1
             self.send_response(200)
@@ -155,7 +159,9 @@ import sys
 from pathlib import Path
 from data_pipeline.storage import open_folder
 url, cache, name, size, sha256 = sys.argv[1:]
-print(open_folder(url, Path(cache)).local(name, int(size), sha256))
+folder = open_folder(url, Path(cache))
+print("ready", flush=True)
+print(folder.local(name, int(size), sha256))
 """
 
 
@@ -164,11 +170,16 @@ def test_several_processes_download_a_shard_once(data: Path, server: Server, tmp
     content = (data / "d" / "train" / name).read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     argv = [sys.executable, "-c", FETCH, f"{server.url}/d/train", tmp_path, name, len(content), sha256]
-    ranks = [subprocess.Popen([str(word) for word in argv], stdout=subprocess.PIPE) for _ in range(3)]
-    paths = {rank.communicate(timeout=60)[0] for rank in ranks}
+    server.open.clear()
+    ranks = [
+        subprocess.Popen([str(word) for word in argv], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [rank.stdout.readline() for rank in ranks if rank.stdout] == ["ready\n"] * 3
+    server.open.set()
+    paths = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
     assert len(paths) == 1
-    assert Path(paths.pop().decode().strip()).read_bytes() == content
+    assert Path(paths.pop()).read_bytes() == content
     assert sum(request.endswith(".tar") for request in server.requests) == 1
 
 
