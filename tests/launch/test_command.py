@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,15 +98,34 @@ OVERRIDES = (
 )
 
 
-def test_overrides_survive_the_remote_shell(tmp_path: Path) -> None:
-    """The words that pdsh would hand to a shell on each host come out with the values that were meant."""
+STAND_IN_SSH = """#!/bin/sh
+# ssh OPTION... worker-N WORD...: hands the words, joined by spaces, to a shell, as sshd does.
+while [ "${1#worker-}" = "$1" ]; do shift; done
+shift
+exec sh -c "$*"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("pdsh"), reason="pdsh is not installed")
+def test_overrides_survive_pdsh_and_the_remote_shell(tmp_path: Path) -> None:
+    """Through the real pdsh and a shell on each host the values come out as they were meant."""
     options = LaunchOptions(CONFIG, OVERRIDES, hostfile=Path("hosts"), slots=HOSTS)
     args = understood(build_command(options, CPU, 1))
     runner = PDSHRunner(args, encode_world_info({host: list(slots) for host, slots in HOSTS.items()}))
-    argv, _, _ = runner.get_cmd({}, HOSTS)
-    user_words = " ".join(argv[argv.index("pretrain") + 1 :]).replace("%%", "%")  # as pdsh does
-    echo = f"{sys.executable} -c 'import sys, json; print(json.dumps(sys.argv[1:]))' {user_words}"
-    arrived = json.loads(subprocess.run(["sh", "-c", echo], capture_output=True, check=True).stdout)
+    argv, _, environment = runner.get_cmd({}, HOSTS)
+    ssh, script = tmp_path / "ssh", tmp_path / "echo.py"
+    ssh.write_text(STAND_IN_SSH)
+    ssh.chmod(0o755)
+    script.write_text("import sys, json; print(json.dumps(sys.argv[1:]))")
+    words = [sys.executable, str(script), *argv[argv.index("pretrain") + 1 :]]
+    done = subprocess.run(
+        ["pdsh", "-S", "-N", "-w", "worker-0", *words],
+        env={**environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    arrived = json.loads(done.stdout)
     assert arrived[0] == str(CONFIG)
     values = [parse_value(word.partition("=")[2]) for word in arrived[2::2]]
     assert values == [parse_value(word.partition("=")[2]) for word in OVERRIDES]
