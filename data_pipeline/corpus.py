@@ -43,9 +43,9 @@ class Corpus:
 
     A plain text file is one document (a long one several), a JSONL file has one a line in `field`.
     Files that are not UTF-8 and were found in a folder or by a pattern, and texts with half a surrogate
-    pair, are left out and listed in `skipped`. Raises DataError when a source has no files, and while reading: for a
-    file that vanished or is cut, a JSONL line that is no object or lacks the field, and a file that the user
-    named and that is not UTF-8.
+    pair, are left out and listed in `skipped`. Raises DataError when a source has no files, and while
+    reading: for a file that vanished or is cut, a JSONL line that is no object or lacks the field, and a
+    file that the user named and that is not UTF-8.
     """
 
     def __init__(self, sources: Sequence[str], field: str) -> None:
@@ -76,7 +76,7 @@ class Corpus:
                     yield from _plain_texts(file, path.stat().st_size)
         except UnicodeDecodeError as error:
             if path in self._named:
-                raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+                raise DataError(f"{path}: not UTF-8 text ({error.reason})") from error
             self.skipped.append(f"{path}: not UTF-8")
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise DataError(f"{path}: the compressed file is damaged or cut ({error})") from error
@@ -123,7 +123,11 @@ def _find(sources: Sequence[str]) -> tuple[Path, ...]:
 def _files_of(source: str) -> Iterable[Path]:
     if source == PYTHON_STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
-        return _walk(root, (path for path in root.rglob("*.py") if not STDLIB_EXCLUDED & set(path.parts)))
+        return [
+            path
+            for path in _walk(root, root.rglob("*.py"))
+            if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts)
+        ]
     path = Path(source)
     if path.is_dir():
         return _walk(path, path.rglob("*"))

@@ -8,7 +8,7 @@ from typing import Any
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.dataset import Dataset, split_folder
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import MANIFEST, TextManifest, TokenizerEntry
+from data_pipeline.manifest import MANIFEST, TextManifest, TokenizerEntry, read_manifest
 from data_pipeline.order import SampleOrder, SourceShape
 from data_pipeline.storage import Folder
 
@@ -27,6 +27,7 @@ class Mixture:
 
     @property
     def tokenizer(self) -> TokenizerEntry:
+        """The tokenizer of all sources."""
         return self.manifest.tokenizer
 
     def order(self, seed: int, shuffle: bool) -> SampleOrder:
@@ -76,8 +77,8 @@ def validation_mixture(data: DataConfig) -> Mixture:
     else:
         folders = [_validation_beside(source, data) for source in data.sources]
     mixture = _open(folders, sources, data)
-    train = Dataset(split_folder(data.sources[0].path, "train", data.cache), TextManifest)
-    _check_tokenizers(mixture.sources[0], train)
+    train = split_folder(data.sources[0].path, "train", data.cache)
+    _check_tokenizers(mixture.sources[0], train.name, read_manifest(train, TextManifest))
     return mixture
 
 
@@ -97,7 +98,7 @@ def _open(folders: Sequence[Folder], sources: Sequence[SourceConfig], data: Data
     for source in opened:
         _check_length(source, data)
         _check_tokenizer_file(source)
-        _check_tokenizers(source, opened[0])
+        _check_tokenizers(source, opened[0].name, opened[0].manifest)
     return Mixture(opened, tuple(source.weight for source in sources))
 
 
@@ -124,10 +125,10 @@ def _check_tokenizer_file(source: Dataset[TextManifest]) -> None:
         )
 
 
-def _check_tokenizers(source: Dataset[TextManifest], other: Dataset[TextManifest]) -> None:
-    mine, its = source.manifest.tokenizer.sha256, other.manifest.tokenizer.sha256
+def _check_tokenizers(source: Dataset[TextManifest], other_name: str, other: TextManifest) -> None:
+    mine, its = source.manifest.tokenizer.sha256, other.tokenizer.sha256
     if mine != its:
         raise DataError(
-            f"{source.name}: made with tokenizer {mine[:16]}, but {other.name} with {its[:16]}; "
+            f"{source.name}: made with tokenizer {mine[:16]}, but {other_name} with {its[:16]}; "
             "prepare one with the --tokenizer of the other"
         )

@@ -14,6 +14,9 @@ EXIT_COMMAND_LINE = 2
 EXIT_DATA = 3
 EXIT_INTERRUPTED = 130
 
+LISTED = 20
+"""Files and texts that were left out and are named; more are counted."""
+
 TEXT = "Train a tokenizer or take one, tokenize, pack into blocks, write train and validation shards."
 SOURCES = "file, folder or pattern of UTF-8 text or .jsonl, also .gz or .zst; or python-stdlib"
 
@@ -46,8 +49,10 @@ def _report(settings: TextSettings, prepared: Prepared | None) -> None:
     if prepared is None:
         print(f"{settings.out}: complete already, made with the same settings from the same files")
         return
-    for entry in prepared.skipped:
+    for entry in prepared.skipped[:LISTED]:
         print(f"left out: {entry}", file=sys.stderr)
+    if len(prepared.skipped) > LISTED:
+        print(f"left out: {len(prepared.skipped) - LISTED:,} more", file=sys.stderr)
     for manifest in prepared.manifests:
         print(
             f"{settings.out / manifest.split}: {manifest.tokens:,} tokens in {manifest.samples:,} samples of "

@@ -50,6 +50,7 @@ class ShardIndex:
 
     @staticmethod
     def dtype(fields: int) -> np.dtype[np.void]:
+        """Layout of a row for samples of so many fields."""
         return np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("fields", "<u4", (fields,))])
 
     @classmethod
@@ -64,6 +65,7 @@ class ShardIndex:
         return cls(fields, rows)
 
     def save(self, path: Path) -> None:
+        """Write an index file."""
         with path.open("wb") as file:
             np.save(file, self.rows, allow_pickle=False)
 
@@ -95,6 +97,7 @@ class ShardReader:
         return tuple(_payloads(memoryview(content), fields.tolist()))
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._file)
 
     def _damaged(self, number: int, offset: int, what: str) -> SampleDamaged:

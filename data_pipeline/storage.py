@@ -23,11 +23,14 @@ class Folder(Protocol):
     def name(self) -> str:
         """Path or URL, for messages."""
 
-    def child(self, name: str) -> "Folder": ...
+    def child(self, name: str) -> "Folder":
+        """The folder `name` in this one."""
 
-    def parent(self) -> "Folder": ...
+    def parent(self) -> "Folder":
+        """The folder above; a root is its own parent."""
 
-    def has(self, name: str) -> bool: ...
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder `name`."""
 
     def read(self, name: str) -> bytes:
         """The whole of a small file."""
@@ -92,7 +95,8 @@ class RemoteFolder:
         return RemoteFolder(f"{self._url}/{name}", self._cache)
 
     def parent(self) -> Folder:
-        return RemoteFolder(self._url.rpartition("/")[0], self._cache)
+        above = self._url.rpartition("/")[0]
+        return self if above.endswith(":/") else RemoteFolder(above, self._cache)
 
     def has(self, name: str) -> bool:
         with remote_errors(f"{self._url}/{name}"):

@@ -95,6 +95,7 @@ class BatchStream:
 
     @property
     def vocabulary_size(self) -> int:
+        """Ids of that tokenizer."""
         return self._mixture.tokenizer.vocabulary_size
 
     @property

@@ -51,6 +51,7 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of ids, the control pieces included."""
         return self._processor.vocab_size()
 
     @property

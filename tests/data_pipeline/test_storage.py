@@ -98,6 +98,13 @@ def test_a_memory_url_gives_what_the_folder_gives(data: Path, memory: str, tmp_p
         assert [sorted(numbers(step))[-5:] for step in validation] == [list(range(5001, 5006))]
 
 
+def test_a_split_at_the_root_of_a_bucket(data: Path, tmp_path: Path) -> None:
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(data / "d" / "train"), "/root", recursive=True)
+    assert read("memory://root", tmp_path) == read(data / "d")
+    filesystem.rm("/root", recursive=True)
+
+
 def test_a_file_url_is_a_local_folder(data: Path) -> None:
     assert read(f"file://{data}/d") == read(data / "d")
 
