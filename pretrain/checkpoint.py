@@ -122,7 +122,7 @@ class Checkpointer:
             manifest = self._manifest(tag, state, files)
             _, problem = self._from_first_rank(lambda: self._seal(tag, manifest))
         if problem:
-            self._from_first_rank(lambda: discard(self.folder, tag))
+            self._from_first_rank(lambda: discard(self.folder, [tag]))
             return Saved(None, problem)
         self._size = sum(record.size for record in files.values())
         # A folder that cannot be deleted now is deleted next time; the checkpoint is safe.

@@ -1,0 +1,227 @@
+"""What a training step costs: TrainEngine on one rank against a bare PyTorch loop over the same GPT.
+
+    python benchmarks/step.py                       one rank, on a GPU if there is one, else on the CPU
+    python benchmarks/step.py --size 124m --pairs 20
+
+The arms take turns in one process, step by step, and the ratio is taken pair by pair, so that a machine whose
+speed drifts slows both. The bare loop is what one would write by hand: nn.Linear, nn.Embedding, SDPA,
+F.cross_entropy, clip_grad_norm_ and fused AdamW; on a GPU with bf16 autocast, where our arm keeps bf16
+weights with fp32 masters.
+
+B  samples, S  tokens, D  hidden size, H  heads, V  vocabulary
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_pipeline.batches import TokenBatch
+from parallel.mesh import ParallelMesh
+from pretrain.assembly import assemble_engine
+from pretrain.config import RunConfig
+from pretrain.kernels import detect_kernels
+from pretrain.layout import plan
+from pretrain.records import Action, StepReport, Verdict
+from pretrain.throughput import peak_tflops
+
+SIZES = {
+    # layers, hidden size, heads, vocabulary, sequence, micro-batch, micro-batches
+    "tiny": (6, 384, 6, 8192, 256, 4, 2),
+    "124m": (12, 768, 12, 50304, 1024, 16, 2),
+    "1.3b": (24, 2048, 16, 50304, 1024, 8, 2),
+}
+LEARNING_RATE = 1e-4
+
+
+def make_config(size: str, dtype: str, zero_stage: int) -> RunConfig:
+    layers, hidden, heads, vocabulary, sequence, micro, accumulation = SIZES[size]
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "benchmark", "steps": 1000},
+            "model": {
+                "num_layers": layers,
+                "hidden_size": hidden,
+                "vocabulary_size": vocabulary,
+                "positions": "learned",
+                "attention": {"num_heads": heads},
+                "activation_checkpointing": False,
+            },
+            "parallel": {"zero_stage": zero_stage},
+            "data": {
+                "sources": [{"path": "none"}],
+                "sequence_length": sequence,
+                "micro_batch_size": micro,
+                "global_batch_size": micro * accumulation,
+            },
+            "optimizer": {"learning_rate": LEARNING_RATE},
+            "precision": {"dtype": dtype},
+        }
+    )
+
+
+class PlainBlock(nn.Module):
+    """A pre-LN block with nothing but torch."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.qkv, self.output = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.up, self.down = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in self.qkv(self.norm1(x_BSD)).chunk(3, dim=-1)
+        )
+        y_BHSK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x_BSD = x_BSD + self.output(y_BHSK.transpose(1, 2).flatten(2))
+        return x_BSD + self.down(F.gelu(self.up(self.norm2(x_BSD))))
+
+
+class PlainGPT(nn.Module):
+    """The GPT of the bare loop: learned positions, tied head."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        model, hidden = config.model, config.model.hidden_size
+        self.embedding = nn.Embedding(model.padded_vocabulary_size, hidden)
+        self.positions = nn.Embedding(config.data.sequence_length, hidden)
+        heads = model.attention.num_heads
+        self.blocks = nn.Sequential(*(PlainBlock(hidden, heads) for _ in range(model.num_layers)))
+        self.norm = nn.LayerNorm(hidden)
+        for table in (self.embedding, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        x_BSD = self.embedding(tokens_BS) + self.positions.weight
+        return self.norm(self.blocks(x_BSD)) @ self.embedding.weight.T
+
+
+def bare_step(config: RunConfig, device: torch.device) -> Callable[[list[TokenBatch]], float]:
+    """One optimizer step of the bare loop."""
+    model = PlainGPT(config).to(device)
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=LEARNING_RATE,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    autocast = config.precision.dtype == "bf16"
+
+    def step(batches: list[TokenBatch]) -> float:
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            tokens, targets = batch.tokens_BS.to(device), batch.targets_BS.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                logits = model(tokens)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) / len(batches)
+            loss.backward()
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total.item()
+
+    return step
+
+
+def our_step(config: RunConfig, mesh: ParallelMesh) -> Callable[[list[TokenBatch]], float]:
+    """One optimizer step of TrainEngine, judged."""
+    engine = assemble_engine(config, plan(config, 1), mesh, detect_kernels())
+    count = iter(range(1, 10**9))
+
+    def judge(report: StepReport) -> Verdict:
+        return Verdict(Action.PROCEED if report.finite else Action.VETO)
+
+    def step(batches: list[TokenBatch]) -> float:
+        report, _ = engine.step(batches, judge, step=next(count), learning_rate=LEARNING_RATE)
+        return report.loss
+
+    return step
+
+
+def make_batches(config: RunConfig, seed: int) -> list[TokenBatch]:
+    data, generator = config.data, torch.Generator().manual_seed(seed)
+    shape = (data.micro_batch_size, data.sequence_length + 1)
+    blocks = [
+        torch.randint(0, config.model.vocabulary_size, shape, generator=generator)
+        for _ in range(data.global_batch_size // data.micro_batch_size)
+    ]
+    return [TokenBatch(b[:, :-1], b[:, 1:], torch.ones(b[:, 1:].shape)) for b in blocks]
+
+
+def timed(step: Callable[[list[TokenBatch]], float], batches: list[TokenBatch], device: torch.device) -> float:
+    started = time.perf_counter()
+    step(batches)  # returns a Python float, so the device has finished
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--zero-stage", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--ours-only", action="store_true", help="where both arms do not fit on the device")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
+    options = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    size = options.size or ("124m" if gpu else "tiny")
+    config = make_config(size, "bf16" if gpu else "fp32", options.zero_stage)
+    mesh = ParallelMesh.create(config.parallel)
+    arms = {"ours": our_step(config, mesh)}
+    if not options.ours_only:
+        arms["bare"] = bare_step(config, mesh.device)
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for pair in range(-3, options.pairs):
+        for name in sorted(arms, reverse=pair % 2 == 0):  # neither arm always goes first
+            spent = timed(arms[name], make_batches(config, pair + 3), mesh.device)
+            if pair >= 0:
+                seconds[name].append(spent)
+    report(options, config, mesh, size, seconds)
+
+
+def report(
+    options: argparse.Namespace, config: RunConfig, mesh: ParallelMesh, size: str, seconds: dict[str, list[float]]
+) -> None:
+    layout = plan(config, 1)
+    peak = peak_tflops(mesh.device_name)
+    print(f"{size}: {layout.parameters.total / 1e6:.1f} M parameters, {config.precision.dtype}, {mesh.device_name}, ")
+    print(f"batch {layout.batch.tokens:,} tokens, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
+    result: dict[str, object] = {
+        "size": size,
+        "device": mesh.device_name,
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "zero_stage": options.zero_stage,
+        "pairs": options.pairs,
+        "seconds": seconds,
+    }
+    for name, values in seconds.items():
+        speed = layout.batch.tokens / statistics.median(values)
+        tflops = speed * layout.flops_per_token / 1e12
+        utilisation = f", {tflops / peak:.1%} of {peak:.0f} TFLOP/s" if peak else ""
+        print(f"  {name:5} {speed:12,.0f} tokens/s  {tflops:8.2f} TFLOP/s{utilisation}")
+    if "bare" in seconds:
+        ratios = [bare / ours for ours, bare in zip(seconds["ours"], seconds["bare"], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4)
+        print(f"  ours / bare in tokens/s: median {quartiles[1]:.3f}, quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}")
+        result["ratio_median"] = quartiles[1]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
