@@ -81,7 +81,7 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
         resources, environment = list(host_resources(options, machine)), {}
         user_arguments = list(remote_arguments(options))
     launcher = (sys.executable, "-m", "deepspeed.launcher.runner")
-    common = (f"--master_port={port}", "--no_local_rank", "--log_level=error", *options.extra)
+    common = (f"--master_port={port}", "--no_local_rank", "--log_level=critical", *options.extra)
     argv = (*launcher, *resources, *common, "--module", MODULE, *user_arguments)
     return Command(argv, environment, port, count)
 

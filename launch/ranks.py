@@ -31,8 +31,8 @@ def is_launcher(process: psutil.Process, master_port: int) -> bool:
         command = process.cmdline()
     except psutil.Error:
         return False
-    # A shell that runs the launcher has it in one long argument, which is not the launcher itself.
-    return LAUNCHER_MODULE in command and f"--master_port={master_port}" in command
+    # pdsh, ssh and shells have the launcher's command among their words, too, but not at their start.
+    return command[1:4] == ["-u", "-m", LAUNCHER_MODULE] and f"--master_port={master_port}" in command
 
 
 def belongs_to_launch(process: psutil.Process, master_port: int) -> bool:
