@@ -14,7 +14,8 @@ READY := $(VENV)/.ready
 .PHONY: demo test check test-slow bench clean
 
 demo: $(READY)
-	$(BIN)/surefoot prepare text python-stdlib --out data/demo
+	$(BIN)/surefoot prepare text python-stdlib --out data/demo --vocabulary-size 2048 --sequence-length 128 \
+		--validation-fraction 0.02
 	$(BIN)/surefoot train configs/gpt/demo.toml --num-accelerators 2
 
 test: check

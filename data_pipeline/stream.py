@@ -229,6 +229,12 @@ class ValidationSet:
         """SHA-256 of the tokenizer that the sources were made with."""
         return self._mixture.tokenizer.sha256
 
+    @property
+    def unigram_loss(self) -> float | None:
+        """Loss of a unigram model on the whole set, in nats per token; none for several sources."""
+        manifests = [source.manifest for source in self._mixture.sources]
+        return manifests[0].unigram_cross_entropy if len(manifests) == 1 else None
+
     def __len__(self) -> int:
         """Steps; equal on every rank."""
         return -(-self._samples // self._global_batch)

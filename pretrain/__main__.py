@@ -64,7 +64,10 @@ def train(
     )
     if restored:
         restored.restore_random_state()
-    return trainer.run(state)
+    state = trainer.run(state)
+    for line in closing_lines(config, trainer.validation_loss, validation.unigram_loss):
+        journal.event(state.step, line)
+    return state
 
 
 def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> None:
@@ -122,6 +125,17 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
         f"{batch.samples} samples, {batch.tokens:,} tokens",
         f"kernels: {kernels.description}",
     ]
+
+
+def closing_lines(config: RunConfig, loss: float | None, unigram_loss: float | None) -> list[str]:
+    """How well it went, and where to look."""
+    lines = [f"finished; the run is in {config.run_folder}"]
+    if loss is not None:
+        baseline = f", that of a unigram model {unigram_loss:.4f}" if unigram_loss else ""
+        lines.append(f"final validation loss {loss:.4f} nats per token{baseline}")
+    if config.journal.tensorboard:
+        lines.append(f"curves: tensorboard --logdir {config.run_folder / 'tensorboard'}")
+    return lines
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

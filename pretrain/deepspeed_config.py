@@ -33,6 +33,9 @@ def deepspeed_json(config: RunConfig, plan: Plan) -> Json:
 
 def derive(config: RunConfig, plan: Plan) -> Json:
     """The JSON that follows from the configuration alone."""
+    bf16 = config.precision.dtype == "bf16"
+    # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
+    accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
     return {
         "train_batch_size": plan.batch.samples,
         "train_micro_batch_size_per_gpu": plan.batch.micro,
@@ -40,7 +43,8 @@ def derive(config: RunConfig, plan: Plan) -> Json:
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision.dtype == "bf16"},
+        "bf16": {"enabled": bf16},
+        **accumulation,
         "steps_per_print": sys.maxsize,
     }
 

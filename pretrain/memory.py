@@ -39,9 +39,10 @@ def weight_bytes(config: RunConfig, parameters: int, data: int) -> int:
 
 
 def gradient_bytes(config: RunConfig, parameters: int, data: int) -> int:
-    """e bytes a parameter, divided by d under ZeRO-2 and 3."""
-    share = data if config.parallel.zero_stage >= 2 else 1
-    return DTYPE_BYTES[config.precision.dtype] * parameters // share
+    """4 bytes a parameter (e without ZeRO, which cannot accumulate in fp32), divided by d under ZeRO-2 and 3."""
+    stage = config.parallel.zero_stage
+    size = FP32_BYTES if stage else DTYPE_BYTES[config.precision.dtype]
+    return size * parameters // (data if stage >= 2 else 1)
 
 
 def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:

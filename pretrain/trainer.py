@@ -53,6 +53,8 @@ class Trainer:
         self.journal = collaborators.journal
         self.judge = collaborators.judge
         self.signals = collaborators.signals
+        self.validation_loss: float | None = None
+        """The last validation loss that this process has taken."""
         self._saved = 0
         """The last step that a checkpoint was taken of, or tried."""
 
@@ -152,6 +154,7 @@ class Trainer:
         result = validate(self.engine, self.validation, self._asked_to_stop)
         if result is None:
             return state, True
+        self.validation_loss = result.loss
         self.journal.validation(state.step, result.loss, result.targets, result.seconds)
         return replace(state, validated=state.step), False
 

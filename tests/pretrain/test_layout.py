@@ -150,7 +150,7 @@ def memory(stage: int, data: int, dtype: str = "bf16", **model: Any) -> Plan:
 
 def test_model_states_by_zero_stage() -> None:
     total = memory(0, 1).parameters.total
-    expected = {0: (2, 2, 12), 1: (2, 2, 3), 2: (2, 0.5, 3), 3: (0.5, 0.5, 3)}
+    expected = {0: (2, 2, 12), 1: (2, 4, 3), 2: (2, 1, 3), 3: (0.5, 1, 3)}
     for stage, bytes_each in expected.items():
         states = memory(stage, 4).memory
         found = (states.weights, states.gradients, states.optimizer)
