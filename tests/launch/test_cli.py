@@ -32,7 +32,9 @@ def test_check_needs_no_torch() -> None:
 
 
 def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", DEMO, "--set", "data.global_batch_size=32", "--world-size", "4"]) == 0
+    sizes = ("data.global_batch_size=32", "data.micro_batch_size=16", "data.sequence_length=256")
+    overrides = [word for size in sizes for word in ("--set", size)]
+    assert main(["check", DEMO, "--world-size", "4", *overrides]) == 0
     out = capsys.readouterr().out
     assert "4 = tensor 2 x pipeline 1 x data 2" in out
     assert "micro 16 x accumulation 1 x data 2 = 32 samples = 8,192 tokens a step" in out
