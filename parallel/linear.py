@@ -4,12 +4,14 @@ O  output features, I  input features of the full weight W (O, I)
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from parallel import megatron
 from parallel.initialization import Normal, fill_columns, fill_rows
 from parallel.mesh import Axis
+from parallel.spectral import SpectralConfig, SpectralNorms
 
 
 def megatron_config() -> megatron.ModelParallelConfig:
@@ -26,6 +28,11 @@ def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
     megatron.set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dim, stride=1)
 
 
+def substituted(spectral: SpectralNorms | None, weight: Tensor) -> Tensor:
+    """The weight that a layer computes with: its own, or the reparametrised one."""
+    return weight if spectral is None else spectral.substitute(weight)
+
+
 class ColumnParallelLinear(megatron.ColumnParallelLinear):
     """Y = X W^T + b with the rows of W, hence the features of Y, cut over the tensor axis.
 
@@ -34,7 +41,13 @@ class ColumnParallelLinear(megatron.ColumnParallelLinear):
     """
 
     def __init__(
-        self, in_features: int, blocks: Sequence[tuple[int, Normal]], *, bias: bool, tensor: Axis
+        self,
+        in_features: int,
+        blocks: Sequence[tuple[int, Normal]],
+        *,
+        bias: bool,
+        tensor: Axis,
+        spectral: SpectralConfig | None = None,
     ) -> None:
         super().__init__(
             in_features,
@@ -52,6 +65,12 @@ class ColumnParallelLinear(megatron.ColumnParallelLinear):
             fill_rows(shard, init, num_rows=rows, start=shard.shape[0] * tensor.rank)
         if bias:
             nn.init.zeros_(self.bias)
+        self.spectral = None
+        if spectral:
+            self.spectral = SpectralNorms(self.weight, self.local_blocks, rows_sharded=True, config=spectral)
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        return super()._forward_impl(input, substituted(self.spectral, weight), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O / tensor size)."""
@@ -63,7 +82,14 @@ class RowParallelLinear(megatron.RowParallelLinear):
     """Y = X W^T + b with the columns of W, hence the features of X, cut over the tensor axis; Y is complete."""
 
     def __init__(
-        self, in_features: int, out_features: int, init: Normal, *, bias: bool, tensor: Axis
+        self,
+        in_features: int,
+        out_features: int,
+        init: Normal,
+        *,
+        bias: bool,
+        tensor: Axis,
+        spectral: SpectralConfig | None = None,
     ) -> None:
         super().__init__(
             in_features,
@@ -80,6 +106,12 @@ class RowParallelLinear(megatron.RowParallelLinear):
         fill_columns(self.weight, init, num_columns=in_features, start=width * tensor.rank)
         if bias:
             nn.init.zeros_(self.bias)
+        self.spectral = None
+        if spectral:
+            self.spectral = SpectralNorms(self.weight, [out_features], rows_sharded=False, config=spectral)
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        return super()._forward_impl(input, substituted(self.spectral, weight), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I / tensor size) -> (..., O)."""

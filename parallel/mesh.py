@@ -50,6 +50,8 @@ class ParallelMesh:
     data: Axis
     model: Axis
     """Tensor x pipeline: the ranks that together hold one replica."""
+    stage: Axis
+    """Tensor x data: the ranks that hold the same layers."""
     control: ProcessGroup
     """All ranks over gloo, with a short timeout: what ranks agree on goes through it."""
 
@@ -92,6 +94,7 @@ class ParallelMesh:
             pipeline=axis(grid.permute(1, 2, 0).reshape(-1, config.pipeline)),
             data=axis(grid.permute(0, 2, 1).reshape(-1, world_size // model_size)),
             model=axis(grid.permute(1, 0, 2).reshape(-1, model_size)),
+            stage=axis(grid.reshape(config.pipeline, -1)),
             control=dist.new_group(backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)),
         )
 

@@ -37,10 +37,21 @@ class RunSection(Section):
 class AttentionConfig(Section):
     """Self-attention of one block."""
 
+    kind: Literal["dense", "mlra"] = "dense"
+    """Projections to queries, keys and values: one matrix each, or a product of two, `mlra` (Multi-head Low-Rank
+    Attention, arXiv 2409.07787); the keys below that say so are for `mlra` alone."""
     num_heads: int = Field(gt=0)
     """Query heads."""
     num_key_value_heads: int | None = Field(default=None, gt=0)
     """Key and value heads (grouped-query attention); none: as many as query heads."""
+    rank: int | None = Field(default=None, gt=0)
+    """`mlra`: rank r of the products; none: hidden_size // 2, which leaves the number of parameters as it is (with
+    as many key and value heads as query heads)."""
+    init: Literal["gpt2", "xavier", "variance_matched"] = "gpt2"
+    """`mlra`: initial factors: N(0, init_std^2) both; Xavier normal each; or such that the product has the variance of
+    a dense matrix, init_std^2 (the control: without it, low rank also means smaller initial outputs)."""
+    down_projection: Literal["replicated", "sharded"] = "replicated"
+    """`mlra`: the factors next to the input whole on every tensor-parallel rank, or cut by their rows."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the attention probabilities."""
 
@@ -68,7 +79,10 @@ class ModelConfig(Section):
     rotary_base: float = Field(default=10_000.0, gt=0)
     """Base of the rotary frequencies."""
     normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
-    """Normalization before each sub-layer (pre-LN) and before the head."""
+    """Which normalization."""
+    norm_placement: Literal["pre", "post", "none"] = "pre"
+    """`pre`: x + f(norm(x)), and a last norm before the head; `post`: norm(x + f(x)), and no last norm (Vaswani et al.
+    2017, arXiv 1706.03762); `none`: x + f(x). Initial weights are the same for all three."""
     normalization_epsilon: float = Field(default=1e-5, gt=0)
     """Added to the variance before the square root."""
     bias: bool = True
@@ -79,12 +93,21 @@ class ModelConfig(Section):
     """Dropout on the embedding and on each residual branch."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of initial weights; for residual projections divided by sqrt(2 layers) (GPT-2)."""
+    reparametrization: Literal["none", "sigma", "sigma_stats_only"] = "none"
+    """sigmaReparam (arXiv 2303.06296) on every matrix of the blocks, or its spectral norms without using them."""
+    gamma_init: Literal["sigma", "one"] = "sigma"
+    """First gamma of sigmaReparam: the spectral norm (the reference code), so that nothing changes, or 1 (the text)."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
     @property
     def num_key_value_heads(self) -> int:
         return self.attention.num_key_value_heads or self.attention.num_heads
+
+    @property
+    def attention_rank(self) -> int:
+        """Rank r of low-rank attention."""
+        return self.attention.rank or self.hidden_size // 2
 
     @property
     def head_size(self) -> int:

@@ -15,8 +15,10 @@ Its own norm is wrong for fp32, ZeRO-0 and pipeline: replicated parameters count
 pipeline x tensor group, so that the norms of later stages lack theirs (`clip_grad_norm_` in 0.19.8).
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
@@ -27,7 +29,14 @@ from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
 
-Gradient = tuple[nn.Parameter, Tensor]
+
+class LocalGradient(NamedTuple):
+    """What this rank holds of one parameter's averaged gradient."""
+
+    parameter: nn.Parameter
+    gradient: Tensor
+    start: int = 0
+    """Where it begins in the flattened parameter, of which it may be a piece."""
 
 
 class UpdateGate(ABC):
@@ -46,7 +55,7 @@ class UpdateGate(ABC):
         """Whether each data-parallel rank holds its own share of the gradients, or all of them."""
 
     @abstractmethod
-    def gradients(self) -> Iterator[Gradient]:
+    def gradients(self) -> Iterator[LocalGradient]:
         """Parameters with the averaged gradients that this rank holds of them."""
 
     @abstractmethod
@@ -55,7 +64,7 @@ class UpdateGate(ABC):
 
     def squared_norm(self) -> Tensor:
         """This rank's share of the squared global gradient norm: summed over all ranks it is the whole."""
-        counted = [gradient for parameter, gradient in self.gradients() if self._counts(parameter)]
+        counted = [held.gradient for held in self.gradients() if self._counts(held.parameter)]
         if not counted:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         norms = torch.stack(torch._foreach_norm([gradient.float() for gradient in counted]))
@@ -85,10 +94,10 @@ class PlainGate(UpdateGate):
 
     sharded = False
 
-    def gradients(self) -> Iterator[Gradient]:
+    def gradients(self) -> Iterator[LocalGradient]:
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None:
-                yield parameter, parameter.grad
+                yield LocalGradient(parameter, parameter.grad)
 
     def _install(self) -> None:
         self._replace_step()
@@ -104,10 +113,10 @@ class BFloat16Gate(UpdateGate):
 
     sharded = False
 
-    def gradients(self) -> Iterator[Gradient]:
+    def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
         for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
-            yield from zip(parameters, gradients, strict=True)
+            yield from map(LocalGradient, parameters, gradients)
 
     def _install(self) -> None:
         self._replace_step()
@@ -118,11 +127,14 @@ class ShardedGate(UpdateGate):
 
     sharded = True
 
-    def gradients(self) -> Iterator[Gradient]:
+    def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
         for group, parameters in enumerate(optimizer.params_in_partition):
-            gradients = optimizer.averaged_gradients[group]
-            yield from zip(parameters, without_padding(gradients), strict=True)
+            # A partition may begin within its first parameter. Zeros that fill up the last one belong to none; some
+            # carry a mark, those at the end do not.
+            gradients = without_padding(optimizer.averaged_gradients[group])
+            starts = itertools.chain([optimizer.first_offset[group]], itertools.repeat(0))
+            yield from map(LocalGradient, parameters, gradients, starts)
 
     def _install(self) -> None:
         optimizer = self._engine.optimizer
@@ -140,10 +152,12 @@ class Stage3Gate(UpdateGate):
 
     sharded = True
 
-    def gradients(self) -> Iterator[Gradient]:
+    def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
         for group, parameters in enumerate(optimizer.fp16_groups):
-            yield from zip(parameters, optimizer.averaged_gradients[group], strict=True)
+            # Pieces of ZeRO-3 begin where the rank's shard does.
+            for parameter, gradient in zip(parameters, optimizer.averaged_gradients[group], strict=True):
+                yield LocalGradient(parameter, gradient, start=self._mesh.data.rank * gradient.numel())
 
     def _install(self) -> None:
         optimizer = self._engine.optimizer
@@ -156,7 +170,7 @@ class Stage3Gate(UpdateGate):
 
 
 def without_padding(gradients: Iterable[Tensor]) -> list[Tensor]:
-    """ZeRO pads the last partition with zero tensors that belong to no parameter."""
+    """The gradients that belong to a parameter: ZeRO marks the zeros that it fills gaps with."""
     return [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
 
 

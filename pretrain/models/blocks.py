@@ -17,6 +17,7 @@ from parallel.initialization import Normal
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.mesh import ParallelMesh
 from parallel.rng import Draw, RandomStreams, dropout, seed_attention
+from parallel.spectral import SpectralConfig
 from pretrain.config import ModelConfig
 
 
@@ -37,6 +38,13 @@ class LayerContext:
         """
         std = self.config.init_std
         return Normal(self.seed, name, std / (2 * self.config.num_layers) ** 0.5 if residual else std)
+
+    @property
+    def spectral(self) -> SpectralConfig | None:
+        """How the matrices of the blocks are reparametrised."""
+        if self.config.reparametrization == "none":
+            return None
+        return SpectralConfig(self.config.reparametrization, self.config.gamma_init)
 
     def norm(self) -> nn.Module:
         """A normalization layer over D."""
@@ -84,6 +92,7 @@ class SelfAttention(nn.Module):
             ],
             bias=config.bias,
             tensor=tensor,
+            spectral=context.spectral,
         )
         self.output = RowParallelLinear(
             heads * size,
@@ -91,6 +100,7 @@ class SelfAttention(nn.Module):
             context.weight(f"{name}.output", residual=True),
             bias=config.bias,
             tensor=tensor,
+            spectral=context.spectral,
         )
 
     def forward(self, x_BSD: Tensor, draw: Draw | None) -> Tensor:
@@ -131,13 +141,16 @@ class FeedForward(nn.Module):
         up = [(config.ffn_size, context.weight(f"{name}.up"))]
         if self.gated:
             up.insert(0, (config.ffn_size, context.weight(f"{name}.gate")))
-        self.up = ColumnParallelLinear(config.hidden_size, up, bias=config.bias, tensor=tensor)
+        self.up = ColumnParallelLinear(
+            config.hidden_size, up, bias=config.bias, tensor=tensor, spectral=context.spectral
+        )
         self.down = RowParallelLinear(
             config.ffn_size,
             config.hidden_size,
             context.weight(f"{name}.down", residual=True),
             bias=config.bias,
             tensor=tensor,
+            spectral=context.spectral,
         )
 
     def forward(self, x_BSD: Tensor) -> Tensor:

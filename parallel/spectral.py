@@ -1,0 +1,290 @@
+"""sigmaReparam (Zhai et al. 2023, arXiv 2303.06296) over tensor-parallel shards, one power step per update.
+
+    What = (gamma / sigma) W,    sigma = v^T W u,  the spectral norm of W
+
+    M   the local shard of W with its sharded dimension first: W itself where rows are sharded
+        (column-parallel layers), W^T where columns are (row-parallel layers)
+    R   length of M's rows, the dimension that every rank holds whole; r (R,) is the singular vector along it
+    L   rows of M on this rank, a share of the sharded dimension; s (L,) is this rank's piece of the other vector
+    K   matrices stacked in one layer (query, key, value)
+
+Weights change once per optimizer step, so one power step per update is all there is to do, for all layers of a
+rank in one all-reduce:  a = M r;  all-reduce [b = sum M^T a,  c = sum |a|^2];  sigma = |b| / sqrt(c),
+r <- b / |b|,  s <- a / sqrt(c).  What is then used as a plain weight by every micro-batch, and its accumulated
+gradient G is pulled back to W and gamma once per update, with one more all-reduce of one number per matrix:
+    p = <G, W>,    dW = (gamma / sigma) (G - (p / sigma) v u^T),    dgamma = p / sigma.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+Mode = Literal["sigma", "sigma_stats_only"]
+
+EXACT_UP_TO = 512
+"""First vectors come from an exact decomposition up to this R, beyond it from power steps."""
+FIRST_POWER_STEPS = 64
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """How the matrices of a layer are reparametrised."""
+
+    mode: Mode
+    """`sigma_stats_only` follows sigma and leaves the weights as they are."""
+    gamma_init: Literal["sigma", "one"]
+    """gamma starts at the first sigma, so that What = W (the reference code), or at 1 (the paper's text)."""
+
+
+class _Substitute(torch.autograd.Function):
+    """What in the forward pass; its gradient lands on W, unchanged, until `pull_back` makes it W's."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, effective: Tensor) -> Tensor:
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class SpectralNorms(nn.Module):
+    """Singular vectors, sigma and gamma of the matrices in one linear layer; all buffers, in fp32 at least."""
+
+    def __init__(
+        self, weight: Tensor, local_blocks: Sequence[int], *, rows_sharded: bool, config: SpectralConfig
+    ) -> None:
+        """`local_blocks` are the local rows of each stacked matrix; only row-sharded layers stack several."""
+        super().__init__()
+        self.config = config
+        self.rows_sharded = rows_sharded
+        self.local_blocks = list(local_blocks)
+        count, (rows, columns) = len(self.local_blocks), weight.shape
+        replicated, sharded = (columns, rows) if rows_sharded else (rows, columns)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.register_buffer("replicated_KR", torch.zeros(count, replicated, dtype=dtype))
+        self.register_buffer("sharded_L", torch.zeros(sharded, dtype=dtype))
+        self.register_buffer("sigma_K", torch.ones(count, dtype=dtype))
+        self.register_buffer("gamma_K", torch.ones(count, dtype=dtype))
+        self.register_buffer("effective", None, persistent=False)
+        self.replicated_KR: Tensor
+        self.sharded_L: Tensor
+        self.sigma_K: Tensor
+        self.gamma_K: Tensor
+        self.effective: Tensor | None
+
+    @property
+    def active(self) -> bool:
+        """Whether the layer uses What; else sigma is only followed."""
+        return self.config.mode == "sigma"
+
+    def substitute(self, weight: Tensor) -> Tensor:
+        """The weight to compute with."""
+        if self.effective is None:
+            return weight
+        substituted: Tensor = _Substitute.apply(weight, self.effective)
+        return substituted
+
+    def matrices(self, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, M (L, R) in this module's dtype, and the view of `sharded_L` of each stacked matrix."""
+        pieces = self.sharded_L.split(self.local_blocks if self.rows_sharded else [self.sharded_L.numel()])
+        blocks = weight.split(self.local_blocks) if self.rows_sharded else (weight.T,)
+        for number, (block, piece) in enumerate(zip(blocks, pieces, strict=True)):
+            yield number, block.to(self.sharded_L.dtype), piece
+
+    @torch.no_grad()
+    def materialise(self, weight: Tensor) -> None:
+        """What = (gamma / sigma) W, in the dtype of W."""
+        if not self.active:
+            return
+        if self.effective is None:
+            self.effective = torch.empty_like(weight)
+        factors = (self.gamma_K / self.sigma_K).to(weight.dtype)
+        rows = self.local_blocks if self.rows_sharded else [weight.shape[0]]
+        shards = zip(weight.split(rows), self.effective.split(rows), factors, strict=True)
+        for source, target, factor in shards:
+            torch.mul(source, factor, out=target)
+
+
+@dataclass(frozen=True)
+class SpectralLayer:
+    """A weight with its spectral norms."""
+
+    name: str
+    weight: nn.Parameter
+    norms: SpectralNorms
+
+
+def find_spectral_layers(module: nn.Module) -> list[SpectralLayer]:
+    """All reparametrised weights of a module, in order."""
+    found = []
+    for name, layer in module.named_modules():
+        norms = getattr(layer, "spectral", None)
+        if isinstance(norms, SpectralNorms):
+            found.append(SpectralLayer(name, layer.weight, norms))
+    return found
+
+
+@torch.no_grad()
+def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
+    """Advance the singular vectors and sigma of all matrices by one step; one all-reduce."""
+    images = []
+    for layer in layers:
+        for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
+            image_L = matrix_LR @ layer.norms.replicated_KR[number]
+            back_R = matrix_LR.T @ image_L
+            images.append((layer.norms, number, piece_L, image_L, back_R))
+    sums = [torch.cat((back, image.square().sum().view(1))) for *_, image, back in images]
+    for (norms, number, piece_L, image_L, _), total in zip(images, _reduce(sums, group), strict=True):
+        back_R, length = total[:-1], total[-1].sqrt()
+        size = back_R.norm()
+        norms.sigma_K[number] = size / length
+        torch.div(back_R, size, out=norms.replicated_KR[number])
+        torch.div(image_L, length, out=piece_L)
+
+
+@torch.no_grad()
+def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
+    """First vectors, sigma and gamma of all matrices; returns the largest relative residual |M^T s - sigma r| / sigma.
+
+    Exact for small matrices, from the eigenvectors of M^T M; for large ones after FIRST_POWER_STEPS power steps, in
+    which sigma comes closer than the vectors do, and training goes on where they stand.
+    """
+    for layer in layers:
+        for number, matrix_LR, _ in layer.norms.matrices(layer.weight):
+            layer.norms.replicated_KR[number] = _first_vector(matrix_LR, group)
+    exact = all(layer.norms.replicated_KR.shape[1] <= EXACT_UP_TO for layer in layers)
+    for _ in range(1 if exact else FIRST_POWER_STEPS):
+        power_step(layers, group)
+    for layer in layers:
+        if layer.norms.config.gamma_init == "sigma":
+            layer.norms.gamma_K.copy_(layer.norms.sigma_K)
+        layer.norms.materialise(layer.weight)
+    return residual(layers, group)
+
+
+def _first_vector(matrix_LR: Tensor, group: ProcessGroup) -> Tensor:
+    """The top right singular vector of the whole M, or a start for power steps, the same on every rank."""
+    size = matrix_LR.shape[1]
+    if size > EXACT_UP_TO:
+        generator = torch.Generator().manual_seed(0)
+        return nn.functional.normalize(torch.randn(size, generator=generator), dim=0).to(matrix_LR)
+    gram_RR = matrix_LR.double().T @ matrix_LR.double()
+    dist.all_reduce(gram_RR, group=group)
+    return torch.linalg.eigh(gram_RR).eigenvectors[:, -1].to(matrix_LR.dtype)
+
+
+@torch.no_grad()
+def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
+    """Largest |M^T s - sigma r| / sigma over all matrices: how far the pair is from singular vectors."""
+    backs, targets = [], []
+    for layer in layers:
+        for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
+            backs.append(matrix_LR.T @ piece_L)
+            targets.append((layer.norms.sigma_K[number], layer.norms.replicated_KR[number]))
+    pairs = zip(_reduce(backs, group), targets, strict=True)
+    return max(((back - sigma * vector).norm() / sigma).item() for back, (sigma, vector) in pairs)
+
+
+def _reduce(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor]:
+    """Sums of many small tensors over a group, in one all-reduce."""
+    if dist.get_world_size(group) == 1:
+        return tensors
+    flat = torch.cat(list(tensors))
+    dist.all_reduce(flat, group=group)
+    return flat.split([tensor.numel() for tensor in tensors])
+
+
+# Gradients
+
+
+@dataclass(frozen=True)
+class GradientPiece:
+    """A piece of the gradient of a layer's What: elements [start, start + numel) of the flattened local weight."""
+
+    layer: SpectralLayer
+    gradient: Tensor
+    start: int
+
+
+@torch.no_grad()
+def pull_back(pieces: Sequence[GradientPiece], layers: Sequence[SpectralLayer], group: ProcessGroup) -> list[Tensor]:
+    """Turn gradients of What into those of W, in place; returns dgamma (K,) of each layer. One all-reduce.
+
+    The ranks of `group` must hold every element of every gradient exactly once among them.
+    """
+    products = {id(layer.norms): torch.zeros_like(layer.norms.sigma_K) for layer in layers}
+    for piece in pieces:
+        for number, gradient, start in _by_matrix(piece):
+            weight = piece.layer.weight.detach().view(-1)[start : start + gradient.numel()]
+            product = torch.dot(gradient.view(-1).to(piece.layer.norms.sigma_K.dtype), weight.to(piece.layer.norms.sigma_K.dtype))
+            products[id(piece.layer.norms)][number] += product
+    totals = _reduce([products[id(layer.norms)] for layer in layers], group)
+    by_layer = {id(layer.norms): total for layer, total in zip(layers, totals, strict=True)}
+    for piece in pieces:
+        for number, gradient, start in _by_matrix(piece):
+            _correct(piece.layer, number, gradient, start, by_layer[id(piece.layer.norms)][number])
+    return [total / layer.norms.sigma_K for layer, total in zip(layers, totals, strict=True)]
+
+
+def _by_matrix(piece: GradientPiece) -> Iterator[tuple[int, Tensor, int]]:
+    """The parts of a piece that belong to each stacked matrix: its number, the flat gradient, and its start."""
+    norms, columns = piece.layer.norms, piece.layer.weight.shape[1]
+    rows = norms.local_blocks if norms.rows_sharded else [piece.layer.weight.shape[0]]
+    flat, first = piece.gradient.view(-1), 0
+    for number, size in enumerate(rows):
+        last = first + size * columns
+        start, stop = max(first, piece.start), min(last, piece.start + flat.numel())
+        if start < stop:
+            yield number, flat[start - piece.start : stop - piece.start], start
+        first = last
+
+
+def _correct(layer: SpectralLayer, number: int, gradient: Tensor, start: int, product: Tensor) -> None:
+    """gradient <- (gamma / sigma) (gradient - (product / sigma) v u^T), on elements [start, ...) of the weight."""
+    norms = layer.norms
+    sigma, gamma = norms.sigma_K[number], norms.gamma_K[number]
+    left, right = _outer_factors(norms, number)
+    scale = (gamma / sigma).item()
+    add_outer(gradient, start, left, right, scale=scale, alpha=-scale * (product / sigma).item())
+
+
+def _outer_factors(norms: SpectralNorms, number: int) -> tuple[Tensor, Tensor]:
+    """v by local row of the weight and u by local column."""
+    if norms.rows_sharded:
+        # v of all stacked matrices lies in one buffer, as their rows do in the weight.
+        return norms.sharded_L, norms.replicated_KR[number]
+    return norms.replicated_KR[number], norms.sharded_L
+
+
+def add_outer(flat: Tensor, start: int, left: Tensor, right: Tensor, *, scale: float, alpha: float) -> None:
+    """flat <- scale flat + alpha (left right^T) on elements [start, start + len) of the flattened outer product.
+
+    Whole rows go through one `addr_`, which reads and writes them once; at most two rows are cut.
+    """
+    columns, position, end = right.numel(), start, start + flat.numel()
+    while position < end:
+        row, column = divmod(position, columns)
+        whole_rows = (end - position) // columns if column == 0 else 0
+        count = whole_rows * columns or min(columns - column, end - position)
+        part = flat[position - start : position - start + count]
+        if whole_rows:
+            vector = left[row : row + whole_rows].to(flat.dtype)
+            part.view(whole_rows, columns).addr_(vector, right.to(flat.dtype), beta=scale, alpha=alpha)
+        else:
+            part.mul_(scale).add_(right[column : column + count], alpha=alpha * left[row].item())
+        position += count
+
+
+@torch.no_grad()
+def fold(module: nn.Module) -> None:
+    """Replace every W by its What, for export: the module computes the same and has plain weights."""
+    for layer in find_spectral_layers(module):
+        if layer.norms.effective is not None:
+            layer.weight.copy_(layer.norms.effective)
+            layer.norms.effective = None
