@@ -213,7 +213,9 @@ class GradientPiece:
 
 
 @torch.no_grad()
-def pull_back(pieces: Sequence[GradientPiece], layers: Sequence[SpectralLayer], group: ProcessGroup) -> list[Tensor]:
+def pull_back(
+    pieces: Sequence[GradientPiece], layers: Sequence[SpectralLayer], group: ProcessGroup
+) -> list[Tensor]:
     """Turn gradients of What into those of W, in place; returns dgamma (K,) of each layer. One all-reduce.
 
     The ranks of `group` must hold every element of every gradient exactly once among them.
@@ -221,15 +223,27 @@ def pull_back(pieces: Sequence[GradientPiece], layers: Sequence[SpectralLayer], 
     products = {id(layer.norms): torch.zeros_like(layer.norms.sigma_K) for layer in layers}
     for piece in pieces:
         for number, gradient, start in _by_matrix(piece):
+            own = products[id(piece.layer.norms)]
             weight = piece.layer.weight.detach().view(-1)[start : start + gradient.numel()]
-            product = torch.dot(gradient.view(-1).to(piece.layer.norms.sigma_K.dtype), weight.to(piece.layer.norms.sigma_K.dtype))
-            products[id(piece.layer.norms)][number] += product
+            own[number] += torch.dot(gradient.to(own.dtype), weight.to(own.dtype))
     totals = _reduce([products[id(layer.norms)] for layer in layers], group)
-    by_layer = {id(layer.norms): total for layer, total in zip(layers, totals, strict=True)}
+    factors = _factors(layers, totals)
     for piece in pieces:
         for number, gradient, start in _by_matrix(piece):
-            _correct(piece.layer, number, gradient, start, by_layer[id(piece.layer.norms)][number])
+            scale, alpha = factors[id(piece.layer.norms)][number]
+            left, right = _outer_factors(piece.layer.norms, number)
+            add_outer(gradient, start, left, right, scale=scale, alpha=alpha)
     return [total / layer.norms.sigma_K for layer, total in zip(layers, totals, strict=True)]
+
+
+def _factors(
+    layers: Sequence[SpectralLayer], totals: Sequence[Tensor]
+) -> dict[int, list[tuple[float, float]]]:
+    """By module: gamma / sigma and -gamma p / sigma^2 of each matrix. One transfer from the device for all."""
+    sigma = torch.cat([layer.norms.sigma_K for layer in layers])
+    scale = torch.cat([layer.norms.gamma_K for layer in layers]) / sigma
+    pairs = iter(torch.stack((scale, -scale * torch.cat(list(totals)) / sigma), dim=1).tolist())
+    return {id(layer.norms): [tuple(next(pairs)) for _ in layer.norms.sigma_K] for layer in layers}
 
 
 def _by_matrix(piece: GradientPiece) -> Iterator[tuple[int, Tensor, int]]:
@@ -243,15 +257,6 @@ def _by_matrix(piece: GradientPiece) -> Iterator[tuple[int, Tensor, int]]:
         if start < stop:
             yield number, flat[start - piece.start : stop - piece.start], start
         first = last
-
-
-def _correct(layer: SpectralLayer, number: int, gradient: Tensor, start: int, product: Tensor) -> None:
-    """gradient <- (gamma / sigma) (gradient - (product / sigma) v u^T), on elements [start, ...) of the weight."""
-    norms = layer.norms
-    sigma, gamma = norms.sigma_K[number], norms.gamma_K[number]
-    left, right = _outer_factors(norms, number)
-    scale = (gamma / sigma).item()
-    add_outer(gradient, start, left, right, scale=scale, alpha=-scale * (product / sigma).item())
 
 
 def _outer_factors(norms: SpectralNorms, number: int) -> tuple[Tensor, Tensor]:

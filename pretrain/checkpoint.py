@@ -144,7 +144,12 @@ class Checkpointer:
             if saved.failure:
                 raise saved.failure
             own = folder / rank_file(self._mesh.rank)
-            torch.save({"data": json.dumps(data), "random": capture_random_state()}, own)
+            state = {
+                "data": json.dumps(data),
+                "random": capture_random_state(),
+                "engine": engine.extra_state(),
+            }
+            torch.save(state, own)
             names = [path.name for path in saved.paths] + [own.name]
             records = hash_files(folder, names, rank=self._mesh.rank)
         except (OSError, RuntimeError, CheckpointError) as error:
@@ -252,6 +257,7 @@ class Checkpointer:
     def _load(self, engine: TrainEngine, tag: Tag, manifest: Manifest) -> Restored:
         engine.load(self.folder, str(tag))
         own = torch.load(self.folder / str(tag) / rank_file(self._mesh.rank), weights_only=True)
+        engine.load_extra_state(own["engine"])
         self._size = manifest.total_bytes
         return Restored(tag, manifest.state, json.loads(own["data"]), own["random"])
 
@@ -278,7 +284,7 @@ class Checkpointer:
 
 
 def rank_file(rank: int) -> str:
-    """File of what is each rank's own: its random state and the data position."""
+    """File of what is in none of DeepSpeed's: data position, random state of the rank, extra state of the engine."""
     return f"rank_{rank:05d}.pt"
 
 

@@ -23,6 +23,7 @@ from parallel.rng import RandomStreams
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, quiet
 from pretrain.deepspeed_update import make_gate
 from pretrain.records import Action, StepReport, Verdict
+from pretrain.reparametrization import Reparametrization
 
 Judge = Callable[[StepReport], Verdict]
 
@@ -79,6 +80,7 @@ class TrainEngine:
         self.optimizer = make_optimizer(self.module)
         self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
         self._gate = make_gate(self._engine, mesh)
+        self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
         self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
 
     def step(
@@ -112,7 +114,11 @@ class TrainEngine:
 
         self._engine.train()
         self._run(normalised, consult)
-        return outcome[0]
+        report, verdict = outcome[0]
+        if verdict.action is Action.PROCEED:
+            clipping = self._engine.gradient_clipping()
+            self._reparametrization.after_update(learning_rate, report.gradient_norm, clipping)
+        return report, verdict
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Mean loss over the batches of all ranks, and the sum of target weights that it is a mean of."""
@@ -199,11 +205,16 @@ class TrainEngine:
             return 0.0
         return loss.item() / self.mesh.data.size
 
+    def _squared_gradient_norm(self) -> float:
+        """This rank's share of it, once gradients are those of the parameters."""
+        gammas = self._reparametrization.pull_back()
+        return (self._gate.squared_norm() + gammas).item()
+
     def _local_facts(self, batches: Sequence[Batch], loss: Tensor, interrupted: bool) -> _Facts:
         counted = batches if self._speaks_for_batch else ()
         return _Facts(
             loss=self._share_of_loss(loss),
-            squared_norm=self._gate.squared_norm().item(),
+            squared_norm=self._squared_gradient_norm(),
             samples=sum(batch.samples for batch in counted),
             tokens=sum(batch.tokens for batch in counted),
             damaged=sum(len(batch.damaged) for batch in counted),
@@ -230,6 +241,14 @@ class TrainEngine:
         with quiet():
             path, _ = self._engine.load_checkpoint(str(checkpoints), tag=tag, load_lr_scheduler_states=False)
         assert path is not None, "a verified checkpoint lacks files that DeepSpeed looks for"
+
+    def extra_state(self) -> dict[str, Any]:
+        """What is in none of DeepSpeed's files; of tensors and plain values."""
+        return {"reparametrization": self._reparametrization.state_dict()}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """To be called after `load`."""
+        self._reparametrization.load_state_dict(state["reparametrization"])
 
 
 def _pairs(batches: Sequence[Batch]) -> Any:
