@@ -11,7 +11,7 @@ from pretrain.deepspeed_config import deepspeed_json
 from pretrain.engine import ModelParts, TrainEngine
 from pretrain.kernels import Kernels
 from pretrain.layout import Plan
-from pretrain.models.blocks import LayerContext
+from pretrain.models.context import LayerContext
 from pretrain.models.gpt import gpt_layers
 from pretrain.objectives import NextToken
 from pretrain.optim import make_adamw, parameter_groups

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from parallel.pipeline import LayerSpec
 from parallel.rng import dropout
 from parallel.vocab import VocabularyParallelEmbedding, VocabularyParallelHead
-from pretrain.models.blocks import LayerContext, TransformerBlock
+from pretrain.models.blocks import TransformerBlock
+from pretrain.models.context import LayerContext
 
 EMBEDDING_TIE = "embedding"
 
@@ -50,11 +51,14 @@ class EmbeddingPositions(nn.Module):
 
 
 class FinalNorm(nn.Module):
-    """Normalization before the head: (B, S, D) -> (B, S, D)."""
+    """Normalization before the head: (B, S, D) -> (B, S, D).
+
+    Where blocks end in a norm (`post`) or there are none it is the identity, so that the partition is the same.
+    """
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
-        self.norm = context.norm()
+        self.norm = context.norm() if context.config.norm_placement == "pre" else nn.Identity()
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         y_BSD: Tensor = self.norm(x_BSD)

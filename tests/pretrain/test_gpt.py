@@ -55,7 +55,7 @@ def rotate(x_BHSK: Tensor) -> Tensor:
 
 def attention(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
     size, heads, groups = model.head_size, model.attention.num_heads, model.num_key_value_heads
-    q, k, v = linear(weights, f"{name}.qkv", x_BSD).split(
+    q, k, v = linear(weights, f"{name}.qkv.linear", x_BSD).split(
         [heads * size, groups * size, groups * size], dim=-1
     )
     q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in (q, k, v))

@@ -1,0 +1,175 @@
+"""Causal self-attention, its projections dense or of low rank.
+
+B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
+H  query heads (local), G  key and value heads (local), K  head size
+"local" is this tensor rank's share; everything else is complete on every rank.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parallel.linear import ColumnParallelLinear, RowParallelLinear
+from parallel.low_rank import Factors, LowRankLinear
+from parallel.rng import Draw, seed_attention
+from pretrain.config import ModelConfig
+from pretrain.models.context import LayerContext
+
+
+def projected_rows(config: ModelConfig) -> dict[str, int]:
+    """Output features of each projection, over all heads."""
+    queries, keys = config.attention.num_heads, config.num_key_value_heads
+    heads = {"query": queries, "key": keys, "value": keys}
+    return {name: count * config.head_size for name, count in heads.items()}
+
+
+class DenseProjection(nn.Module):
+    """Queries, keys and values, (B, S, D) -> 3 x (B, S, local heads * K), in one product."""
+
+    def __init__(self, context: LayerContext, name: str) -> None:
+        super().__init__()
+        config = context.config
+        self.linear = ColumnParallelLinear(
+            config.hidden_size,
+            [(rows, context.weight(f"{name}.{part}")) for part, rows in projected_rows(config).items()],
+            bias=config.bias,
+            tensor=context.mesh.tensor,
+            spectral=context.spectral,
+        )
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(x_BSD).split(self.linear.local_blocks, dim=-1)
+
+
+class LowRankProjection(LowRankLinear):
+    """Multi-head Low-Rank Attention (Chung et al. 2024, arXiv 2409.07787): q = U_q D_q x, k = U_k D_k x, v = U_v D_v x.
+
+    Each D: hidden size -> rank serves all heads; each U is cut by heads. No norm, nonlinearity or bias between them.
+    """
+
+    def __init__(self, context: LayerContext, name: str) -> None:
+        config = context.config
+        super().__init__(
+            config.hidden_size,
+            config.attention_rank,
+            [
+                low_rank_factors(context, f"{name}.{part}", rows)
+                for part, rows in projected_rows(config).items()
+            ],
+            bias=config.bias,
+            down_projection=config.attention.down_projection,
+            tensor=context.mesh.tensor,
+        )
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """State of the DenseProjection that computes the same; all tensor ranks must ask for it."""
+        weights, biases = zip(*self.fold(), strict=True)
+        state = {"linear.weight": torch.cat(weights)}
+        return state if biases[0] is None else state | {"linear.bias": torch.cat(biases)}
+
+
+def low_rank_factors(context: LayerContext, name: str, rows: int) -> Factors:
+    """The factors U (rows, r) D (r, d) of a projection with their initial weights."""
+    down, up = factor_stds(context.config, rows)
+    return Factors(rows, context.normal(f"{name}.down", down), context.normal(f"{name}.up", up))
+
+
+def factor_stds(config: ModelConfig, rows: int) -> tuple[float, float]:
+    """Standard deviations of the initial D (r, d) and U (rows, r).
+
+    An entry of U D has variance r s_U^2 s_D^2. Relative to a dense matrix of the same rule, d = rows, that is r s^2
+    for `gpt2` (0.15 at r = 384), 4 r d / (d + r)^2 for `xavier` (8/9 at r = d/2), and 1 for `variance_matched`.
+    """
+    hidden, rank, std = config.hidden_size, config.attention_rank, config.init_std
+    if config.attention.init == "xavier":
+        return (2 / (hidden + rank)) ** 0.5, (2 / (rank + rows)) ** 0.5
+    return std, std if config.attention.init == "gpt2" else rank**-0.5
+
+
+PROJECTIONS: dict[str, type[DenseProjection] | type[LowRankProjection]] = {
+    "dense": DenseProjection,
+    "mlra": LowRankProjection,
+}
+
+
+class CausalAttention(nn.Module):
+    """softmax(q k^T / sqrt(K)) v over the keys up to the query's own; a module, so that probes see q and k."""
+
+    def forward(self, q_BHSK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, dropout: float) -> Tensor:
+        """(B, H, S, K); `dropout` is the probability with which attention weights are dropped."""
+        return F.scaled_dot_product_attention(
+            q_BHSK,
+            k_BGSK,
+            v_BGSK,
+            dropout_p=dropout,
+            is_causal=True,
+            enable_gqa=k_BGSK.shape[1] != q_BHSK.shape[1],
+        )
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention, heads cut over the tensor axis, with grouped keys and values."""
+
+    def __init__(self, context: LayerContext, name: str) -> None:
+        super().__init__()
+        config, tensor = context.config, context.mesh.tensor
+        self.config = config
+        self.qkv = PROJECTIONS[config.attention.kind](context, name)
+        self.core = CausalAttention()
+        self.output = RowParallelLinear(
+            config.attention.num_heads * config.head_size,
+            config.hidden_size,
+            context.weight(f"{name}.output", residual=True),
+            bias=config.bias,
+            tensor=tensor,
+            spectral=context.spectral,
+        )
+
+    def forward(self, x_BSD: Tensor, draw: Draw | None) -> Tensor:
+        """(B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out."""
+        q_BHSK, k_BGSK, v_BGSK = self.project(x_BSD)
+        probability = self.config.attention.dropout if draw else 0.0
+        if draw and probability:
+            seed_attention(draw.sharded("attention"), x_BSD.device)
+        y_BHSK = self.core(q_BHSK, k_BGSK, v_BGSK, probability)
+        return self.output(y_BHSK.transpose(1, 2).flatten(2))
+
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, positions included."""
+        size, length = self.config.head_size, x_BSD.shape[1]
+        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in self.qkv(x_BSD))
+        if self.config.positions == "rotary":
+            table = rotary_table(length, size, self.config.rotary_base, x_BSD.device)
+            q, k = rotate(q, *table), rotate(k, *table)
+        return q, k, v
+
+
+@lru_cache(maxsize=8)
+def rotary_table(length: int, head_size: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (S, K/2), fp32, of the angles position / base^(2i/K) (Su et al. 2021, arXiv 2104.09864)."""
+    frequencies = base ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), frequencies)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x_BNSK: Tensor, cosine_SK: Tensor, sine_SK: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_{i+K/2}) of each head by the angle of their position, computed in fp32."""
+    first, second = x_BNSK.float().chunk(2, dim=-1)
+    rotated = (first * cosine_SK - second * sine_SK, first * sine_SK + second * cosine_SK)
+    return torch.cat(rotated, dim=-1).to(x_BNSK.dtype)
+
+
+def dense_attention_state(module: nn.Module) -> dict[str, Tensor]:
+    """State dict of the same model with dense attention: what of low rank there is in `module` folded.
+
+    All tensor ranks must call it; see `LowRankLinear.fold` for what comes first.
+    """
+    state = dict(module.state_dict())
+    for name, layer in module.named_modules():
+        if isinstance(layer, LowRankProjection):
+            for key in layer.state_dict():
+                del state[f"{name}.{key}"]
+            state |= {f"{name}.{key}": value for key, value in layer.dense_state().items()}
+    return state
