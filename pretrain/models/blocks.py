@@ -57,7 +57,6 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, context: LayerContext, index: int) -> None:
         super().__init__()
-        self.index = index
         self.name = f"blocks.{index}"
         self.streams = context.streams
         self.dropout = context.config.dropout
