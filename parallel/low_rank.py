@@ -7,7 +7,7 @@ I  input features, R  rank, L  number of products: D (L R, I), U_i (O_i, R)
 P  tensor-parallel size, T  tokens
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from parallel.initialization import Normal, fill_rows
-from parallel.linear import ColumnParallelLinear
+from parallel.linear import ColumnParallelLinear, substituted
 from parallel.mesh import Axis
+from parallel.spectral import SpectralConfig, SpectralNorms
 
 DownProjection = Literal["replicated", "sharded"]
 
@@ -40,7 +41,14 @@ class ReplicatedLinear(nn.Module):
     The gradient of Y must be complete on every rank; those of X and W then are, with no communication.
     """
 
-    def __init__(self, in_features: int, blocks: Sequence[tuple[int, Normal]]) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        blocks: Sequence[tuple[int, Normal]],
+        *,
+        spectral: SpectralConfig | None = None,
+    ) -> None:
+        """`spectral` is for one tensor rank: the power steps of several would count every copy of W."""
         super().__init__()
         self.local_blocks = [rows for rows, _ in blocks]
         """Rows of each stacked matrix."""
@@ -48,17 +56,22 @@ class ReplicatedLinear(nn.Module):
         shards = self.weight.detach().split(self.local_blocks)
         for shard, (rows, init) in zip(shards, blocks, strict=True):
             fill_rows(shard, init, num_rows=rows, start=0)
+        self.spectral = None
+        if spectral:
+            self.spectral = SpectralNorms(self.weight, self.local_blocks, rows_sharded=True, config=spectral)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return F.linear(x, self.weight)
+        return F.linear(x, substituted(self.spectral, self.weight))
 
 
 class UpProjection(ColumnParallelLinear):
     """Column-parallel, but the gradient of its input stays this rank's part: the latents' is summed once for all."""
 
-    def __init__(self, rank: int, factors: Factors, *, bias: bool, tensor: Axis) -> None:
-        super().__init__(rank, [(factors.rows, factors.up)], bias=bias, tensor=tensor)
+    def __init__(
+        self, rank: int, product: Factors, *, bias: bool, tensor: Axis, spectral: SpectralConfig | None
+    ) -> None:
+        super().__init__(rank, [(product.rows, product.up)], bias=bias, tensor=tensor, spectral=spectral)
         self.allreduce_dgrad, self.disable_grad_reduce = False, True
 
 
@@ -96,16 +109,11 @@ class _GatherLatents(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        size = ctx.group.size()
-        parts = torch.stack(
-            [
-                torch.cat(part, dim=-1)
-                for part in zip(*(g.chunk(size, dim=-1) for g in gradients), strict=True)
-            ]
-        )
+        ranks = (ctx.group.size(), -1)
+        parts = torch.stack([g.unflatten(-1, ranks).movedim(-2, 0) for g in gradients], dim=-2)
         own = torch.empty_like(parts[0])
         dist.reduce_scatter_tensor(own, parts, group=ctx.group)
-        return own, None, None
+        return own.flatten(-2), None, None
 
 
 class LowRankLinear(nn.Module):
@@ -128,17 +136,20 @@ class LowRankLinear(nn.Module):
         bias: bool,
         down_projection: DownProjection,
         tensor: Axis,
+        spectral: SpectralConfig | None = None,
     ) -> None:
         super().__init__()
         self.tensor = tensor
         self.sharded = down_projection == "sharded"
         down = [(rank, product.down) for product in factors]
         self.down = (
-            ColumnParallelLinear(in_features, down, bias=False, tensor=tensor)
+            ColumnParallelLinear(in_features, down, bias=False, tensor=tensor, spectral=spectral)
             if self.sharded
-            else ReplicatedLinear(in_features, down)
+            else ReplicatedLinear(in_features, down, spectral=spectral)
         )
-        self.up = nn.ModuleList(UpProjection(rank, product, bias=bias, tensor=tensor) for product in factors)
+        self.up = nn.ModuleList(
+            UpProjection(rank, product, bias=bias, tensor=tensor, spectral=spectral) for product in factors
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(..., I) -> (..., O_i / tensor size) for each product."""
@@ -153,15 +164,17 @@ class LowRankLinear(nn.Module):
         return distribute.apply(latents, count, group)
 
     @torch.no_grad()
-    def fold(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def fold(self) -> list[tuple[Tensor, Tensor | None]]:
         """The dense weight (O_i / tensor size, I) and bias of each product, for the rows of this rank.
 
         All tensor ranks must call it. Products are taken in fp32. Reparametrised factors are folded first
         (`parallel.spectral.fold`), weights divided by ZeRO-3 gathered first.
         """
+        folded = []
         for up, down in zip(self.up, self._whole_down().chunk(len(self.up)), strict=True):
             assert isinstance(up, UpProjection)
-            yield (up.weight.float() @ down.float()).to(up.weight.dtype), up.bias
+            folded.append(((up.weight.float() @ down.float()).to(up.weight.dtype), up.bias))
+        return folded
 
     def _whole_down(self) -> Tensor:
         """D (L R, I)."""

@@ -143,6 +143,33 @@ def tensor_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
+def rank_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+    """Rows of sharded down-projections are divided over tensor-parallel ranks without a remainder."""
+    model, tensor = config.model, config.parallel.tensor
+    sharded = model.attention.kind == "mlra" and model.attention.down_projection == "sharded"
+    if sharded and model.attention_rank % tensor:
+        yield Fault(
+            "model.attention.rank",
+            f'must be a multiple of parallel.tensor = {tensor} for down_projection = "sharded", '
+            "which cuts each down-projection by its rows",
+            f'for example {-(-model.attention_rank // tensor) * tensor}, or down_projection = "replicated"',
+            str(model.attention_rank),
+        )
+
+
+def replicas_have_no_spectral_norms(config: RunConfig, world_size: int) -> Iterator[Fault]:
+    model, tensor = config.model, config.parallel.tensor
+    replicated = model.attention.kind == "mlra" and model.attention.down_projection == "replicated"
+    if replicated and tensor > 1 and model.reparametrization != "none":
+        yield Fault(
+            "model.attention.down_projection",
+            f"must be sharded for a reparametrization with parallel.tensor = {tensor}: "
+            "the power steps would count every rank's copy of a replicated matrix",
+            'for example "sharded"',
+            '"replicated"',
+        )
+
+
 def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
     schedule, steps = config.schedule, config.run.steps
     if schedule.warmup_steps >= steps:
@@ -189,6 +216,8 @@ RULES: tuple[Rule, ...] = (
     blocks_fill_stages,
     heads_divide,
     tensor_divides,
+    rank_divides,
+    replicas_have_no_spectral_norms,
     schedule_fits_run,
     kept_checkpoints_exist,
 )

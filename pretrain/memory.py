@@ -55,15 +55,17 @@ def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
 def block_activation_bytes(config: RunConfig) -> int:
     """What one block keeps of one micro-batch for its backward pass.
 
-    b s h e [4 + (2 + 2 k + f) / t]: the inputs of both norms and of both sub-layers (4), whole on every
-    rank; divided by t: queries and attention output (2), keys and values (2 k for k key-value heads a query
-    head), and the inner feed-forward layer, f = 2 F/h for GELU (its input and output), f = 4 F/h for SwiGLU
-    (gate, value, silu, product). Dropout adds 2 masks of one byte.
+    b s h e [4 + 3 r/h + (2 + 2 k + f) / t]: the inputs of both norms and of both sub-layers (4; without norms 2), and
+    the latents of low-rank attention (3 of rank r), whole on every rank; divided by t: queries and attention output
+    (2), keys and values (2 k for k key-value heads a query head), and the inner feed-forward layer, f = 2 F/h for
+    GELU (its input and output), f = 4 F/h for SwiGLU (gate, value, silu, product). Dropout adds 2 masks of one byte.
     """
     model, tensor = config.model, config.parallel.tensor
     grouped = model.num_key_value_heads / model.attention.num_heads
     feed_forward = (2 if model.activation == "gelu" else 4) * model.ffn_size / model.hidden_size
-    numbers = 4 + (2 + 2 * grouped + feed_forward) / tensor
+    inputs = 2 if model.norm_placement == "none" else 4
+    latents = 3 * model.attention_rank / model.hidden_size if model.attention.kind == "mlra" else 0
+    numbers = inputs + latents + (2 + 2 * grouped + feed_forward) / tensor
     masks = 2 if model.dropout else 0
     return round(micro_batch_numbers(config) * (numbers * DTYPE_BYTES[config.precision.dtype] + masks))
 
@@ -99,7 +101,7 @@ def flops_per_token(model: ModelConfig, matrix_parameters: int, sequence_length:
 
     N counts the matrices that multiply activations: the head, but not the embedding look-up. L layers, H
     heads of size Q, S tokens; as usual for model FLOP utilisation the attention term counts the whole
-    S x S square, and recomputation is not counted.
+    S x S square, and recomputation is not counted, nor that replicated matrices are multiplied on every tensor rank.
     """
     attention = 12 * model.num_layers * model.attention.num_heads * model.head_size * sequence_length
     return float(6 * matrix_parameters + attention)

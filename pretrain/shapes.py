@@ -2,6 +2,7 @@
 
 V  padded vocabulary        S  tokens in a sequence     D  hidden size
 F  feed-forward size        Q  query heads * head size  K  key-value heads * head size
+R  rank of low-rank attention
 """
 
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def parameter_shapes(model: ModelConfig, sequence_length: int) -> tuple[Paramete
         shapes.append(ParameterShape(1, Part.POSITIONS, "weight", (S, D)))
     for layer in range(LAYERS_BEFORE_BLOCKS, final_norm):
         shapes += block_shapes(model, layer)
-    shapes += norm_shapes(model, final_norm, "norm")
+    if model.norm_placement == "pre":
+        shapes += norm_shapes(model, final_norm, "norm")
     if not model.tied_embeddings:
         shapes.append(ParameterShape(final_norm + 1, Part.HEAD, "weight", (V, D), sharded=0))
     return tuple(shapes)
@@ -62,15 +64,28 @@ def parameter_shapes(model: ModelConfig, sequence_length: int) -> tuple[Paramete
 
 def block_shapes(model: ModelConfig, layer: int) -> Iterator[ParameterShape]:
     """One Transformer block."""
-    D, F, head_size = model.hidden_size, model.ffn_size, model.head_size
-    Q, K = model.attention.num_heads * head_size, model.num_key_value_heads * head_size
+    D, F, Q = model.hidden_size, model.ffn_size, model.attention.num_heads * model.head_size
     up = 2 * F if model.activation == "swiglu" else F
-    yield from norm_shapes(model, layer, "norm1")
-    yield from column_shapes(model, layer, Part.ATTENTION, "qkv", (Q + 2 * K, D))
+    if model.norm_placement != "none":
+        yield from norm_shapes(model, layer, "norm1")
+        yield from norm_shapes(model, layer, "norm2")
+    yield from projection_shapes(model, layer)
     yield from row_shapes(model, layer, Part.ATTENTION, "projection", (D, Q))
-    yield from norm_shapes(model, layer, "norm2")
     yield from column_shapes(model, layer, Part.FEED_FORWARD, "up", (up, D))
     yield from row_shapes(model, layer, Part.FEED_FORWARD, "down", (D, F))
+
+
+def projection_shapes(model: ModelConfig, layer: int) -> Iterator[ParameterShape]:
+    """To queries, keys and values: one stacked matrix, or the stacked D and a U for each."""
+    D, R = model.hidden_size, model.attention_rank
+    Q, K = model.attention.num_heads * model.head_size, model.num_key_value_heads * model.head_size
+    if model.attention.kind == "dense":
+        yield from column_shapes(model, layer, Part.ATTENTION, "qkv", (Q + 2 * K, D))
+        return
+    sharded = 0 if model.attention.down_projection == "sharded" else None
+    yield ParameterShape(layer, Part.ATTENTION, "down.weight", (3 * R, D), sharded)
+    for name, rows in (("query", Q), ("key", K), ("value", K)):
+        yield from column_shapes(model, layer, Part.ATTENTION, name, (rows, R))
 
 
 def norm_shapes(model: ModelConfig, layer: int, name: str) -> Iterator[ParameterShape]:

@@ -61,6 +61,7 @@ class LowRankProjection(LowRankLinear):
             bias=config.bias,
             down_projection=config.attention.down_projection,
             tensor=context.mesh.tensor,
+            spectral=context.spectral,
         )
 
     def dense_state(self) -> dict[str, Tensor]:
