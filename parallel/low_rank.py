@@ -93,6 +93,13 @@ class _SumGradients(torch.autograd.Function):
         return total, None, None
 
 
+def _gather(own: Tensor, group: ProcessGroup) -> Tensor:
+    """What every rank holds, (P, ...)."""
+    parts = own.new_empty(group.size() * own.shape[0], *own.shape[1:])
+    dist.all_gather_into_tensor(parts, own.contiguous(), group=group)
+    return parts.unflatten(0, (group.size(), -1))
+
+
 class _GatherLatents(torch.autograd.Function):
     """This rank's rows (..., L R/P) -> L x (..., R); of their gradients each rank gets its rows, summed over the ranks.
 
@@ -103,8 +110,7 @@ class _GatherLatents(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, count: int, group: ProcessGroup) -> tuple[Tensor, ...]:
         ctx.group = group
-        parts = own.new_empty(group.size(), *own.shape)
-        dist.all_gather_into_tensor(parts, own.contiguous(), group=group)
+        parts = _gather(own, group)
         return tuple(torch.cat(part.unbind(), dim=-1) for part in parts.chunk(count, dim=-1))
 
     @staticmethod
@@ -112,7 +118,7 @@ class _GatherLatents(torch.autograd.Function):
         ranks = (ctx.group.size(), -1)
         parts = torch.stack([g.unflatten(-1, ranks).movedim(-2, 0) for g in gradients], dim=-2)
         own = torch.empty_like(parts[0])
-        dist.reduce_scatter_tensor(own, parts, group=ctx.group)
+        dist.reduce_scatter_tensor(own, parts.flatten(0, 1), group=ctx.group)
         return own.flatten(-2), None, None
 
 
@@ -181,6 +187,5 @@ class LowRankLinear(nn.Module):
         weight = self.down.weight
         if not self.sharded or self.tensor.size == 1:
             return weight
-        parts = weight.new_empty(self.tensor.size, *weight.shape)
-        dist.all_gather_into_tensor(parts, weight.contiguous(), group=self.tensor.group)
+        parts = _gather(weight, self.tensor.group)
         return parts.unflatten(1, (len(self.up), -1)).transpose(0, 1).flatten(0, 2)
