@@ -8,6 +8,9 @@
     L   rows of M on this rank, a share of the sharded dimension; s (L,) is this rank's piece of the other vector
     K   matrices stacked in one layer (query, key, value)
 
+The vector that is kept is the one that every rank holds whole: u for column-parallel layers, as in the reference
+code, v for row-parallel ones, which is the same iteration begun half a step later.
+
 Weights change once per optimizer step, so one power step per update is all there is to do, for all layers of a
 rank in one all-reduce:  a = M r;  all-reduce [b = sum M^T a,  c = sum |a|^2];  sigma = |b| / sqrt(c),
 r <- b / |b|,  s <- a / sqrt(c).  What is then used as a plain weight by every micro-batch, and its accumulated
