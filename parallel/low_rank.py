@@ -46,9 +46,9 @@ class ReplicatedLinear(nn.Module):
         in_features: int,
         blocks: Sequence[tuple[int, Normal]],
         *,
+        tensor: Axis,
         spectral: SpectralConfig | None = None,
     ) -> None:
-        """`spectral` is for one tensor rank: the power steps of several would count every copy of W."""
         super().__init__()
         self.local_blocks = [rows for rows, _ in blocks]
         """Rows of each stacked matrix."""
@@ -58,7 +58,9 @@ class ReplicatedLinear(nn.Module):
             fill_rows(shard, init, num_rows=rows, start=0)
         self.spectral = None
         if spectral:
-            self.spectral = SpectralNorms(self.weight, self.local_blocks, rows_sharded=True, config=spectral)
+            self.spectral = SpectralNorms(
+                self.weight, self.local_blocks, rows_sharded=True, config=spectral, copies=tensor.size
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
@@ -151,7 +153,7 @@ class LowRankLinear(nn.Module):
         self.down = (
             ColumnParallelLinear(in_features, down, bias=False, tensor=tensor, spectral=spectral)
             if self.sharded
-            else ReplicatedLinear(in_features, down, spectral=spectral)
+            else ReplicatedLinear(in_features, down, tensor=tensor, spectral=spectral)
         )
         self.up = nn.ModuleList(
             UpProjection(rank, product, bias=bias, tensor=tensor, spectral=spectral) for product in factors

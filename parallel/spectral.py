@@ -60,10 +60,20 @@ class SpectralNorms(nn.Module):
     """Singular vectors, sigma and gamma of the matrices in one linear layer; all buffers, in fp32 at least."""
 
     def __init__(
-        self, weight: Tensor, local_blocks: Sequence[int], *, rows_sharded: bool, config: SpectralConfig
+        self,
+        weight: Tensor,
+        local_blocks: Sequence[int],
+        *,
+        rows_sharded: bool,
+        config: SpectralConfig,
+        copies: int = 1,
     ) -> None:
-        """`local_blocks` are the local rows of each stacked matrix; only row-sharded layers stack several."""
+        """`local_blocks` are the local rows of each stacked matrix; only row-sharded layers stack several.
+
+        `copies` is the tensor size for a weight that is not sharded at all: sums over the ranks then count it so often.
+        """
         super().__init__()
+        self.copies = copies
         self.config = config
         self.rows_sharded = rows_sharded
         self.local_blocks = list(local_blocks)
@@ -142,7 +152,9 @@ def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
             image_L = matrix_LR @ layer.norms.replicated_KR[number]
             back_R = matrix_LR.T @ image_L
             images.append((layer.norms, number, piece_L, image_L, back_R))
-    sums = [torch.cat((back, image.square().sum().view(1))) for *_, image, back in images]
+    sums = [
+        torch.cat((back, image.square().sum().view(1))) / norms.copies for norms, _, _, image, back in images
+    ]
     for (norms, number, piece_L, image_L, _), total in zip(images, _reduce(sums, group), strict=True):
         back_R, length = total[:-1], total[-1].sqrt()
         size = back_R.norm()
@@ -188,7 +200,7 @@ def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
     backs, targets = [], []
     for layer in layers:
         for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
-            backs.append(matrix_LR.T @ piece_L)
+            backs.append(matrix_LR.T @ piece_L / layer.norms.copies)
             targets.append((layer.norms.sigma_K[number], layer.norms.replicated_KR[number]))
     pairs = zip(_reduce(backs, group), targets, strict=True)
     return max(((back - sigma * vector).norm() / sigma).item() for back, (sigma, vector) in pairs)
@@ -221,7 +233,7 @@ def pull_back(
 ) -> list[Tensor]:
     """Turn gradients of What into those of W, in place; returns dgamma (K,) of each layer. One all-reduce.
 
-    The ranks of `group` must hold every element of every gradient exactly once among them.
+    The ranks of `group` must hold every element of every gradient exactly once among them, or `copies` times.
     """
     products = {id(layer.norms): torch.zeros_like(layer.norms.sigma_K) for layer in layers}
     for piece in pieces:
@@ -229,7 +241,7 @@ def pull_back(
             own = products[id(piece.layer.norms)]
             weight = piece.layer.weight.detach().view(-1)[start : start + gradient.numel()]
             own[number] += torch.dot(gradient.to(own.dtype), weight.to(own.dtype))
-    totals = _reduce([products[id(layer.norms)] for layer in layers], group)
+    totals = _reduce([products[id(layer.norms)] / layer.norms.copies for layer in layers], group)
     factors = _factors(layers, totals)
     for piece in pieces:
         for number, gradient, start in _by_matrix(piece):

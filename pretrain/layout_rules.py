@@ -157,16 +157,14 @@ def rank_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def replicas_have_no_spectral_norms(config: RunConfig, world_size: int) -> Iterator[Fault]:
-    model, tensor = config.model, config.parallel.tensor
-    replicated = model.attention.kind == "mlra" and model.attention.down_projection == "replicated"
-    if replicated and tensor > 1 and model.reparametrization != "none":
+def zero_fits_reparametrization(config: RunConfig, world_size: int) -> Iterator[Fault]:
+    if config.parallel.zero_stage == 3 and config.model.reparametrization != "none":
         yield Fault(
-            "model.attention.down_projection",
-            f"must be sharded for a reparametrization with parallel.tensor = {tensor}: "
-            "the power steps would count every rank's copy of a replicated matrix",
-            'for example "sharded"',
-            '"replicated"',
+            "parallel.zero_stage",
+            "must be 0, 1 or 2 with a reparametrization: power steps need whole matrices, "
+            "and ZeRO-3 takes them apart between layers",
+            "for example zero_stage = 1",
+            "3",
         )
 
 
@@ -217,7 +215,7 @@ RULES: tuple[Rule, ...] = (
     heads_divide,
     tensor_divides,
     rank_divides,
-    replicas_have_no_spectral_norms,
+    zero_fits_reparametrization,
     schedule_fits_run,
     kept_checkpoints_exist,
 )
