@@ -3,6 +3,7 @@
 B  samples, S  tokens, D  hidden size, H  heads, K  head size
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "bias": False,
         "tied_embeddings": False,
         "attention": {"num_key_value_heads": 2},
+    },
+    "post": {"norm_placement": "post"},
+    "no_norms": {"norm_placement": "none"},
+    "mlra": {"attention": {"kind": "mlra"}},
+    "mlra_grouped_post": {
+        "normalization": "rms_norm",
+        "norm_placement": "post",
+        "bias": False,
+        "attention": {"kind": "mlra", "rank": 6, "init": "xavier", "num_key_value_heads": 2},
     },
 }
 EPSILON = 1e-5
@@ -53,12 +63,21 @@ def rotate(x_BHSK: Tensor) -> Tensor:
     return torch.cat([pairs.real, pairs.imag], dim=-1)
 
 
-def attention(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
+def project(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Sequence[Tensor]:
+    """Queries, keys and values of all heads."""
+    if model.attention.kind == "mlra":
+        latents = linear(weights, f"{name}.down", x_BSD).split(model.attention_rank, dim=-1)
+        return [linear(weights, f"{name}.up.{i}", latent) for i, latent in enumerate(latents)]
     size, heads, groups = model.head_size, model.attention.num_heads, model.num_key_value_heads
-    q, k, v = linear(weights, f"{name}.qkv.linear", x_BSD).split(
+    return linear(weights, f"{name}.linear", x_BSD).split(
         [heads * size, groups * size, groups * size], dim=-1
     )
-    q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in (q, k, v))
+
+
+def attention(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
+    size, heads, groups = model.head_size, model.attention.num_heads, model.num_key_value_heads
+    projected = project(model, weights, f"{name}.qkv", x_BSD)
+    q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in projected)
     if model.positions == "rotary":
         q, k = rotate(q), rotate(k)
     k, v = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
@@ -85,9 +104,10 @@ def reference(model: ModelConfig, weights: dict[str, Tensor], tokens: Tensor) ->
     for layer in range(2, 2 + model.num_layers):
         name = f"layers.{layer}"
         for branch, part in ((attention, "attention"), (feed_forward, "feed_forward")):
-            y = norm(model, weights, f"{name}.{part}_norm", x)
+            y = norm(model, weights, f"{name}.{part}_norm", x) if model.norm_placement == "pre" else x
             x = x + branch(model, weights, f"{name}.{part}", y)
-    x = norm(model, weights, f"layers.{last - 1}.norm", x)
+            x = norm(model, weights, f"{name}.{part}_norm", x) if model.norm_placement == "post" else x
+    x = norm(model, weights, f"layers.{last - 1}.norm", x) if model.norm_placement == "pre" else x
     head = weights["layers.0.weight" if model.tied_embeddings else f"layers.{last}.weight"]
     return (x @ head.T)[..., : model.vocabulary_size]
 
