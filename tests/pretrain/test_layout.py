@@ -21,6 +21,7 @@ SHIPPED = {
     "gpt-1.3b.toml": 8,
     "gpt-6.7b-many-hosts.toml": 32,
 }
+SHARDED = {"num_heads": 8, "kind": "mlra", "down_projection": "sharded"}
 CONFIGS = Path(__file__).parents[2] / "configs" / "gpt"
 
 
@@ -166,6 +167,16 @@ def test_activations_of_one_block_by_hand() -> None:
     assert plan(config, 2).memory.activations == numbers * 2 * (4 + (4 + 8) // 2) + logits
 
 
+@pytest.mark.parametrize(
+    ("model", "whole"), [({"attention": {**SHARDED, "rank": 16}}, 4 + 3 / 4), ({"norm_placement": "none"}, 2)]
+)
+def test_activations_with_latents_and_without_norms(model: dict[str, Any], whole: float) -> None:
+    """Three latents of a quarter of h on every rank; without norms only the inputs of the sub-layers."""
+    config = make(parallel={"tensor": 2}, model={"num_layers": 1, **model}, data={"global_batch_size": 2})
+    logits = 2 * 32 * (1024 // 2) * (2 + 8)
+    assert plan(config, 2).memory.activations == 2 * 32 * 64 * 2 * (whole + (4 + 8) / 2) + logits
+
+
 def test_checkpointing_keeps_inputs_and_one_block() -> None:
     plain, recomputed = memory(1, 1).memory, memory(1, 1, activation_checkpointing=True).memory
     numbers, logits = 2 * 32 * 64, 2 * 32 * 1024 * 10
@@ -214,6 +225,21 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         8,
         "model.vocabulary_multiple",
         "pads the vocabulary to 1004",
+    ),
+    (
+        {"parallel": {"tensor": 4}, "model": {"attention": {**SHARDED, "rank": 18}}},
+        4,
+        "model.attention.rank",
+        "multiple of parallel.tensor = 4",
+    ),
+    (
+        {
+            "parallel": {"tensor": 2},
+            "model": {"attention": {"num_heads": 8, "kind": "mlra"}, "reparametrization": "sigma"},
+        },
+        2,
+        "model.attention.down_projection",
+        "every rank's copy",
     ),
     ({"schedule": {"warmup_steps": 100}}, 1, "schedule.warmup_steps", "run.steps = 100"),
     (
