@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 
 demo: $(READY)
 	$(BIN)/surefoot prepare text python-stdlib --out data/demo --vocabulary-size 2048 --sequence-length 128 \
-		--validation-fraction 0.02
+		--validation-fraction 0.01
 	$(BIN)/surefoot train configs/gpt/demo.toml --num-accelerators 2
 
 test: check
