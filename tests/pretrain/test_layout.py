@@ -232,15 +232,6 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         "model.attention.rank",
         "multiple of parallel.tensor = 4",
     ),
-    (
-        {
-            "parallel": {"tensor": 2},
-            "model": {"attention": {"num_heads": 8, "kind": "mlra"}, "reparametrization": "sigma"},
-        },
-        2,
-        "model.attention.down_projection",
-        "every rank's copy",
-    ),
     ({"schedule": {"warmup_steps": 100}}, 1, "schedule.warmup_steps", "run.steps = 100"),
     (
         {"schedule": {"kind": "wsd", "warmup_steps": 50, "decay_steps": 60}},
