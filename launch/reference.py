@@ -5,7 +5,7 @@ python -m launch.reference > docs/configuration.md
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -62,9 +62,11 @@ def type_name(annotation: Any) -> str:
     """The type in words of TOML."""
     if get_origin(annotation) is Literal:
         return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
-    choices = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
     words = {int: "integer", float: "number", bool: "boolean"}
-    return " or ".join(words.get(part, "string") for part in choices)
+    choices = [part for part in get_args(annotation) if part is not type(None)]
+    return " or ".join(map(type_name, choices)) or words.get(annotation, "string")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: 
         return make_adamw(groups, config.optimizer, kernels.adamw)
 
     parts = gpt_parts(config, mesh, kernels)
-    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer)
+    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer, config)
 
 
 def gpt_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:

@@ -5,7 +5,7 @@ overrides and explains what is wrong; rules that span sections live in `pretrain
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -198,6 +198,33 @@ class EvaluationConfig(Section):
     """Samples of the validation set that are used, the first ones; none: all."""
 
 
+class ProbesConfig(Section):
+    """What is measured of the model while it trains; nothing here changes the training by a bit."""
+
+    every_steps: int = Field(default=10, gt=0)
+    """Steps between looks of all probes but `tev`, which looks at every step."""
+    histogram_every_steps: int = Field(default=100, gt=0)
+    """Of those looks, the ones at multiples of this step also draw histograms in TensorBoard."""
+    tev: bool = True
+    """Token embedding variability (arXiv 2409.07787) of the embedding table: mean, std, max, every so often p99."""
+    tev_head: bool = False
+    """The same of the head's table, where it is not tied."""
+    attention_entropy: bool = True
+    """Attention entropy (arXiv 2303.06296) of every head on the first micro-batch, with its lower bound as a check."""
+    attention_entropy_rows: Annotated[int, Field(gt=0)] | Literal["all"] = 32
+    """Query rows for each head and sample that the entropy is a mean of, evenly spread; or `all`."""
+    gradient_variance: bool = True
+    """Variance of the gradient between micro-batches, by layer and in total."""
+    layer_gradient_norms: bool = True
+    """Norm of the gradient of each layer."""
+    spectral_norms: bool = True
+    """Spectral norm of every matrix of the blocks."""
+    activation_rms: bool = True
+    """RMS of the residual stream after each block."""
+    update_rms: bool = True
+    """RMS of the weights' change by layer, in the update before the look; needs a copy of the fp32 weights for it."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -211,6 +238,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     journal: JournalConfig = JournalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    probes: ProbesConfig = ProbesConfig()
 
     @property
     def run_folder(self) -> Path:

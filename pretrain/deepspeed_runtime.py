@@ -152,6 +152,20 @@ def build_module(
     return module
 
 
+def local_layers(module: nn.Module) -> list[tuple[int, nn.Module]]:
+    """The layers of this rank with their index in the whole list."""
+    if isinstance(module, PipelineModule):
+        return list(enumerate(module.forward_funcs, start=module._local_start))
+    assert isinstance(module, SequentialLayers)
+    return list(enumerate(module.layers))
+
+
+def gathered(parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+    """Within it, parameters that ZeRO-3 divides are whole on every data rank, to be read."""
+    context: contextlib.AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(parameters))
+    return context
+
+
 def _for_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
     if spec.tie is None:
         return DeepSpeedLayerSpec(spec.module, **spec.arguments)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class LocalGradient(NamedTuple):
     gradient: Tensor
     start: int = 0
     """Where it begins in the flattened parameter, of which it may be a piece."""
+
+
+class LocalWeight(NamedTuple):
+    """What this rank holds of the weights that the optimizer moves: of one parameter, all or a piece."""
+
+    parameter: nn.Parameter
+    weight: Tensor
 
 
 class UpdateGate(ABC):
@@ -58,13 +66,22 @@ class UpdateGate(ABC):
     def gradients(self) -> Iterator[LocalGradient]:
         """Parameters with the averaged gradients that this rank holds of them."""
 
+    @property
+    @abstractmethod
+    def masters_sharded(self) -> bool:
+        """The same of the weights that the optimizer moves."""
+
+    @abstractmethod
+    def masters(self) -> Iterator[LocalWeight]:
+        """Parameters with the weights, fp32, that the optimizer moves; in a bf16 model they are not the model's."""
+
     @abstractmethod
     def _install(self) -> None:
         """Hook into the wrapper."""
 
     def squared_norm(self) -> Tensor:
         """This rank's share of the squared global gradient norm: summed over all ranks it is the whole."""
-        counted = [held.gradient for held in self.gradients() if self._counts(held.parameter)]
+        counted = [held.gradient for held in self.gradients() if self.counts(held.parameter)]
         if not counted:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         norms = torch.stack(torch._foreach_norm([gradient.float() for gradient in counted]))
@@ -76,8 +93,11 @@ class UpdateGate(ABC):
         self._veto = not apply
         self._norm.fill_(norm)
 
-    def _counts(self, parameter: nn.Parameter) -> bool:
-        """Replicas count once: tensor-parallel ones on tensor rank 0, tied ones on their first stage."""
+    def counts(self, parameter: nn.Parameter) -> bool:
+        """Whether this rank speaks for a parameter.
+
+        Replicas count once: tensor-parallel ones on tensor rank 0, tied ones on their first stage.
+        """
         if getattr(parameter, "ds_pipe_replicated", False):
             return False
         return self._mesh.tensor.first or getattr(parameter, "tensor_model_parallel", False)
@@ -93,6 +113,16 @@ class PlainGate(UpdateGate):
     """ZeRO-0: every rank holds all gradients in `.grad`."""
 
     sharded = False
+    masters_sharded = False
+
+    def masters(self) -> Iterator[LocalWeight]:
+        optimizer = self._engine.optimizer
+        if isinstance(optimizer, FP16_UnfusedOptimizer):
+            for parameters, weights in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+                yield from map(LocalWeight, parameters, weights)
+        else:
+            for parameter in self._engine.module.parameters():
+                yield LocalWeight(parameter, parameter)
 
     def gradients(self) -> Iterator[LocalGradient]:
         for parameter in self._engine.module.parameters():
@@ -112,6 +142,13 @@ class BFloat16Gate(UpdateGate):
     """BF16_Optimizer: fp32 gradients of all parameters, optimizer states sharded."""
 
     sharded = False
+    masters_sharded = True
+
+    def masters(self) -> Iterator[LocalWeight]:
+        optimizer = self._engine.optimizer
+        groups = zip(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, strict=True)
+        for parameters, flat in groups:
+            yield from cut(flat, parameters, start=self._mesh.data.rank * flat.numel())
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
@@ -126,6 +163,13 @@ class ShardedGate(UpdateGate):
     """ZeRO-1 and 2: each rank holds the averaged gradients of its partition."""
 
     sharded = True
+    masters_sharded = True
+
+    def masters(self) -> Iterator[LocalWeight]:
+        optimizer = self._engine.optimizer
+        for group, parameters in enumerate(optimizer.params_in_partition):
+            flat = optimizer.single_partition_of_fp32_groups[group]
+            yield from cut(flat, parameters, start=optimizer.first_offset[group])
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
@@ -151,6 +195,14 @@ class Stage3Gate(UpdateGate):
     """ZeRO-3: gradients, like weights, are sharded by parameter."""
 
     sharded = True
+    masters_sharded = True
+
+    def masters(self) -> Iterator[LocalWeight]:
+        optimizer = self._engine.optimizer
+        groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
+        for parameters, flat in groups:
+            shards = flat.split([parameter.ds_tensor.ds_numel for parameter in parameters])
+            yield from map(LocalWeight, parameters, shards)
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
@@ -172,6 +224,17 @@ class Stage3Gate(UpdateGate):
 def without_padding(gradients: Iterable[Tensor]) -> list[Tensor]:
     """The gradients that belong to a parameter: ZeRO marks the zeros that it fills gaps with."""
     return [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+
+
+def cut(flat: Tensor, parameters: Iterable[nn.Parameter], *, start: int) -> Iterator[LocalWeight]:
+    """The pieces of `flat`, elements [start, start + len) of all parameters in a row; it may end in padding."""
+    first, stop = 0, start + flat.numel()
+    for parameter in parameters:
+        last = first + parameter.numel()
+        low, high = max(first, start), min(last, stop)
+        if low < high:
+            yield LocalWeight(parameter, flat[low - start : high - start])
+        first = last
 
 
 def make_gate(engine: DeepSpeedEngine, mesh: ParallelMesh) -> UpdateGate:

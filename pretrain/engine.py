@@ -20,8 +20,11 @@ from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from parallel.rng import RandomStreams
-from pretrain.deepspeed_runtime import Objective, build_module, initialize, quiet
+from pretrain.config import RunConfig
+from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
 from pretrain.deepspeed_update import make_gate
+from pretrain.probes.probe import Measures, ProbedModel
+from pretrain.probes.probes import Probes
 from pretrain.records import Action, StepReport, Verdict
 from pretrain.reparametrization import Reparametrization
 
@@ -71,8 +74,9 @@ class TrainEngine:
         mesh: ParallelMesh,
         settings: Mapping[str, Any],
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        config: RunConfig,
     ) -> None:
-        """`settings` is the DeepSpeed JSON; `make_optimizer` gets this rank's module."""
+        """`settings` is the DeepSpeed JSON; `make_optimizer` gets this rank's module; probes read `config`."""
         self.mesh = mesh
         self._objective = parts.objective
         self._streams = parts.streams
@@ -81,6 +85,7 @@ class TrainEngine:
         self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
+        self._probes = Probes(ProbedModel(config, mesh, local_layers(self.module), self._gate))
         self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
 
     def step(
@@ -101,19 +106,23 @@ class TrainEngine:
         """
         normalised, _ = self._normalise(batches)
         self._streams.begin_step(step)
+        self._probes.begin(step, batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         outcome: list[tuple[StepReport, Verdict]] = []
 
         def consult(loss: Tensor) -> None:
-            facts = self._reduce(self._local_facts(batches, loss, interrupted))
-            report = _report(facts, step, learning_rate)
+            self._probes.gradients_averaged()
+            facts, measures = self._reduce(self._local_facts(batches, loss, interrupted))
+            report = _report(facts, measures, step, learning_rate)
             verdict = judge(report)
             self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
+            self._probes.before_update()
             outcome.append((report, verdict))
 
         self._engine.train()
         self._run(normalised, consult)
+        self._probes.after_update()
         report, verdict = outcome[0]
         if verdict.action is Action.PROCEED:
             clipping = self._engine.gradient_clipping()
@@ -221,10 +230,14 @@ class TrainEngine:
             interrupted=interrupted,
         )
 
-    def _reduce(self, local: _Facts) -> _Facts:
-        """Sum over all ranks. NaN and inf travel as they are: any of them makes the sum non-finite everywhere."""
-        values = torch.tensor(list(vars(local).values()), dtype=torch.float64)
-        return _Facts(*self.mesh.agree_sum(values).tolist())
+    def _reduce(self, local: _Facts) -> tuple[_Facts, Measures]:
+        """Sum over all ranks, in one vector with the slots of the probes.
+
+        NaN and inf travel as they are: any of them makes the sum in its place non-finite everywhere.
+        """
+        own = torch.tensor(list(vars(local).values()), dtype=torch.float64)
+        values = self.mesh.agree_sum(torch.cat((own, self._probes.local())))
+        return _Facts(*values[: len(own)].tolist()), self._probes.finish(values[len(own) :])
 
     # Checkpoint files
 
@@ -258,7 +271,7 @@ def _pairs(batches: Sequence[Batch]) -> Any:
     )
 
 
-def _report(facts: _Facts, step: int, learning_rate: float) -> StepReport:
+def _report(facts: _Facts, measures: Measures, step: int, learning_rate: float) -> StepReport:
     norm = facts.squared_norm**0.5
     total = torch.tensor([facts.loss, norm])
     return StepReport(
@@ -271,4 +284,6 @@ def _report(facts: _Facts, step: int, learning_rate: float) -> StepReport:
         damaged=int(facts.damaged),
         interrupted=facts.interrupted > 0,
         finite=bool(torch.isfinite(total).all()),
+        measures=measures.scalars,
+        histograms=measures.histograms,
     )

@@ -8,10 +8,11 @@ import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
@@ -43,13 +44,27 @@ _TAGS = {
     "damaged": "data/damaged_samples",
     "tev_mean": "embedding/tev_mean",
     "tev_std": "embedding/tev_std",
+    "tev_p99": "embedding/tev_p99",
+    "tev_max": "embedding/tev_max",
+    "tev_head_mean": "embedding/tev_head_mean",
+    "tev_head_std": "embedding/tev_head_std",
+    "tev_head_p99": "embedding/tev_head_p99",
+    "tev_head_max": "embedding/tev_head_max",
     "attention_entropy_min": "attention/entropy_min",
     "attention_entropy_mean": "attention/entropy_mean",
+    "attention_entropy_slack_min": "attention/entropy_slack_min",
+    "activation_rms": "activation/rms",
+    "activation_rms_max": "activation/rms_max",
+    "update_rms": "update/rms",
+    "sigma": "spectral/sigma",
     "sigma_max": "spectral/sigma_max",
     "validation_loss": "valid/loss",
     "validation_perplexity": "valid/perplexity",
 }
-"""Name in `metrics.jsonl` -> tag in TensorBoard; a probe that is not listed appears as `probe/NAME`."""
+"""Name in `metrics.jsonl` -> tag in TensorBoard; a probe that is not listed appears as `probe/NAME`.
+
+What is measured by layer, NAME/LAYER, has the layer behind the tag of its name.
+"""
 
 _NOT_CURVES = {"step", "samples", "tokens", "wait_seconds", "validation_tokens", "validation_seconds"}
 
@@ -64,6 +79,10 @@ class Journaling(ABC):
         `measurements` has `seconds`, the duration of the step, and maybe `wait_seconds`, the part of it spent
         waiting for data, bytes of memory, results of probes. Names become keys of `metrics.jsonl`.
         """
+
+    @abstractmethod
+    def histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
+        """The distribution of many values after a step; to TensorBoard alone."""
 
     @abstractmethod
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
@@ -88,6 +107,8 @@ class SilentJournal(Journaling):
     """The journal of the ranks that do not write one."""
 
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None: ...
+
+    def histogram(self, step: int, tag: str, values: Sequence[float]) -> None: ...
 
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None: ...
 
@@ -137,6 +158,9 @@ class Journal(Journaling):
         self._draw({**measures, "perplexity": _perplexity(report.loss)}, report.step)
         line = _step_line(report, verdict, measures["tokens_per_second"])
         self._console_guard.attempt(lambda: self._console.step(line))
+
+    def histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
+        self._curves_guard.attempt(lambda: self._curves.histogram(tag, values, step))
 
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         measures = {
@@ -209,6 +233,12 @@ class _Curves:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._write(lambda writer: writer._get_file_writer().add_summary(summary, step))
 
+    def histogram(self, tag: str, values: Sequence[float], step: int) -> None:
+        """What is not finite has no place on the axis."""
+        finite = numpy.array([value for value in values if math.isfinite(value)])
+        if finite.size:
+            self._write(lambda writer: writer.add_histogram(tag, finite, step))
+
     def text(self, tag: str, text: str, step: int) -> None:
         self._write(lambda writer: writer.add_text(tag, text, step))
 
@@ -233,6 +263,8 @@ class _NoCurves:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
+    def histogram(self, tag: str, values: Sequence[float], step: int) -> None: ...
+
     def text(self, tag: str, text: str, step: int) -> None: ...
 
     def close(self) -> None: ...
@@ -255,6 +287,7 @@ def _measures(
         "learning_rate": report.learning_rate,
         "gradient_norm": report.gradient_norm,
         "damaged": report.damaged,
+        **report.measures,
         **measurements,
         **derived,
     }
@@ -278,9 +311,12 @@ def _step_line(report: StepReport, verdict: Verdict, tokens_per_second: float) -
 
 
 def _tagged(measures: Mapping[str, float]) -> dict[str, float]:
-    return {
-        _TAGS.get(name, f"probe/{name}"): value for name, value in measures.items() if name not in _NOT_CURVES
-    }
+    return {_tag(name): value for name, value in measures.items() if name not in _NOT_CURVES}
+
+
+def _tag(name: str) -> str:
+    base, slash, layer = name.partition("/")
+    return _TAGS.get(base, f"probe/{base}") + slash + layer
 
 
 def _perplexity(loss: float) -> float:

@@ -1,6 +1,7 @@
 """What is said about a step: frozen records of plain numbers, equal on all ranks."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -46,6 +47,10 @@ class StepReport:
     """Loss and gradient norm are finite on every rank."""
     interrupted: bool = False
     """A rank has been asked to stop."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the probes that were due have found, by name; those of one layer are called `name/layer_07`."""
+    histograms: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
+    """Distributions that were due, by tag in TensorBoard."""
 
 
 @dataclass(frozen=True)

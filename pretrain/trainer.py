@@ -21,7 +21,6 @@ from pretrain.optim import learning_rate
 from pretrain.records import Action, StepReport, TrainState, Verdict
 from pretrain.signals import StopSignals
 
-
 RunJudge = Callable[[StepReport, TrainState], Verdict]
 """Judges a step, given the state before it; must be pure, so that all ranks come to the same verdict."""
 
@@ -99,6 +98,8 @@ class Trainer:
         started = time.perf_counter()
         report, verdict = self._step(state)
         self.journal.record(report, verdict, self._measure(started))  # also the step that ends the run
+        for tag, values in report.histograms.items():
+            self.journal.histogram(report.step, tag, values)
         if verdict.action is Action.HALT:
             raise TrainingDiverged(verdict.reason)
         state = state.after(report, verdict)

@@ -1,0 +1,96 @@
+"""All probes of a run, and the one vector that their slots lie in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data_pipeline.batches import Batch
+from pretrain.config import RunConfig
+from pretrain.probes.activations import ActivationProbe
+from pretrain.probes.attention import AttentionEntropyProbe
+from pretrain.probes.embedding import EmbeddingProbe
+from pretrain.probes.gradients import GradientNormProbe, GradientVarianceProbe
+from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel
+from pretrain.probes.spectral import SpectralProbe
+from pretrain.probes.update import UpdateProbe
+
+
+class Probes:
+    """Probes of a run in a fixed order; methods are called by the engine, in the order that they stand in."""
+
+    def __init__(self, model: ProbedModel) -> None:
+        self._config = model.config
+        self._mesh = model.mesh
+        self._update = UpdateProbe(model) if model.config.probes.update_rms else None
+        self._all = [*make_probes(model), *([self._update] if self._update else [])]
+        self._active: list[Probe] = []
+        self._sizes: list[int] = []
+
+    def begin(self, step: int, batches: Sequence[Batch]) -> None:
+        """Before the first micro-batch."""
+        dense = step % self._config.probes.every_steps == 0
+        histograms = dense and step % self._config.probes.histogram_every_steps == 0
+        self._step = step
+        occasion = Occasion(step, dense, histograms, batches)
+        self._active = [probe for probe in self._all if probe.due(occasion)]
+        for probe in self._active:
+            probe.begin(occasion)
+
+    def gradients_averaged(self) -> None:
+        """After the last backward, with the gradients as DeepSpeed has averaged them."""
+        for probe in self._active:
+            probe.gradients_averaged()
+
+    def local(self) -> Tensor:
+        """This rank's slots of all probes that look at this step, on the CPU: one transfer."""
+        slots = [probe.local() for probe in self._active]
+        self._sizes = [len(part) for part in slots]
+        return torch.cat(slots).cpu() if slots else torch.zeros(0, dtype=torch.float64)
+
+    def finish(self, slots: Tensor) -> Measures:
+        """Measures of the step from the slots summed over all ranks."""
+        scalars: dict[str, float] = {}
+        histograms: dict[str, Sequence[float]] = {}
+        for probe, part in zip(self._active, slots.split(self._sizes), strict=True):
+            measures = probe.finish(part)
+            scalars.update(measures.scalars)
+            histograms.update(measures.histograms)
+        return Measures(scalars, histograms)
+
+    def before_update(self) -> None:
+        """Once the verdict is known."""
+        if self._update_due:
+            assert self._update is not None
+            self._update.before_update()
+
+    def after_update(self) -> None:
+        """Once the weights have moved, or stayed."""
+        if self._update_due:
+            assert self._update is not None
+            self._update.after_update()
+
+    @property
+    def _update_due(self) -> bool:
+        """Whether the next step is a dense one."""
+        return self._update is not None and (self._step + 1) % self._config.probes.every_steps == 0
+
+
+def make_probes(model: ProbedModel) -> list[Probe]:
+    """The probes that the configuration asks for, without that of the update."""
+    config, head = model.config.probes, len(model.names) - 1
+    probes: list[tuple[bool, Probe]] = [
+        (config.tev, EmbeddingProbe(model, layer=0, prefix="tev")),
+        (tev_of_head(model.config), EmbeddingProbe(model, layer=head, prefix="tev_head")),
+        (config.attention_entropy, AttentionEntropyProbe(model)),
+        (config.activation_rms, ActivationProbe(model)),
+        (config.layer_gradient_norms, GradientNormProbe(model)),
+        (config.gradient_variance, GradientVarianceProbe(model)),
+        (config.spectral_norms, SpectralProbe(model)),
+    ]
+    return [probe for wanted, probe in probes if wanted]
+
+
+def tev_of_head(config: RunConfig) -> bool:
+    """A tied head has no table of its own."""
+    return config.probes.tev_head and not config.model.tied_embeddings

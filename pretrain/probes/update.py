@@ -1,0 +1,59 @@
+"""RMS of the change that an update makes to the weights."""
+
+import torch
+from torch import Tensor
+
+from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, by_layer, squares_by_layer
+
+
+class UpdateProbe(Probe):
+    """Measures, on dense steps, the update that led to them: that of the step before.
+
+    Exact, on the fp32 weights that the optimizer moves: a copy of this rank's share of them is held during that one
+    update. Rows of vocabulary padding never move and are not counted. Slots are the sums of squares by layer, and one
+    that says whether all ranks have seen that update: the first after a start they have not.
+    """
+
+    def __init__(self, model: ProbedModel) -> None:
+        self._model = model
+        self._owners = model.owners()
+        self._before: list[Tensor] = []
+        self._squares: Tensor | None = None
+
+    def due(self, occasion: Occasion) -> bool:
+        return occasion.dense
+
+    def before_update(self) -> None:
+        """Keep the weights that the coming update will change."""
+        self._before = [weight.clone() for _, weight in self._counted()]
+
+    def after_update(self) -> None:
+        """Compare."""
+        layers = [layer for layer, _ in self._counted()]
+        weights = [weight for _, weight in self._counted()]
+        changes = torch._foreach_sub(weights, self._before) if weights else []
+        self._squares = squares_by_layer(self._model, layers, changes)
+        self._before = []
+
+    @torch.no_grad()
+    def _counted(self) -> list[tuple[int, Tensor]]:
+        """Layer and weights, for what this rank holds and counts."""
+        gate = self._model.gate
+        held = [held for held in gate.masters() if gate.counts(held.parameter)]
+        return [(self._owners[id(parameter)], weight.detach()) for parameter, weight in held]
+
+    def local(self) -> Tensor:
+        slots = self._model.zeros(len(self._model.names) + 1)
+        if self._squares is not None:
+            copies = 1 if self._model.gate.masters_sharded else self._model.mesh.data.size
+            slots[:-1], slots[-1] = self._squares / copies, 1.0
+        self._squares = None
+        return slots
+
+    def finish(self, slots: Tensor) -> Measures:
+        if slots[-1] != self._model.mesh.world_size:
+            return Measures()
+        sizes = torch.tensor(self._model.sizes, dtype=torch.float64)
+        rms = (slots[:-1] / sizes.clamp(min=1)).sqrt()
+        whole = (slots[:-1].sum() / sizes.sum()).sqrt().item()
+        return Measures({"update_rms": whole, **by_layer("update_rms", self._model, rms.tolist())})
