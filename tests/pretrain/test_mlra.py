@@ -29,6 +29,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "grouped": {"attention": {**MLRA, "rank": 12, "num_key_value_heads": 2, "down_projection": "sharded"}},
     "post": {"norm_placement": "post"},
     "none": {"norm_placement": "none"},
+    "sigma_replicated": {"attention": MLRA, "reparametrization": "sigma"},
+    "sigma_sharded": {"attention": {**MLRA, "down_projection": "sharded"}, "reparametrization": "sigma"},
 }
 STEPS = 6
 CASES = [
