@@ -7,9 +7,14 @@
     R   length of M's rows, the dimension that every rank holds whole; r (R,) is the singular vector along it
     L   rows of M on this rank, a share of the sharded dimension; s (L,) is this rank's piece of the other vector
     K   matrices stacked in one layer (query, key, value)
+    V   vectors that are iterated: r is the first column of an orthonormal basis (R, V)
 
 The vector that is kept is the one that every rank holds whole: u for column-parallel layers, as in the reference
 code, v for row-parallel ones, which is the same iteration begun half a step later.
+
+One vector lags where another singular value overtakes the largest: it converges like (sigma_2 / sigma_1)^(2 t), and
+starts with almost nothing of the new direction. With V > 1 vectors the top of the spectrum is iterated as a
+subspace, at the same memory traffic, and r is its best vector (Rayleigh-Ritz); V = 1 is the reference code's iteration.
 
 Weights change once per optimizer step, so one power step per update is all there is to do, for all layers of a
 rank in one all-reduce:  a = M r;  all-reduce [b = sum M^T a,  c = sum |a|^2];  sigma = |b| / sqrt(c),
@@ -42,6 +47,8 @@ class SpectralConfig:
     """`sigma_stats_only` follows sigma and leaves the weights as they are."""
     gamma_init: Literal["sigma", "one"]
     """gamma starts at the first sigma, so that What = W (the reference code), or at 1 (the paper's text)."""
+    vectors: int = 1
+    """V, the vectors that are iterated."""
 
 
 class _Substitute(torch.autograd.Function):
@@ -80,16 +87,22 @@ class SpectralNorms(nn.Module):
         count, (rows, columns) = len(self.local_blocks), weight.shape
         replicated, sharded = (columns, rows) if rows_sharded else (rows, columns)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.register_buffer("replicated_KR", torch.zeros(count, replicated, dtype=dtype))
+        vectors = min(config.vectors, replicated)
+        self.register_buffer("basis_KRV", torch.zeros(count, replicated, vectors, dtype=dtype))
         self.register_buffer("sharded_L", torch.zeros(sharded, dtype=dtype))
         self.register_buffer("sigma_K", torch.ones(count, dtype=dtype))
         self.register_buffer("gamma_K", torch.ones(count, dtype=dtype))
         self.register_buffer("effective", None, persistent=False)
-        self.replicated_KR: Tensor
+        self.basis_KRV: Tensor
         self.sharded_L: Tensor
         self.sigma_K: Tensor
         self.gamma_K: Tensor
         self.effective: Tensor | None
+
+    @property
+    def replicated_KR(self) -> Tensor:
+        """The singular vectors that every rank holds whole."""
+        return self.basis_KRV[:, :, 0]
 
     @property
     def active(self) -> bool:
@@ -143,24 +156,54 @@ def find_spectral_layers(module: nn.Module) -> list[SpectralLayer]:
     return found
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What a power step computes of one matrix before the ranks sum it."""
+
+    norms: SpectralNorms
+    number: int
+    piece_L: Tensor
+    image_LV: Tensor
+    """M times the basis."""
+    back_RV: Tensor
+    """M^T times the image."""
+    gram_VV: Tensor
+    """The image's inner products."""
+
+    @property
+    def sums(self) -> Tensor:
+        return torch.cat((self.back_RV.flatten(), self.gram_VV.flatten())) / self.norms.copies
+
+
 @torch.no_grad()
 def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
     """Advance the singular vectors and sigma of all matrices by one step; one all-reduce."""
     images = []
     for layer in layers:
         for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
-            image_L = matrix_LR @ layer.norms.replicated_KR[number]
-            back_R = matrix_LR.T @ image_L
-            images.append((layer.norms, number, piece_L, image_L, back_R))
-    sums = [
-        torch.cat((back, image.square().sum().view(1))) / norms.copies for norms, _, _, image, back in images
-    ]
-    for (norms, number, piece_L, image_L, _), total in zip(images, _reduce(sums, group), strict=True):
-        back_R, length = total[:-1], total[-1].sqrt()
-        size = back_R.norm()
-        norms.sigma_K[number] = size / length
-        torch.div(back_R, size, out=norms.replicated_KR[number])
-        torch.div(image_L, length, out=piece_L)
+            image_LV = matrix_LR @ layer.norms.basis_KRV[number]
+            back_RV, gram_VV = matrix_LR.T @ image_LV, image_LV.T @ image_LV
+            images.append(_Images(layer.norms, number, piece_L, image_LV, back_RV, gram_VV))
+    for image, total in zip(images, _reduce([image.sums for image in images], group), strict=True):
+        _advance(image, total)
+
+
+def _advance(image: _Images, total: Tensor) -> None:
+    """New basis, sigma and pieces of one matrix, from the summed M^T M Q and Q^T M^T M Q of its basis Q."""
+    norms, vectors = image.norms, image.gram_VV.shape[0]
+    back_RV = total[: image.back_RV.numel()].view_as(image.back_RV)
+    gram_VV = total[image.back_RV.numel() :].view_as(image.gram_VV)
+    image_LV = image.image_LV
+    if vectors > 1:
+        # Rayleigh-Ritz: rotate to the singular vectors of M within the subspace, the largest first.
+        rotation_VV = torch.linalg.eigh(gram_VV).eigenvectors.flip(-1)
+        back_RV, image_LV = back_RV @ rotation_VV, image_LV @ rotation_VV
+        gram_VV = rotation_VV.T @ gram_VV @ rotation_VV
+        norms.basis_KRV[image.number] = torch.linalg.qr(back_RV).Q
+    size, length = back_RV[:, 0].norm(), gram_VV[0, 0].sqrt()
+    norms.sigma_K[image.number] = size / length
+    norms.basis_KRV[image.number, :, 0] = back_RV[:, 0] / size
+    torch.div(image_LV[:, 0], length, out=image.piece_L)
 
 
 @torch.no_grad()
@@ -172,7 +215,7 @@ def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
     """
     for layer in layers:
         for number, matrix_LR, _ in layer.norms.matrices(layer.weight):
-            layer.norms.replicated_KR[number] = _first_vector(matrix_LR, group)
+            layer.norms.basis_KRV[number] = _first_basis(matrix_LR, layer.norms.basis_KRV.shape[-1], group)
     exact = all(layer.norms.replicated_KR.shape[1] <= EXACT_UP_TO for layer in layers)
     for _ in range(1 if exact else FIRST_POWER_STEPS):
         power_step(layers, group)
@@ -183,15 +226,15 @@ def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
     return residual(layers, group)
 
 
-def _first_vector(matrix_LR: Tensor, group: ProcessGroup) -> Tensor:
-    """The top right singular vector of the whole M, or a start for power steps, the same on every rank."""
+def _first_basis(matrix_LR: Tensor, vectors: int, group: ProcessGroup) -> Tensor:
+    """The top right singular vectors (R, V) of the whole M, or a start for power steps, the same on every rank."""
     size = matrix_LR.shape[1]
     if size > EXACT_UP_TO:
         generator = torch.Generator().manual_seed(0)
-        return nn.functional.normalize(torch.randn(size, generator=generator), dim=0).to(matrix_LR)
+        return torch.linalg.qr(torch.randn(size, vectors, generator=generator)).Q.to(matrix_LR)
     gram_RR = matrix_LR.double().T @ matrix_LR.double()
     dist.all_reduce(gram_RR, group=group)
-    return torch.linalg.eigh(gram_RR).eigenvectors[:, -1].to(matrix_LR.dtype)
+    return torch.linalg.eigh(gram_RR).eigenvectors[:, -vectors:].flip(-1).to(matrix_LR.dtype)
 
 
 @torch.no_grad()

@@ -97,6 +97,8 @@ class ModelConfig(Section):
     """sigmaReparam (arXiv 2303.06296) on every matrix of the blocks, or its spectral norms without using them."""
     gamma_init: Literal["sigma", "one"] = "sigma"
     """First gamma of sigmaReparam: the spectral norm (the reference code), so that nothing changes, or 1 (the text)."""
+    sigma_vectors: int = Field(default=8, gt=0)
+    """Vectors of the power iteration: 1 is the reference code's; with more, sigma follows when singular values cross."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 

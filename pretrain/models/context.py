@@ -38,7 +38,9 @@ class LayerContext:
         """How the matrices of the blocks are reparametrised."""
         if self.config.reparametrization == "none":
             return None
-        return SpectralConfig(self.config.reparametrization, self.config.gamma_init)
+        return SpectralConfig(
+            self.config.reparametrization, self.config.gamma_init, self.config.sigma_vectors
+        )
 
     def norm(self) -> nn.Module:
         """A normalization layer over the hidden size; the identity in a model without."""

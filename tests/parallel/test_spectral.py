@@ -45,7 +45,9 @@ class Net(nn.Module):
         blocks = [(rows, Normal(1, f"up{i}", 0.3)) for i, rows in enumerate(HIDDEN)]
         self.up = ColumnParallelLinear(INPUTS, blocks, bias=True, tensor=mesh.tensor, spectral=spectral)
         down = Normal(1, "down", 0.3)
-        self.down = RowParallelLinear(HIDDEN[1], OUTPUTS, down, bias=True, tensor=mesh.tensor, spectral=spectral)
+        self.down = RowParallelLinear(
+            HIDDEN[1], OUTPUTS, down, bias=True, tensor=mesh.tensor, spectral=spectral
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).split(self.up.local_blocks, dim=-1)
@@ -73,7 +75,9 @@ def data(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return draw[0].to(dtype).requires_grad_(), draw[1].to(dtype)
 
 
-def take_step(net: Net, mesh: ParallelMesh, optimizer: torch.optim.Optimizer, x: Tensor, target: Tensor) -> Tensor:
+def take_step(
+    net: Net, mesh: ParallelMesh, optimizer: torch.optim.Optimizer, x: Tensor, target: Tensor
+) -> Tensor:
     """Forward, backward, pull-back, update of weights and gammas, power step."""
     layers = find_spectral_layers(net)
     y = net(x)
@@ -123,10 +127,10 @@ def test_equals_the_formula_in_float64(gamma_init: str) -> None:
     assert worst < 1e-10
 
 
-def sharded_course(size: int) -> list[Tensor]:
+def sharded_course(size: int, vectors: int) -> list[Tensor]:
     """Outputs of 20 steps, then all sigmas and gammas."""
     mesh = make_mesh(ParallelConfig(tensor=size))
-    net = Net(mesh, SIGMA)
+    net = Net(mesh, SpectralConfig("sigma", "sigma", vectors))
     layers = find_spectral_layers(net)
     initialise(layers, mesh.tensor.group)
     gammas = [layer.norms.gamma_K for layer in layers]
@@ -138,10 +142,11 @@ def sharded_course(size: int) -> list[Tensor]:
     return [*course, *(layer.norms.sigma_K for layer in layers), *gammas]
 
 
+@pytest.mark.parametrize("vectors", [1, 4])
 @pytest.mark.parametrize("size", [2, 4])
-def test_sharded_equals_unsharded(size: int) -> None:
-    (whole,) = run_distributed(sharded_course, 1, 1)
-    for course in run_distributed(sharded_course, size, size):
+def test_sharded_equals_unsharded(size: int, vectors: int) -> None:
+    (whole,) = run_distributed(sharded_course, 1, 1, vectors)
+    for course in run_distributed(sharded_course, size, size, vectors):
         for ours, theirs in zip(course, whole, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -173,8 +178,30 @@ def spoilt_residual() -> float:
     mesh = make_mesh(ParallelConfig())
     layers = find_spectral_layers(Net(mesh, SIGMA))
     initialise(layers, mesh.tensor.group)
-    layers[0].norms.replicated_KR[0] = layers[0].norms.replicated_KR[0].roll(1)
+    layers[0].norms.basis_KRV[0] = layers[0].norms.basis_KRV[0].roll(1, dims=0)
     return residual(layers, mesh.tensor.group)
+
+
+def overtaken(vectors: int) -> float:
+    """sigma, relative to the true one, after the second singular value has overtaken the first and 10 power steps."""
+    mesh = make_mesh(ParallelConfig())
+    config = SpectralConfig("sigma", "sigma", vectors)
+    net = nn.ModuleList(
+        [ColumnParallelLinear(8, [(8, Normal(1, "x", 1.0))], bias=False, tensor=mesh.tensor, spectral=config)]
+    )
+    layers = find_spectral_layers(net)
+    with torch.no_grad():
+        layers[0].weight.copy_(torch.diag(torch.linspace(1, 0.3, 8)))
+        initialise(layers, mesh.tensor.group)
+        layers[0].weight[1, 1] = 1.1
+    for _ in range(10):
+        power_step(layers, mesh.tensor.group)
+    return layers[0].norms.sigma_K.item() / 1.1
+
+
+def test_several_vectors_follow_where_one_stays_behind() -> None:
+    assert run_distributed(overtaken, 1, 1)[0] == pytest.approx(1 / 1.1, rel=1e-3)
+    assert run_distributed(overtaken, 1, 2)[0] == pytest.approx(1.0, rel=1e-5)
 
 
 def folded() -> tuple[Tensor, Tensor, list[str]]:

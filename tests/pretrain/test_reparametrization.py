@@ -7,8 +7,9 @@ import pytest
 import torch
 from distributed import run_distributed
 from runs import contents, differences, newest_checkpoint, run_and_stop, run_config, run_to_end
-from training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
+from training import SEQUENCE, Layout, make_batches, make_config, make_engine, make_mesh, proceed
 
+from data_pipeline.batches import TokenBatch
 from parallel.spectral import find_spectral_layers
 from pretrain.layout import check_layout
 from pretrain.records import Action, Verdict
@@ -22,9 +23,8 @@ LAYOUTS = [
     Layout(tensor=2),
     Layout(tensor=4, accumulation=3),
     Layout(pipeline=2, accumulation=3),
-    *(Layout(data=2, zero=stage) for stage in range(3)),
+    *(Layout(data=2, zero=stage) for stage in (0, 2)),
     Layout(tensor=2, data=2, zero=1, accumulation=3),
-    Layout(tensor=2, data=2, zero=2),
     Layout(tensor=2, pipeline=2, accumulation=3, checkpointing=True),
     Layout(pipeline=2, data=2, zero=1, accumulation=3),
 ]
@@ -85,27 +85,30 @@ def test_bf16_stays_close_to_fp32() -> None:
         assert largest_difference([(loss,) for loss, _ in course], [(loss,) for loss, _ in reference]) < 5e-3
 
 
-def against_svd(layout: Layout) -> list[tuple[str, float]]:
-    """Relative error of sigma by matrix after 30 steps with warmup, in a model whose weights really move."""
-    config = make_config(layout, **SIGMA)
+def against_svd(steps: int, model: dict[str, Any]) -> list[tuple[float, str]]:
+    """Relative error of sigma by matrix, the largest first, after training on text."""
+    config = make_config(Layout(), **SIGMA, **model)
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
-    for step in range(1, 31):
-        rate = 1e-3 * min(1.0, step / 10)
-        engine.step(make_batches(config, mesh, step), proceed, step=step, learning_rate=rate)
+    text = torch.tensor(list(Path(__file__).read_bytes()))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, steps + 1):
+        starts = torch.randint(0, len(text) - SEQUENCE - 1, (12,), generator=generator).tolist()
+        block = torch.stack([text[start : start + SEQUENCE + 1] for start in starts])
+        batch = TokenBatch(block[:, :-1], block[:, 1:], torch.ones(12, SEQUENCE))
+        engine.step([batch], proceed, step=step, learning_rate=1e-3 * min(step / 20, 1 - 0.9 * step / steps))
     found = []
     for layer in find_spectral_layers(engine.module):
         for number, matrix, _ in layer.norms.matrices(layer.weight.detach()):
             exact = torch.linalg.matrix_norm(matrix.double(), 2).item()
-            found.append((f"{layer.name}[{number}]", abs(layer.norms.sigma_K[number].item() / exact - 1)))
-    return found
+            found.append((abs(layer.norms.sigma_K[number].item() / exact - 1), f"{layer.name}[{number}]"))
+    return sorted(found, reverse=True)
 
 
 def test_sigma_follows_the_svd_during_training() -> None:
-    (found,) = run_distributed(against_svd, 1, Layout())
+    (found,) = run_distributed(against_svd, 1, 200, {})
     assert len(found) == 4 * 6
-    worst = max(found, key=lambda pair: pair[1])
-    assert worst[1] < 1e-3, worst
+    assert found[0][0] < 1e-3, found[0]
 
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
@@ -151,7 +154,7 @@ def test_two_more_collectives_a_step_at_any_depth(depth: int, accumulation: int,
 
 def snapshot(engine: Any) -> list[torch.Tensor]:
     norms = [layer.norms for layer in find_spectral_layers(engine.module)]
-    buffers = [t for n in norms for t in (n.sigma_K, n.gamma_K, n.sharded_L, n.replicated_KR, n.effective)]
+    buffers = [t for n in norms for t in (n.sigma_K, n.gamma_K, n.sharded_L, n.basis_KRV, n.effective)]
     return [t.detach().clone() for t in (*buffers, *engine.module.parameters())]
 
 
