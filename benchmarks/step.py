@@ -161,7 +161,9 @@ def make_batches(config: RunConfig, seed: int) -> list[TokenBatch]:
     return [TokenBatch(b[:, :-1], b[:, 1:], torch.ones(b[:, 1:].shape)) for b in blocks]
 
 
-def timed(step: Callable[[list[TokenBatch]], float], batches: list[TokenBatch], device: torch.device) -> float:
+def timed(
+    step: Callable[[list[TokenBatch]], float], batches: list[TokenBatch], device: torch.device
+) -> float:
     started = time.perf_counter()
     step(batches)  # returns a Python float, so the device has finished
     if device.type == "cuda":
@@ -170,7 +172,9 @@ def timed(step: Callable[[list[TokenBatch]], float], batches: list[TokenBatch], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=12)
@@ -194,12 +198,20 @@ def main() -> None:
 
 
 def report(
-    options: argparse.Namespace, config: RunConfig, mesh: ParallelMesh, size: str, seconds: dict[str, list[float]]
+    options: argparse.Namespace,
+    config: RunConfig,
+    mesh: ParallelMesh,
+    size: str,
+    seconds: dict[str, list[float]],
 ) -> None:
     layout = plan(config, 1)
     peak = peak_tflops(mesh.device_name)
-    print(f"{size}: {layout.parameters.total / 1e6:.1f} M parameters, {config.precision.dtype}, {mesh.device_name}, ")
-    print(f"batch {layout.batch.tokens:,} tokens, torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
+    print(
+        f"{size}: {layout.parameters.total / 1e6:.1f} M parameters, {config.precision.dtype}, {mesh.device_name}, "
+    )
+    print(
+        f"batch {layout.batch.tokens:,} tokens, torch {torch.__version__}, {torch.get_num_threads()} CPU threads"
+    )
     result: dict[str, object] = {
         "size": size,
         "device": mesh.device_name,
@@ -217,7 +229,8 @@ def report(
     if "bare" in seconds:
         ratios = [bare / ours for ours, bare in zip(seconds["ours"], seconds["bare"], strict=True)]
         quartiles = statistics.quantiles(ratios, n=4)
-        print(f"  ours / bare in tokens/s: median {quartiles[1]:.3f}, quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}")
+        low, middle, high = quartiles
+        print(f"  ours / bare in tokens/s: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
         result["ratio_median"] = quartiles[1]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))

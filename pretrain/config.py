@@ -98,7 +98,7 @@ class ModelConfig(Section):
     gamma_init: Literal["sigma", "one"] = "sigma"
     """First gamma of sigmaReparam: the spectral norm (the reference code), so that nothing changes, or 1 (the text)."""
     sigma_vectors: int = Field(default=8, gt=0)
-    """Vectors of the power iteration: 1 is the reference code's; with more, sigma follows when singular values cross."""
+    """Vectors of the power iteration: 1 as in the reference code; more follow sigma where singular values cross."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 

@@ -7,16 +7,16 @@ import pytest
 
 from data_pipeline.prepare_text import TextSettings, prepare_text
 
-WORDS = "the run keeps its feet while loss falls and every rank agrees on what it saw before it steps".split()
+TEXT = "the run keeps its feet while loss falls and every rank agrees on what it saw before it steps"
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of a few dozen short sequences with a vocabulary of 300."""
     folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
+    draw, words = random.Random(0), TEXT.split()
     for document in range(20):
-        text = " ".join(draw.choice(WORDS) for _ in range(30))
+        text = " ".join(draw.choice(words) for _ in range(30))
         (folder / f"{document}.txt").write_text(f"{text}.\n")
     settings = TextSettings(
         sources=(str(folder),),

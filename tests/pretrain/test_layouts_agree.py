@@ -122,7 +122,10 @@ def test_dropout_does_not_depend_on_stages_or_recomputation() -> None:
     (reference,) = run_distributed(dropout_course, 1, Layout(accumulation=3))
     (without,) = run_distributed(train, 1, Layout(accumulation=3), {})
     assert largest_difference(without, reference, 0) > 1e-4
-    for layout in (Layout(accumulation=3, checkpointing=True), Layout(pipeline=2, accumulation=3, checkpointing=True)):
+    for layout in (
+        Layout(accumulation=3, checkpointing=True),
+        Layout(pipeline=2, accumulation=3, checkpointing=True),
+    ):
         course = run_distributed(dropout_course, layout.world_size, layout)[0]
         assert largest_difference(course, reference, 0) <= 1e-5
 
