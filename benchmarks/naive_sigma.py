@@ -27,7 +27,11 @@ class NaiveSigmaLinear(nn.Module):
         left, sigma, right = torch.linalg.svd(self.weight.detach().double(), full_matrices=False)
         self.register_buffer("kept", (left[:, 0] if keep_left else right[0]).to(self.weight.dtype))
         self.kept: Tensor
-        first = sigma[0].to(self.weight.dtype) if gamma_init == "sigma" else torch.ones((), dtype=self.weight.dtype)
+        first = (
+            sigma[0].to(self.weight.dtype)
+            if gamma_init == "sigma"
+            else torch.ones((), dtype=self.weight.dtype)
+        )
         self.gamma = nn.Parameter(first.clone())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,11 @@ from pretrain.trainer import Collaborators, RunJudge, Trainer
 
 
 def train(
-    config: RunConfig, mesh: ParallelMesh, signals: StopSignals, stack: ExitStack, judge: RunJudge = judge_finite
+    config: RunConfig,
+    mesh: ParallelMesh,
+    signals: StopSignals,
+    stack: ExitStack,
+    judge: RunJudge = judge_finite,
 ) -> TrainState:
     """Put a run together and train it to its end; `stack` closes what was opened."""
     layout = plan(config, mesh.world_size)
