@@ -24,6 +24,7 @@ from pretrain.journal import Journal, Journaling, SilentJournal
 from pretrain.judge import judge_finite
 from pretrain.kernels import Kernels, detect_kernels
 from pretrain.layout import Plan, plan
+from pretrain.random_state import seed_generators
 from pretrain.records import TrainState
 from pretrain.run_lock import RunLock
 from pretrain.signals import StopSignals
@@ -39,6 +40,7 @@ def train(
 ) -> TrainState:
     """Put a run together and train it to its end; `stack` closes what was opened."""
     layout = plan(config, mesh.world_size)
+    seed_generators(config.run.seed, mesh.rank)
     open_run_folder(config, mesh, stack)
     batches = open_batches(config, mesh, stack)
     validation = ValidationSet(

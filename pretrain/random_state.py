@@ -10,6 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from parallel.initialization import derive_seed
+
+
+def seed_generators(seed: int, rank: int) -> None:
+    """Start Python's, NumPy's and torch's generators from the run's seed, each rank's in its own place."""
+    own = derive_seed(seed, "generators", rank)
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
+
 
 def capture_random_state() -> dict[str, Any]:
     """States of Python's, NumPy's and torch's generators, on the CPU and on every device of this process."""
