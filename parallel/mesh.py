@@ -53,7 +53,9 @@ class ParallelMesh:
     stage: Axis
     """Tensor x data: the ranks that hold the same layers."""
     control: ProcessGroup
-    """All ranks over gloo, with a short timeout: what ranks agree on goes through it."""
+    """All ranks over gloo, with a short timeout: what ranks agree on in every step goes through it."""
+    patient: ProcessGroup
+    """All ranks over gloo, with the timeout of collectives: for what follows on work with files."""
 
     @classmethod
     def create(cls, config: ParallelConfig, environment: Mapping[str, str] = os.environ) -> "ParallelMesh":
@@ -96,6 +98,7 @@ class ParallelMesh:
             model=axis(grid.permute(1, 0, 2).reshape(-1, model_size)),
             stage=axis(grid.reshape(config.pipeline, -1)),
             control=dist.new_group(backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)),
+            patient=dist.new_group(backend="gloo", timeout=timeout),
         )
 
     def agree_sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -108,9 +111,12 @@ class ParallelMesh:
         return bool(self.agree_sum(torch.tensor([int(flag)])).item())
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks by rank, on each of them. Small plain objects only: they are pickled."""
+        """The values of all ranks by rank, on each of them; waits for ranks that are busy with files.
+
+        Small plain objects only: they are pickled.
+        """
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.control)
+        dist.all_gather_object(values, value, group=self.patient)
         return values
 
     @property

@@ -137,8 +137,8 @@ class Checkpointer:
         """All ranks write their shares; the files of all of them, or the first problem."""
         folder = self.folder / str(tag)
         problem, records = self._space_problem(), {}
-        if self._mesh.agree_any(bool(problem)):
-            return {}, self._first_problem(problem)
+        if lack := self._first_problem(problem):
+            return {}, lack
         saved = engine.save(self.folder, str(tag))
         try:
             if saved.failure:
@@ -239,10 +239,8 @@ class Checkpointer:
     def _verify(self, tag: Tag, manifest: Manifest) -> str:
         """What is wrong with the files that any rank will read; nothing is unpickled before all are sound."""
         folder, names = self.folder / str(tag), self._files_to_read(manifest)
-        problems = verify(folder, manifest, names)
-        if not self._mesh.agree_any(bool(problems)):
-            problems = unsafe_files(folder, names)
-        return self._first_problem("; ".join(problems))
+        damage = self._first_problem("; ".join(verify(folder, manifest, names)))
+        return damage or self._first_problem("; ".join(unsafe_files(folder, names)))
 
     def _files_to_read(self, manifest: Manifest) -> list[str]:
         """DeepSpeed reads what the ranks of the same stage wrote, and the first file of what has several parts."""
@@ -259,6 +257,8 @@ class Checkpointer:
         own = torch.load(self.folder / str(tag) / rank_file(self._mesh.rank), weights_only=True)
         engine.load_extra_state(own["engine"])
         self._size = manifest.total_bytes
+        # Ranks read for very different times; what comes next has the short timeout of the control group.
+        self._mesh.gather(None)
         return Restored(tag, manifest.state, json.loads(own["data"]), own["random"])
 
     def _set_aside(self, tag: Tag, problem: str) -> None:
