@@ -130,19 +130,29 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", r"c10d::broadcast_: an autograd kernel was not registered", UserWarning)
 
 
+def join_deepspeed() -> None:
+    """Have DeepSpeed wrap the torch.distributed world that the mesh has joined.
+
+    On CPUs it would compile a shared-memory op first, which only its inference uses (0.19.8): half a minute at the first
+    start of a machine, and when that is killed, a lock is left behind for which every later start waits forever.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with quiet():
+        deepspeed.init_distributed(dist_init_required=False)
+
+
 def build_module(
     specs: Sequence[LayerSpec], boundaries: Sequence[int], mesh: ParallelMesh, objective: Objective
 ) -> nn.Module:
     """The layers of this rank: all of them in order, or under pipeline parallelism those of its stage."""
     silence_known_warnings()
+    join_deepspeed()
     if mesh.pipeline.size == 1:
         return SequentialLayers(specs)
     topology = PipeModelDataParallelTopology(
         num_pp=mesh.pipeline.size, num_mp=mesh.tensor.size, num_dp=mesh.data.size
     )
     with quiet():
-        # Wraps the torch.distributed world that the mesh has joined.
-        deepspeed.init_distributed(dist_init_required=False)
         module: nn.Module = PlannedPipeline(
             [_for_deepspeed(spec) for spec in specs],
             topology=topology,
