@@ -133,8 +133,8 @@ def silence_known_warnings() -> None:
 def join_deepspeed() -> None:
     """Have DeepSpeed wrap the torch.distributed world that the mesh has joined.
 
-    On CPUs it would compile a shared-memory op first, which only its inference uses (0.19.8): half a minute at the first
-    start of a machine, and when that is killed, a lock is left behind for which every later start waits forever.
+    On CPUs it would compile a shared-memory op first, which only its inference uses (0.19.8): half a minute at the
+    first start of a machine, and when that is killed, a lock stays behind for which every later start waits forever.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with quiet():

@@ -29,6 +29,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.deepspeed_config",
     "pretrain.errors",
     "pretrain.kernel_libraries",
+    "pretrain.schema",
     "data_pipeline.config",
     "parallel.config",
     "parallel.partition",
