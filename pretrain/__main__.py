@@ -14,6 +14,7 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
+from pretrain.agreement import agreed
 from pretrain.assembly import assemble_engine
 from pretrain.checkpoint import Checkpointer, Identity
 from pretrain.config import RunConfig
@@ -41,11 +42,9 @@ def train(
     """Put a run together and train it to its end; `stack` closes what was opened."""
     layout = plan(config, mesh.world_size)
     seed_generators(config.run.seed, mesh.rank)
-    open_run_folder(config, mesh, stack)
-    batches = open_batches(config, mesh, stack)
-    validation = ValidationSet(
-        config.data, samples=config.evaluation.samples, data_rank=mesh.data.rank, data_size=mesh.data.size
-    )
+    # Data first: a run whose data is missing leaves no folder.
+    batches, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
+    agreed(mesh, lambda: open_run_folder(config, mesh, stack))
     kernels = detect_kernels(config.optimizer.implementation)
     engine = assemble_engine(config, layout, mesh, kernels)
     notes: list[str] = [*start_lines(config, layout, mesh, kernels), *layout.warnings]
@@ -76,33 +75,27 @@ def train(
     return state
 
 
-def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> None:
-    """Lock the run folder and write the resolved configuration into it; all ranks learn of a refusal."""
-    refusal = ""
-    if mesh.rank == 0:
-        try:
-            config.run_folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(RunLock(config.run_folder))
-            write_durably(config.run_folder / "config.toml", dump_config(config))
-        except (ConfigurationError, OSError) as error:
-            refusal = str(error)
-    refusal = mesh.gather(refusal)[0]
-    if refusal:
-        raise ConfigurationError(refusal)
-
-
-def open_batches(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> BatchStream:
-    """The training stream of this rank; the tokenizer must be the one that the model is configured for."""
-    batches = BatchStream(
-        config.data, seed=config.run.seed, data_rank=mesh.data.rank, data_size=mesh.data.size
-    )
+def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[BatchStream, ValidationSet]:
+    """What this rank trains on and validates with; the tokenizer must be the one that the model is configured for."""
+    rank, size = mesh.data.rank, mesh.data.size
+    batches = BatchStream(config.data, seed=config.run.seed, data_rank=rank, data_size=size)
     stack.callback(batches.close)
     if batches.vocabulary_size != config.model.vocabulary_size:
         raise ConfigurationError(
             f"model.vocabulary_size = {config.model.vocabulary_size}: the tokenizer of the data has "
             f"{batches.vocabulary_size} pieces; set model.vocabulary_size = {batches.vocabulary_size}"
         )
-    return batches
+    validation = ValidationSet(config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size)
+    stack.callback(validation.close)
+    return batches, validation
+
+
+def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> None:
+    """On rank 0, lock the run folder and write the resolved configuration into it."""
+    if mesh.rank == 0:
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(RunLock(config.run_folder))
+        write_durably(config.run_folder / "config.toml", dump_config(config))
 
 
 def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> Journaling:
@@ -156,15 +149,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Run this rank; returns the exit code."""
     options = parse(arguments)
-    first = describe_world()["RANK"] == "0"
+    world = describe_world()
     try:
         with StopSignals() as signals, ExitStack() as stack:
             config = load_config(options.config, options.overrides)
+            plan(config, int(world["WORLD_SIZE"]))  # what cannot work is named before the ranks meet
             train(config, ParallelMesh.create(config.parallel), signals, stack)
         return 0
     except (SurefootError, DataError) as error:
         code = DATA_EXIT_CODE if isinstance(error, DataError) else error.exit_code
-        if first:
+        if world["RANK"] == "0":  # all ranks have the same error
             print(f"surefoot: {error}", file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:

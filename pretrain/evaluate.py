@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.batches import Batch
-from pretrain.engine import TrainEngine
+from pretrain.agreement import guarded, raise_first
+from pretrain.engine import BatchesMissing, TrainEngine
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,20 @@ class Validation:
 def validate(
     engine: TrainEngine, steps: Iterable[Sequence[Batch]], stop: Callable[[], bool]
 ) -> Validation | None:
-    """Mean loss over all steps; None if `stop`, which must answer alike on all ranks, said so in between."""
+    """Mean loss over all steps; None if `stop`, which must answer alike on all ranks, said so in between.
+
+    Raises DataError on all ranks when the data of one fails.
+    """
     started = time.perf_counter()
     total = targets = 0.0
-    for batches in steps:
+    for batches, problem in guarded(steps):
         if stop():
             return None
-        loss, weight = engine.evaluate(batches)
+        try:
+            loss, weight = engine.evaluate(batches)
+        except BatchesMissing:
+            raise_first(engine.mesh, problem)
+            raise
         total += loss * weight
         targets += weight
     return Validation(total / targets, round(targets), time.perf_counter() - started)

@@ -1,16 +1,16 @@
 """The loop."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
-from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh
+from pretrain.agreement import guarded, raise_first
 from pretrain.checkpoint import Checkpointer
 from pretrain.config import RunConfig
 from pretrain.engine import BatchesMissing, TrainEngine
@@ -52,6 +52,7 @@ class Trainer:
         self.journal = collaborators.journal
         self.judge = collaborators.judge
         self.signals = collaborators.signals
+        self._steps = guarded(self.batches)
         self.validation_loss: float | None = None
         """The last validation loss that this process has taken."""
         self._saved = 0
@@ -107,7 +108,9 @@ class Trainer:
         return state, report.interrupted
 
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
-        batches, problem = self._next_batches()
+        batches, problem = next(self._steps)
+        for name in (name for batch in batches for name in batch.damaged):
+            self.journal.event(state.step + 1, f"damaged sample masked: {name}")
         peak, total = self.config.optimizer.learning_rate, self.config.run.steps
         try:
             return self.engine.step(
@@ -118,17 +121,8 @@ class Trainer:
                 interrupted=self.signals.received is not None,
             )
         except BatchesMissing:
-            raise DataError(next(filter(None, self.mesh.gather(problem)))) from None
-
-    def _next_batches(self) -> tuple[Sequence[Batch], str]:
-        """The batches of the next step, or none and why: a rank that raised here would leave the others waiting."""
-        try:
-            batches = next(self.batches)
-        except DataError as error:
-            return (), str(error)
-        for name in (name for batch in batches for name in batch.damaged):
-            self.journal.event(0, f"damaged sample masked: {name}")
-        return batches, ""
+            raise_first(self.mesh, problem)
+            raise
 
     def _measure(self, started: float) -> dict[str, float]:
         if self.mesh.device.type == "cuda":

@@ -1,0 +1,49 @@
+"""Errors of one rank become errors of all: a rank that raised alone would leave the others waiting for it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from data_pipeline.batches import Batch
+from data_pipeline.errors import DataError
+from parallel.mesh import ParallelMesh
+from pretrain.errors import ConfigurationError
+
+Result = TypeVar("Result")
+
+
+def agreed(mesh: ParallelMesh, action: Callable[[], Result]) -> Result:
+    """The action's result on this rank; if it failed on any rank, the first such error on all of them."""
+    result: Result | None = None
+    failure: Exception | None = None
+    try:
+        result = action()
+    except (DataError, ConfigurationError) as error:
+        failure = error
+    except OSError as error:
+        failure = ConfigurationError(str(error))
+    answers = mesh.gather(failure and (type(failure), str(failure)))
+    for kind, text in filter(None, answers):
+        raise kind(text)
+    assert failure is None
+    return result  # type: ignore[return-value]
+
+
+def guarded(steps: Iterable[Sequence[Batch]]) -> Iterator[tuple[Sequence[Batch], str]]:
+    """Steps of batches, each with an empty string; where the data fails, no batches and why.
+
+    The engine raises BatchesMissing on all ranks when one comes without; `raise_first` then tells all why.
+    """
+    iterator = iter(steps)
+    while True:
+        try:
+            yield next(iterator), ""
+        except StopIteration:
+            return
+        except DataError as error:
+            yield (), str(error)
+
+
+def raise_first(mesh: ParallelMesh, problem: str) -> None:
+    """Raise the DataError of the first rank that has a problem, on all ranks."""
+    for text in filter(None, mesh.gather(problem)):
+        raise DataError(text)
