@@ -31,6 +31,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[dev,plots]"
 	mkdir -p benchmarks/results
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
