@@ -1,11 +1,13 @@
 """The rig: run a plain function on several gloo ranks of this machine.
 
 Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (importing them costs seconds
-per process), live as long as the test session, and take one function after the other.
+per process) and take one function after the other. Every engine leaves process groups behind, with threads of gloo that
+spin once a peer has dropped its end: so after some functions the ranks are replaced by fresh ones.
 """
 
 import atexit
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 120.0
+CALLS_PER_POOL = 25
 COLLECTIVE_TIMEOUT_SECONDS = 60
 
 
@@ -40,7 +43,6 @@ def run_distributed(
         return pool.run(function, arguments, timeout)
     except RankFailed:
         pool.kill()
-        _pool.cache_clear()
         raise
 
 
@@ -48,24 +50,35 @@ class _Pool:
     """Ranks that wait for functions."""
 
     def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        self._calls = 0
+        atexit.register(self.kill)
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["pretrain.engine", "pretrain.models.gpt"])
         self._stacks = Path(tempfile.mkdtemp(prefix="ranks-"))
         store = self._stacks / "store"
-        self._connections: list[Connection] = []
-        self._processes = []
-        for rank in range(world_size):
+        for rank in range(self._world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, rank, world_size, str(store), str(self._stacks)), daemon=True
+                target=_serve,
+                args=(theirs, rank, self._world_size, str(store), str(self._stacks)),
+                daemon=True,
             )
             process.start()
             theirs.close()
             self._connections.append(ours)
             self._processes.append(process)
-        atexit.register(self.kill)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float) -> list[Any]:
+        if self._calls == CALLS_PER_POOL:
+            self.kill()
+        if not self._processes:
+            self._start()
+        self._calls += 1
         for rank, connection in enumerate(self._connections):
             try:
                 connection.send((function, arguments))
@@ -97,6 +110,9 @@ class _Pool:
         for process in self._processes:
             process.kill()
             process.join()
+        for connection in self._connections:
+            connection.close()
+        self._processes, self._connections, self._calls = [], [], 0
 
     def _epitaph(self, rank: int) -> str:
         self._processes[rank].join(1.0)
@@ -145,6 +161,19 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
             connection.send((True, function(*arguments)))
         except BaseException:
             connection.send((False, traceback.format_exc()))
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Destroy all groups but the world: each has threads of its own, and a session makes thousands."""
+    from deepspeed.utils import groups
+    from torch.distributed import distributed_c10d as c10d
+
+    gc.collect()
+    for group in list(c10d._world.pg_map):
+        if group is not c10d.GroupMember.WORLD:
+            c10d.destroy_process_group(group)
+    groups._WORLD_GROUP = None
 
 
 def free_port() -> int:
