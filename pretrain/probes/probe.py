@@ -8,6 +8,7 @@ contributor has a slot of its own and they are folded after the sum. What is not
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class ProbedModel:
     """Layers of this stage with their index in the whole list."""
     gate: UpdateGate
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Of all layers, by index."""
         blocks = (f"layer_{number:02d}" for number in range(self.config.model.num_layers))
@@ -66,7 +67,7 @@ class ProbedModel:
             if 0 <= index - LAYERS_BEFORE_BLOCKS < self.config.model.num_layers:
                 yield index - LAYERS_BEFORE_BLOCKS, layer
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Parameters of each layer of the whole model, rows of vocabulary padding excluded."""
         unpadded = self.config.model.model_copy(update={"vocabulary_multiple": 1})
