@@ -79,17 +79,17 @@ class ShardReader:
 
     def __init__(self, path: Path, index: ShardIndex, name: str) -> None:
         self._name = name
+        self._path = path
         self._rows = index.rows
         with data_errors(path):
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, number: int) -> tuple[memoryview, ...]:
-        """The fields of sample `number`. Raises SampleDamaged."""
+        """The fields of sample `number`. Raises SampleDamaged, and DataError when it cannot be read."""
         offset, size, crc32, fields = self._rows[number].item()
-        try:
+        # What cannot be read is not what is damaged: other ranks may read it, and must not see another sample.
+        with data_errors(self._path):
             content = os.pread(self._file, size, offset)
-        except OSError as error:
-            raise self._damaged(number, offset, str(error.strerror)) from error
         if len(content) < size:
             raise self._damaged(number, offset, f"{len(content)} of {size} bytes left")
         if zlib.crc32(content) != crc32:

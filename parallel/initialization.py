@@ -45,8 +45,9 @@ def fill_rows(
     """Fill a shard that holds rows [start, start + len) of the full matrix; rows past `valid_rows` are zero."""
     stop = min(start + shard.shape[0], num_rows if valid_rows is None else valid_rows)
     shard.zero_()
-    if stop > start:
-        shard[: stop - start].copy_(init.rows(start, stop, num_rows, shard.shape[1]))
+    for first in range(start, stop, ROWS_PER_BLOCK):
+        last = min(first + ROWS_PER_BLOCK, stop)
+        shard[first - start : last - start].copy_(init.rows(first, last, num_rows, shard.shape[1]))
 
 
 @torch.no_grad()

@@ -61,8 +61,8 @@ class ParallelMesh:
     def create(cls, config: ParallelConfig, environment: Mapping[str, str] = os.environ) -> "ParallelMesh":
         """Join the world that the launcher described in the environment and make all groups.
 
-        Understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and
-        `srun` (SLURM_*); with none of them the world is this process alone.
+        Understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), Open MPI
+        (OMPI_*) and `srun` (SLURM_*); with none of them the world is this process alone.
 
         Raises:
             ValueError: the world size is not divisible by tensor x pipeline.
@@ -101,14 +101,17 @@ class ParallelMesh:
             patient=dist.new_group(backend="gloo", timeout=timeout),
         )
 
-    def agree_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a CPU tensor over all ranks, the same bytes on each."""
-        dist.all_reduce(values, group=self.control)
+    def agree_sum(self, values: torch.Tensor, *, patient: bool = False) -> torch.Tensor:
+        """Sum of a CPU tensor over all ranks, the same bytes on each.
+
+        `patient` waits as long as collectives do, for ranks that are busy with files.
+        """
+        dist.all_reduce(values, group=self.patient if patient else self.control)
         return values
 
     def agree_any(self, flag: bool) -> bool:
         """True on all ranks if it is true on one."""
-        return bool(self.agree_sum(torch.tensor([int(flag)])).item())
+        return bool(self.agree_sum(torch.tensor([int(flag)]), patient=True).item())
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks by rank, on each of them; waits for ranks that are busy with files.
@@ -135,9 +138,9 @@ def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:
 def is_peer_loss(error: BaseException) -> bool:
     """Whether a collective failed because another rank is gone or did not answer in time.
 
-    NCCL raises DistBackendError; gloo raises a bare RuntimeError that only its text tells from others.
+    NCCL and the rendezvous raise a DistError; gloo raises a bare RuntimeError that only its text tells from others.
     """
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+    if isinstance(error, dist.DistError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("/gloo/" in text or "Connection closed by peer" in text)
@@ -146,6 +149,9 @@ def is_peer_loss(error: BaseException) -> bool:
 def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
     """Initialise torch.distributed from the launcher's environment; returns rank, world size, local rank."""
     world = describe_world(environment)
+    if torch.cuda.is_available():
+        # A scheduler may show each task its own device alone: then every task's is number 0.
+        world["LOCAL_RANK"] = str(int(world["LOCAL_RANK"]) % torch.cuda.device_count())
     # DeepSpeed's PipelineModule and launch-time checks read these variables themselves, also under srun.
     os.environ.update(world)
     if config.tensor > 1:
@@ -167,6 +173,14 @@ def describe_world(environment: Mapping[str, str] = os.environ) -> dict[str, str
     if "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         return {name: environment[name] for name in names}
+    if "OMPI_COMM_WORLD_RANK" in environment:
+        return {
+            "RANK": environment["OMPI_COMM_WORLD_RANK"],
+            "WORLD_SIZE": environment["OMPI_COMM_WORLD_SIZE"],
+            "LOCAL_RANK": environment["OMPI_COMM_WORLD_LOCAL_RANK"],
+            "MASTER_ADDR": environment.get("MASTER_ADDR", "127.0.0.1"),
+            "MASTER_PORT": environment.get("MASTER_PORT", "29500"),
+        }
     if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         return {
             "RANK": environment["SLURM_PROCID"],

@@ -6,7 +6,6 @@ could not read, and a failure on one rank is a failure of the save, not the end 
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ from pretrain.records import TrainState
 from pretrain.tags import Tag
 
 LIBRARIES = ("torch", "deepspeed", "megatron-core")
-FREE_TO_CHANGE = {"dropout", "activation_checkpointing"}
+FREE_TO_CHANGE: dict[str, Any] = {"dropout": True, "activation_checkpointing": True, "attention": {"dropout"}}
 """Fields of the model that a resumed run may change: they are not in the weights."""
 
 
@@ -185,7 +184,9 @@ class Checkpointer:
         Raises:
             CheckpointError: there are checkpoints, but none that is sound, or the newest one does not fit this run.
         """
-        found, _ = self._from_first_rank(lambda: candidates(self.folder))
+        found, problem = self._from_first_rank(lambda: candidates(self.folder))
+        if found is None:
+            raise CheckpointError(problem)
         for tag in found.torn:
             self._report(f"checkpoint {tag} was never completed and is ignored")
         for tag, manifest in self._sealed(found.sealed):
@@ -243,18 +244,16 @@ class Checkpointer:
         return damage or self._first_problem("; ".join(unsafe_files(folder, names)))
 
     def _files_to_read(self, manifest: Manifest) -> list[str]:
-        """DeepSpeed reads what the ranks of the same stage wrote, and the first file of what has several parts."""
-        stage_size = self._mesh.tensor.size * self._mesh.data.size
-        stage = self._mesh.pipeline.rank
-        return [
-            name
-            for name, record in manifest.files.items()
-            if record.rank == 0 or record.rank // stage_size == stage
-        ]
+        """A rank reads its own files, those of its stage's first replica, and the first part of what has several."""
+        tensor = self._mesh.tensor.size
+        first = self._mesh.pipeline.rank * tensor * self._mesh.data.size
+        writers = {0, self._mesh.rank, *range(first, first + tensor)}
+        return [name for name, record in manifest.files.items() if record.rank in writers]
 
     def _load(self, engine: TrainEngine, tag: Tag, manifest: Manifest) -> Restored:
         engine.load(self.folder, str(tag))
-        own = torch.load(self.folder / str(tag) / rank_file(self._mesh.rank), weights_only=True)
+        path = self.folder / str(tag) / rank_file(self._mesh.rank)
+        own = torch.load(path, map_location="cpu", weights_only=True)
         engine.load_extra_state(own["engine"])
         self._size = manifest.total_bytes
         # Ranks read for very different times; what comes next has the short timeout of the control group.
@@ -294,6 +293,6 @@ def unsafe_files(folder: Path, names: list[str]) -> list[str]:
     for name in names:
         try:
             load_plain(folder / name)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        except Exception as error:  # whatever a foreign file provokes, all ranks must come to the same end
             problems.append(f"{folder / name}: refused ({str(error).splitlines()[0]})")
     return problems

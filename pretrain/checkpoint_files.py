@@ -77,14 +77,17 @@ def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
 
 
 def retire(checkpoints: Path, *, keep_last: int, keep_every: int | None) -> list[Tag]:
-    """Delete the sealed checkpoints that need not be kept and leftovers of an earlier call. Returns the tags.
+    """Delete the sealed checkpoints that need not be kept, older torn ones, and leftovers of an earlier call.
 
-    Called after a save. Only sealed checkpoints count as kept, and `seal` returns when the disk has them:
-    nothing is deleted before what replaces it is durable.
+    Returns the tags. Called after a save. Only sealed checkpoints count as kept, and `seal` returns when the disk
+    has them: nothing is deleted before what replaces it is durable.
     """
     for leftover in checkpoints.glob(f"{RETIRED}*"):
         shutil.rmtree(leftover)
-    tags = to_delete(candidates(checkpoints).sealed, keep_last=keep_last, keep_every=keep_every)
+    found = candidates(checkpoints)
+    tags = to_delete(found.sealed, keep_last=keep_last, keep_every=keep_every)
+    # One run at a time writes here, so a torn checkpoint that is older than a sealed one is what a crash left.
+    tags += [tag for tag in found.torn if found.sealed and tag < found.sealed[0]]
     for tag in tags:
         shutil.rmtree(_take_out(checkpoints, tag))
     return tags

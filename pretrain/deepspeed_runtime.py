@@ -98,6 +98,12 @@ class GuardedCheckpointEngine(TorchCheckpointEngine):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of iostream
             self.failure = self.failure or error
 
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            super().makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self.failure = self.failure or error
+
     def load(self, path: str, map_location: object = None) -> object:
         return load_plain(Path(path), mmap=False)
 
@@ -199,7 +205,11 @@ def initialize(
             dist_init_required=False,
         )
         engine.checkpoint_engine = GuardedCheckpointEngine()
+        # With ZeRO it copies a script beside every checkpoint, on rank 0 alone and unguarded against a full disk.
+        engine._copy_recovery_script = lambda path: None
     # Some wrappers (FP16_UnfusedOptimizer, chosen for bf16 with ZeRO-0) warm up with a step over zero gradients,
     # which would shift Adam's bias correction by one.
     optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)  # where apex counts
     return engine

@@ -84,7 +84,7 @@ class UpdateGate(ABC):
         counted = [held.gradient for held in self.gradients() if self.counts(held.parameter)]
         if not counted:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
-        norms = torch.stack(torch._foreach_norm([gradient.float() for gradient in counted]))
+        norms = torch.stack(torch._foreach_norm(counted, 2, torch.float32))
         total = norms.double().square().sum()
         return total if self.sharded else total / self._mesh.data.size
 
@@ -92,6 +92,10 @@ class UpdateGate(ABC):
         """Set the verdict on the coming update and the global norm that it is clipped by."""
         self._veto = not apply
         self._norm.fill_(norm)
+
+    def set_clipping(self) -> None:
+        """Have the wrapper clip as configured now, also after a load; those whose step is replaced leave it to us."""
+        self._engine.optimizer.clip_grad = self._engine.gradient_clipping()
 
     def counts(self, parameter: nn.Parameter) -> bool:
         """Whether this rank speaks for a parameter.
@@ -106,7 +110,21 @@ class UpdateGate(ABC):
         """Make the optimizer's step a no-op under a veto; the engine clears the gradients either way."""
         optimizer = self._engine.optimizer
         step = optimizer.step
-        optimizer.step = lambda: None if self._veto else step()
+
+        def judged_step() -> None:
+            if not self._veto:
+                self._clip()
+                step()
+
+        optimizer.step = judged_step
+        self.set_clipping()
+
+    def _clip(self) -> None:
+        """Scale the gradients down to the limit by the norm that was handed over."""
+        limit = self._engine.gradient_clipping()
+        if limit and self._norm > limit:
+            gradients = [held.gradient for held in self.gradients()]
+            torch._foreach_mul_(gradients, (limit / (self._norm + 1e-6)).item())
 
 
 class PlainGate(UpdateGate):
@@ -131,11 +149,10 @@ class PlainGate(UpdateGate):
 
     def _install(self) -> None:
         self._replace_step()
-        self._engine.clip_fp32_gradients = self._clip
+        self._engine.clip_fp32_gradients = lambda: None
 
-    def _clip(self) -> None:
-        limit = self._engine.gradient_clipping()
-        torch.nn.utils.clip_grads_with_norm_(self._engine.module.parameters(), limit, self._norm)
+    def set_clipping(self) -> None:
+        self._engine.optimizer.clip_grad = 0.0
 
 
 class BFloat16Gate(UpdateGate):
@@ -157,6 +174,9 @@ class BFloat16Gate(UpdateGate):
 
     def _install(self) -> None:
         self._replace_step()
+
+    def set_clipping(self) -> None:
+        self._engine.optimizer.clip_grad = 0.0
 
 
 class ShardedGate(UpdateGate):

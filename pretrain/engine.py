@@ -82,6 +82,10 @@ class TrainEngine:
         self._streams = parts.streams
         self.module = build_module(parts.layers, parts.boundaries, mesh, parts.objective)
         self.optimizer = make_optimizer(self.module)
+        self._settings = [
+            {name: group[name] for name in ("betas", "eps", "weight_decay")}
+            for group in self.optimizer.param_groups
+        ]
         self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
@@ -196,7 +200,7 @@ class TrainEngine:
         Returns the scaled batches and the sum of all weights, over all data ranks.
         """
         own = sum(batch.target_weight for batch in batches) if self._speaks_for_batch else 0.0
-        sums = self.mesh.agree_sum(torch.tensor([own, not batches], dtype=torch.float64))
+        sums = self.mesh.agree_sum(torch.tensor([own, not batches], dtype=torch.float64), patient=True)
         weight, missing = sums.tolist()
         if missing:
             raise BatchesMissing
@@ -253,6 +257,10 @@ class TrainEngine:
         """Read weights and optimizer of a checkpoint that has been verified."""
         with quiet():
             path, _ = self._engine.load_checkpoint(str(checkpoints), tag=tag, load_lr_scheduler_states=False)
+        # The file has the settings of then; the configuration may have others now.
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+        self._gate.set_clipping()
         assert path is not None, "a verified checkpoint lacks files that DeepSpeed looks for"
 
     def extra_state(self) -> dict[str, Any]:

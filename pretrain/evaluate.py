@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.batches import Batch
+from data_pipeline.errors import DataError
 from pretrain.agreement import guarded, raise_first
 from pretrain.engine import BatchesMissing, TrainEngine
 
@@ -39,4 +40,6 @@ def validate(
             raise
         total += loss * weight
         targets += weight
+    if not targets:
+        raise DataError("no target of the validation set counts: all its samples are damaged")
     return Validation(total / targets, round(targets), time.perf_counter() - started)

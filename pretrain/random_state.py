@@ -22,13 +22,13 @@ def seed_generators(seed: int, rank: int) -> None:
 
 
 def capture_random_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's generators, on the CPU and on every device of this process."""
+    """States of Python's, NumPy's and torch's generators, on the CPU and on this rank's device."""
     name, keys, *numpy_rest = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *numpy_rest),
         "torch": torch.get_rng_state(),
-        "devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -38,5 +38,5 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     name, keys, *numpy_rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *numpy_rest))
     torch.set_rng_state(state["torch"])
-    if state["devices"]:
-        torch.cuda.set_rng_state_all(state["devices"])
+    if state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"])

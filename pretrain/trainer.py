@@ -1,7 +1,7 @@
 """The loop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -55,6 +55,8 @@ class Trainer:
         self._steps = guarded(self.batches)
         self.validation_loss: float | None = None
         """The last validation loss that this process has taken."""
+        self._lost = ""
+        """What to say of a stop if the last save failed."""
         self._saved = 0
         """The last step that a checkpoint was taken of, or tried."""
 
@@ -109,11 +111,9 @@ class Trainer:
 
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
         batches, problem = next(self._steps)
-        for name in (name for batch in batches for name in batch.damaged):
-            self.journal.event(state.step + 1, f"damaged sample masked: {name}")
         peak, total = self.config.optimizer.learning_rate, self.config.run.steps
         try:
-            return self.engine.step(
+            report, verdict = self.engine.step(
                 batches,
                 judge=lambda report: self.judge(report, state),
                 step=state.step + 1,
@@ -123,6 +123,14 @@ class Trainer:
         except BatchesMissing:
             raise_first(self.mesh, problem)
             raise
+        if report.damaged:
+            self._name_damaged(report.step, [name for batch in batches for name in batch.damaged])
+        return report, verdict
+
+    def _name_damaged(self, step: int, names: Sequence[str]) -> None:
+        """Tell of the damaged samples of all ranks, each once."""
+        for name in sorted({name for found in self.mesh.gather(names) for name in found}):
+            self.journal.event(step, f"damaged sample masked: {name}")
 
     def _measure(self, started: float) -> dict[str, float]:
         if self.mesh.device.type == "cuda":
@@ -161,14 +169,20 @@ class Trainer:
         saved = self.checkpointer.save(self.engine, state, self.batches.state())
         self._saved = state.step
         if saved.tag is not None:
+            self._lost = ""
             self.journal.event(state.step, f"checkpoint {saved.tag} saved")
         elif state.step == self.config.run.steps:
             raise CheckpointError(f"the last checkpoint could not be saved: {saved.problem}")
         else:
-            self.journal.event(state.step, f"checkpoint not saved, training goes on: {saved.problem}")
+            self._lost = (
+                f", from an older checkpoint: that of step {state.step} could not be saved ({saved.problem})"
+            )
+            self.journal.event(state.step, f"checkpoint not saved: {saved.problem}")
 
     def _leave(self, state: TrainState) -> None:
         """End the run early, with a checkpoint of where it stands."""
         if self._saved < state.step:
             self._save(state)
-        raise Preempted(f"stopped by a signal at step {state.step}; the same command resumes the run")
+        raise Preempted(
+            f"stopped by a signal at step {state.step}; the same command resumes the run{self._lost}"
+        )

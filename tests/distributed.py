@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 120.0
-CALLS_PER_POOL = 25
+CALLS_PER_POOL = 10
 COLLECTIVE_TIMEOUT_SECONDS = 60
 
 
