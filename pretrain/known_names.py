@@ -136,6 +136,7 @@ EXAMPLES: dict[str, str] = {
     "model.vocabulary_size": "32000",
     "model.attention.num_heads": "12",
     "model.attention.num_key_value_heads": "4",
+    "model.attention.rank": "64",
     "data.sources": '[{path = "data/text"}]',
     "data.sources[].path": '"data/text"',
     "data.validation": '[{path = "data/validation"}]',
