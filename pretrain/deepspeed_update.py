@@ -94,7 +94,7 @@ class UpdateGate(ABC):
         self._norm.fill_(norm)
 
     def set_clipping(self) -> None:
-        """Have the wrapper clip as configured now, also after a load; those whose step is replaced leave it to us."""
+        """Have the wrapper clip as configured now, also after a load."""
         self._engine.optimizer.clip_grad = self._engine.gradient_clipping()
 
     def counts(self, parameter: nn.Parameter) -> bool:
@@ -105,6 +105,18 @@ class UpdateGate(ABC):
         if getattr(parameter, "ds_pipe_replicated", False):
             return False
         return self._mesh.tensor.first or getattr(parameter, "tensor_model_parallel", False)
+
+
+class SteppedGate(UpdateGate):
+    """Where every rank holds all gradients: the optimizer's step itself is judged, and clipping is ours."""
+
+    sharded = False
+
+    def _install(self) -> None:
+        self._replace_step()
+
+    def set_clipping(self) -> None:
+        self._engine.optimizer.clip_grad = 0.0
 
     def _replace_step(self) -> None:
         """Make the optimizer's step a no-op under a veto; the engine clears the gradients either way."""
@@ -127,10 +139,9 @@ class UpdateGate(ABC):
             torch._foreach_mul_(gradients, (limit / (self._norm + 1e-6)).item())
 
 
-class PlainGate(UpdateGate):
+class PlainGate(SteppedGate):
     """ZeRO-0: every rank holds all gradients in `.grad`."""
 
-    sharded = False
     masters_sharded = False
 
     def masters(self) -> Iterator[LocalWeight]:
@@ -148,17 +159,13 @@ class PlainGate(UpdateGate):
                 yield LocalGradient(parameter, parameter.grad)
 
     def _install(self) -> None:
-        self._replace_step()
+        super()._install()
         self._engine.clip_fp32_gradients = lambda: None
 
-    def set_clipping(self) -> None:
-        self._engine.optimizer.clip_grad = 0.0
 
-
-class BFloat16Gate(UpdateGate):
+class BFloat16Gate(SteppedGate):
     """BF16_Optimizer: fp32 gradients of all parameters, optimizer states sharded."""
 
-    sharded = False
     masters_sharded = True
 
     def masters(self) -> Iterator[LocalWeight]:
@@ -171,12 +178,6 @@ class BFloat16Gate(UpdateGate):
         optimizer = self._engine.optimizer
         for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
             yield from map(LocalGradient, parameters, gradients)
-
-    def _install(self) -> None:
-        self._replace_step()
-
-    def set_clipping(self) -> None:
-        self._engine.optimizer.clip_grad = 0.0
 
 
 class ShardedGate(UpdateGate):
