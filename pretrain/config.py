@@ -227,6 +227,53 @@ class ProbesConfig(Section):
     """RMS of the weights' change by layer, in the update before the look; needs a copy of the fp32 weights for it."""
 
 
+class WatchdogConfig(Section):
+    """Watches the signals of a run and takes it back to a certified checkpoint when it slips."""
+
+    enabled: bool = True
+    """Without it only non-finite updates are withheld."""
+    dry_run: bool = False
+    """Only tell what would have been done; non-finite updates are withheld all the same."""
+    window: int = Field(default=512, ge=16)
+    """Accepted values of a signal that its baseline is made of; until they are there, the signal's drift raises no
+    alarm."""
+    threshold: float = Field(default=14.0, ge=6)
+    """Decision level of a drift's sum, in robust standard deviations above the allowance; calibrated upwards on the
+    run's own residuals."""
+    maximum_loss: float | None = Field(default=None, gt=0)
+    """A finite loss above it is withheld like a non-finite one, in nats; none: no such cap."""
+    maximum_gradient_norm: float | None = Field(default=None, gt=0)
+    """The same for the gradient norm before clipping."""
+    reach: bool = True
+    """Alarm when a row of the embedding table has moved farther than AdamW can have moved it."""
+    horizon: int = Field(default=128, gt=0)
+    """Healthy steps after which a checkpoint is certified."""
+    margin: int = Field(default=16, ge=0)
+    """Steps before the onset of trouble that a rollback goes back at least, and that its skip begins with."""
+    skip_after: int = Field(default=64, ge=0)
+    """Steps' worth of samples after the alarm that a rollback skips."""
+    memory_every_steps: int = Field(default=64, gt=0)
+    """Steps between the candidates that are kept in host memory."""
+    memory_keep: int = Field(default=4, ge=0)
+    """Candidates in host memory; each takes as much of it as a checkpoint of this rank."""
+    vetoes_in_a_row: int = Field(default=3, gt=0)
+    """Updates withheld in a row; the next one is a rollback."""
+    veto_fraction: float = Field(default=0.01, gt=0, le=1)
+    """Of the last 1000 steps, the fraction that may be withheld (at least `vetoes_in_a_row`); more is a rollback."""
+    rollbacks: int = Field(default=3, ge=0)
+    """Rollbacks with a skip in 10,000 steps; the next one goes deeper."""
+    replays: int = Field(default=2, ge=0)
+    """Rollbacks without a skip, after faults in memory, in a run."""
+    deeper: int = Field(default=2, ge=0)
+    """Rollbacks to an older checkpoint, with twice the skip and half the learning rate, in a run."""
+    deepest: int = Field(default=1, ge=0)
+    """Rollbacks to the oldest certified checkpoint, with four times the skip and a quarter of the learning rate."""
+    learning_rate_return: int = Field(default=2000, gt=0)
+    """Updates over which a lowered learning rate returns to the schedule's."""
+    skipped_fraction: float = Field(default=0.02, gt=0, le=1)
+    """Of all samples of the run, the fraction that rollbacks may skip; more ends the run."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -241,6 +288,7 @@ class RunConfig(Section):
     journal: JournalConfig = JournalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     probes: ProbesConfig = ProbesConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @property
     def run_folder(self) -> Path:

@@ -149,6 +149,8 @@ EXAMPLES: dict[str, str] = {
     "schedule.decay_steps": "1000",
     "checkpoint.keep_every": "10000",
     "journal.peak_tflops": "989.0",
+    "watchdog.maximum_loss": "20.0",
+    "watchdog.maximum_gradient_norm": "10000.0",
     "evaluation.samples": "1000",
 }
 """Key without a usable default to a value, as it would stand in TOML."""

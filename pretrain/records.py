@@ -19,11 +19,48 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """Why a step was found to be bad, with the figures that said so."""
+
+    signal: str
+    """Name of the measure, such as `loss` or `tev_mean`."""
+    kind: str
+    """`nonfinite`, `cap`, `reach`, `replicas`: facts of one step. `high`, `low`: a drift that built up."""
+    onset: int
+    """First step of the trouble, as far as it is known."""
+    value: float
+    threshold: float
+    """What `value` was compared with, in its own units: a cap, or for a drift the decision level of the sum."""
+
+    def __str__(self) -> str:
+        return f"{self.signal} {self.kind}: {self.value:.6g} against {self.threshold:.6g}, since step {self.onset}"
+
+
+class Remedy(StrEnum):
+    """How to go on after a rollback; the rungs of the ladder."""
+
+    SKIP = "skip"
+    """Leave out the samples around the trouble."""
+    REPLAY = "replay"
+    """Use the same samples again: the fault was in memory, not in the data."""
+    DEEPER = "deeper"
+    """An older checkpoint, a wider skip, a lower learning rate."""
+    DEEPEST = "deepest"
+    """The oldest certified checkpoint, a still wider skip, a still lower learning rate."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judge's word on a step."""
 
     action: Action
     reason: str = ""
+    alarms: tuple[Alarm, ...] = ()
+    """What it rests on."""
+    onset: int = 0
+    """ROLLBACK: first step of the trouble; the checkpoint to return to is older."""
+    remedy: Remedy | None = None
+    """ROLLBACK: how to go on."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +106,10 @@ class TrainState:
     """The last step whose validation loss was taken."""
     vetoes_in_a_row: int = 0
     """Updates withheld since the last one that was applied."""
+    attempt: int = 0
+    """Optimizer steps computed, those that a rollback has undone included: the axis of the curves."""
+    lineage: int = 1
+    """Grows with every rollback."""
 
     def after(self, report: StepReport, verdict: Verdict) -> "TrainState":
         """The state after a step with this report and verdict."""
@@ -76,6 +117,7 @@ class TrainState:
         return replace(
             self,
             step=self.step + 1,
+            attempt=self.attempt + 1,
             updates=self.updates + applied,
             vetoes_in_a_row=0 if applied else self.vetoes_in_a_row + 1,
             samples=self.samples + report.samples,
