@@ -1,0 +1,140 @@
+"""Signs of life for a supervisor: a small file for every rank in the run folder, `heartbeats/rank_00000.json`."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+HEARTBEATS = "heartbeats"
+"""Folder of the files, in the run folder."""
+SECONDS_BETWEEN = 1.0
+"""Beats of one phase that come faster are not written."""
+
+
+class Phase(StrEnum):
+    """What a rank is doing; all but STEP may take far longer than a step."""
+
+    STARTING = "starting"
+    STEP = "step"
+    VALIDATING = "validating"
+    SAVING = "saving"
+    RESTORING = "restoring"
+    """It goes back to an earlier checkpoint."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The last sign of life of a rank, and which process it is."""
+
+    rank: int
+    host: str
+    pid: int
+    started: int
+    """When the process started, in clock ticks since its host did; with `pid` it names one process for good."""
+    port: int
+    """MASTER_PORT, which tells launches of the same run apart."""
+    step: int
+    attempt: int
+    phase: Phase
+    time: float
+    """Wall clock of the host, in seconds since 1970: for people, hosts' clocks may differ."""
+    touched: int = 0
+    """When the file was last changed, in ns; filled in by the reader."""
+
+
+class Heartbeat:
+    """Writes the beats of this rank; removes its file when it is closed, so one that is left belongs to a process
+    that was ended.
+
+    A beat never raises: a full disk must not end a run. It then only touches the file, which needs no room.
+    """
+
+    def __init__(
+        self, run_folder: Path, rank: int, port: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path = beat_file(run_folder, rank)
+        self._temporary = self._path.with_name(f".{self._path.name}.tmp")
+        self._who = (rank, socket.gethostname(), os.getpid(), start_of(os.getpid()) or 0, port)
+        self._clock = clock
+        self._written: tuple[Phase, float] | None = None
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.beat(0, Phase.STARTING)
+
+    def beat(self, step: int, phase: Phase, attempt: int = 0) -> None:
+        """This rank is alive in `phase` of optimizer step `step`. Cheap: a new phase is written at once, else one
+        beat a second, without waiting for the disk."""
+        now = self._clock()
+        if self._written and self._written[0] is phase and now < self._written[1] + SECONDS_BETWEEN:
+            return
+        self._written = phase, now
+        try:
+            self._write(Beat(*self._who, step=step, attempt=attempt, phase=phase, time=time.time()))
+        except OSError:
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.utime(self._path)
+
+    def close(self) -> None:
+        for path in (self._path, self._temporary):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _write(self, beat: Beat) -> None:
+        fields = asdict(beat)
+        del fields["touched"]
+        self._temporary.write_text(json.dumps(fields), encoding="utf-8")
+        self._temporary.rename(self._path)
+
+
+def beat_file(run_folder: Path, rank: int) -> Path:
+    return run_folder / HEARTBEATS / f"rank_{rank:05d}.json"
+
+
+def read_beats(run_folder: Path) -> dict[int, Beat]:
+    """The last beat of every rank that has a file, by rank; what cannot be read is left out."""
+    found = (read_beat(path) for path in sorted((run_folder / HEARTBEATS).glob("rank_*.json")))
+    return {beat.rank: beat for beat in found if beat}
+
+
+def read_beat(path: Path) -> Beat | None:
+    """The beat in a file; none where it is gone or is something else."""
+    try:
+        touched, fields = path.stat().st_mtime_ns, json.loads(path.read_text(encoding="utf-8"))
+        return Beat(**{**fields, "phase": Phase(fields["phase"]), "touched": touched})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def clear_beats(run_folder: Path) -> None:
+    """Remove what ended ranks have left; only while no rank of the run lives."""
+    for path in (run_folder / HEARTBEATS).glob("*rank_*.json*"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; none where it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else int(fields[19])
+
+
+def is_alive(beat: Beat) -> bool:
+    """Whether the process of a beat still runs; only its own host can tell."""
+    return start_of(beat.pid) == beat.started
