@@ -22,6 +22,7 @@ from parallel.pipeline import LayerSpec
 from parallel.rng import RandomStreams
 from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
+from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
 from pretrain.deepspeed_update import make_gate
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
@@ -270,6 +271,21 @@ class TrainEngine:
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """To be called after `load`."""
         self._reparametrization.load_state_dict(state["reparametrization"])
+
+    # State in memory
+
+    def state(self) -> Tree:
+        """All that training changes on this rank: references, not copies, to be taken between two steps."""
+        return {**live_state(self._engine, self.optimizer), "extra": self.extra_state()}
+
+    def restore(self, state: Tree) -> None:
+        """Put a copy of an earlier `state` back in place; all ranks together."""
+        restore_state(self._engine, self.optimizer, state)
+        self.load_extra_state(copied(state["extra"]))
+
+    def checksum(self) -> int:
+        """Of all bits of `state` on this rank, in [0, 2^63)."""
+        return checksum(self.state())
 
 
 def _pairs(batches: Sequence[Batch]) -> Any:
