@@ -11,16 +11,16 @@ micro-batches or processes sees the same samples.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.ranges import Range
+
 Integers = NDArray[np.int64]
-Range = tuple[int, int]
-"""Half-open range of draws."""
 
 CYCLE = 1000
 """Draws in which a mixture keeps to its weights exactly, so a weight is resolved to a thousandth."""
@@ -131,22 +131,6 @@ def permute(indices: Integers, length: int, key: bytes) -> Integers:
     while (outside := out >= length).any():
         out[outside] = _feistel(out[outside], side, keys)
     return np.asarray(out, dtype=np.int64)
-
-
-def merge_ranges(ranges: Iterable[Sequence[int]]) -> tuple[Range, ...]:
-    """Sort half-open ranges, join those that touch, drop the empty ones.
-
-    Raises ValueError for a range that starts below zero or ends before it starts.
-    """
-    merged: list[Range] = []
-    for start, end in sorted((int(start), int(end)) for start, end in ranges):
-        if not 0 <= start <= end:
-            raise ValueError(f"[{start}, {end}) is no range of draws: 0 <= start <= end must hold")
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        elif start < end:
-            merged.append((start, end))
-    return tuple(merged)
 
 
 def draws_at(positions: Integers, skip: Sequence[Range]) -> Integers:

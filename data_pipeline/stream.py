@@ -21,7 +21,8 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Sample
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import training_mixture, validation_mixture
-from data_pipeline.order import Integers, Range, draws_at, merge_ranges
+from data_pipeline.order import Integers, draws_at
+from data_pipeline.ranges import Range, merge_ranges
 
 STATE_FORMAT = 1
 

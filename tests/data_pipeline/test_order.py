@@ -13,9 +13,9 @@ from data_pipeline.order import (
     SourceShape,
     apportion,
     draws_at,
-    merge_ranges,
     permute,
 )
+from data_pipeline.ranges import merge_ranges
 
 ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=6).map(
     lambda pairs: [(start, start + length) for start, length in pairs]
