@@ -19,11 +19,19 @@ def row_std(table_WD: Tensor) -> Tensor:
     TEV_i = sqrt(mean_j (e_ij - mean_j e_ij)^2) of the rows e_i of the embedding (Chung et al. 2024, arXiv
     2409.07787, section 2). In two passes: a direction that all rows share would eat the digits of one.
     """
-    pieces = [table_WD.new_empty(0, dtype=torch.float32)]
+    return row_moments(table_WD)[1]
+
+
+def row_moments(table_WD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation of each row, 2 x (W,), fp32."""
+    means = [table_WD.new_empty(0, dtype=torch.float32)]
+    norms = [table_WD.new_empty(0, dtype=torch.float32)]
     for rows in table_WD.split(_ROWS_AT_ONCE):
         rows = rows.float()
-        pieces.append(torch.linalg.vector_norm(rows - rows.mean(dim=1, keepdim=True), dim=1))
-    return torch.cat(pieces) / table_WD.shape[1] ** 0.5
+        mean = rows.mean(dim=1, keepdim=True)
+        means.append(mean[:, 0])
+        norms.append(torch.linalg.vector_norm(rows - mean, dim=1))
+    return torch.cat(means), torch.cat(norms) / table_WD.shape[1] ** 0.5
 
 
 def sampled_rows(length: int, count: int | Literal["all"]) -> Tensor:

@@ -223,6 +223,9 @@ class ProbesConfig(Section):
     """Spectral norm of every matrix of the blocks."""
     activation_rms: bool = True
     """RMS of the residual stream after each block."""
+    replicas: bool = True
+    """Whether copies of the embedding table and of an untied head are the same by the bit, on data ranks and on the
+    stages of a tied table; not with ZeRO-3, which has no copies."""
     update_rms: bool = True
     """RMS of the weights' change by layer, in the update before the look; needs a copy of the fp32 weights for it."""
 
@@ -245,7 +248,8 @@ class WatchdogConfig(Section):
     maximum_gradient_norm: float | None = Field(default=None, gt=0)
     """The same for the gradient norm before clipping."""
     reach: bool = True
-    """Alarm when a row of the embedding table has moved farther than AdamW can have moved it."""
+    """Alarm when a row of the embedding table has moved farther than AdamW can have moved it; measured with
+    `probes.tev`, and where AdamW's reach is bounded: for beta1^2 < beta2."""
     horizon: int = Field(default=128, gt=0)
     """Healthy steps after which a checkpoint is certified."""
     margin: int = Field(default=16, ge=0)

@@ -5,7 +5,7 @@ gradients, one reduction of the facts of the step over all ranks, the judge's ve
 rank, from the same bytes), then the update or not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from parallel.rng import RandomStreams
 from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
 from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
-from pretrain.deepspeed_update import make_gate
+from pretrain.deepspeed_update import LocalWeight, make_gate
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.records import Action, StepReport, Verdict
 from pretrain.reparametrization import Reparametrization
+from pretrain.unanimity import SLOTS, slots_of, unanimous
 
 Judge = Callable[[StepReport], Verdict]
 
@@ -101,25 +102,30 @@ class TrainEngine:
         step: int,
         learning_rate: float,
         interrupted: bool = False,
+        dense: bool = False,
+        digest: int = 0,
     ) -> tuple[StepReport, Verdict]:
         """Take optimizer step number `step` (from 1) over this rank's micro-batches.
 
         The update is applied only on PROCEED. `interrupted` tells the other ranks that this one was asked to stop.
+        `dense` has all probes look, whatever the step's number; it must be the same on all ranks. `digest`, of which
+        64 bits count, stands for what this rank has decided so far: the report says whether all have the same.
 
         Raises:
             BatchesMissing: a rank, not necessarily this one, has no batches.
         """
         normalised, _ = self._normalise(batches)
         self._streams.begin_step(step)
-        self._probes.begin(step, batches)
+        self._probes.begin(step, batches, dense=dense)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         outcome: list[tuple[StepReport, Verdict]] = []
 
         def consult(loss: Tensor) -> None:
             self._probes.gradients_averaged()
-            facts, measures = self._reduce(self._local_facts(batches, loss, interrupted))
-            report = _report(facts, measures, step, learning_rate)
+            local = self._local_facts(batches, loss, interrupted)
+            facts, alike, measures = self._reduce(local, digest)
+            report = _report(facts, measures, step, learning_rate, alike)
             verdict = judge(report)
             self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
             self._probes.before_update()
@@ -127,9 +133,10 @@ class TrainEngine:
 
         self._engine.train()
         self._run(normalised, consult)
-        self._probes.after_update()
         report, verdict = outcome[0]
-        if verdict.action is Action.PROCEED:
+        applied = verdict.action is Action.PROCEED
+        self._probes.after_update(learning_rate if applied else 0.0)
+        if applied:
             clipping = self._engine.gradient_clipping()
             self._reparametrization.after_update(learning_rate, report.gradient_norm, clipping)
         return report, verdict
@@ -235,14 +242,26 @@ class TrainEngine:
             interrupted=interrupted,
         )
 
-    def _reduce(self, local: _Facts) -> tuple[_Facts, Measures]:
-        """Sum over all ranks, in one vector with the slots of the probes.
+    def _reduce(self, local: _Facts, digest: int) -> tuple[_Facts, bool, Measures]:
+        """Sum over all ranks, in one vector with the slots of the probes; also whether all have the same digest.
 
         NaN and inf travel as they are: any of them makes the sum in its place non-finite everywhere.
         """
-        own = torch.tensor(list(vars(local).values()), dtype=torch.float64)
+        own = torch.tensor([*slots_of(digest), *vars(local).values()], dtype=torch.float64)
         values = self.mesh.agree_sum(torch.cat((own, self._probes.local())))
-        return _Facts(*values[: len(own)].tolist()), self._probes.finish(values[len(own) :])
+        digests, facts = values[:SLOTS].tolist(), values[SLOTS : len(own)].tolist()
+        alike = unanimous(digests, self.mesh.world_size)
+        return _Facts(*facts), alike, self._probes.finish(values[len(own) :])
+
+    # What lies outside of a step
+
+    def masters(self) -> Iterator[LocalWeight]:
+        """Parameters with the weights, fp32, that the optimizer moves: what this rank holds of them."""
+        return self._gate.masters()
+
+    def forget(self) -> None:
+        """To be called when weights have been replaced: probes do not compare them with those before."""
+        self._probes.forget()
 
     # Checkpoint files
 
@@ -262,6 +281,7 @@ class TrainEngine:
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
         self._gate.set_clipping()
+        self.forget()
         assert path is not None, "a verified checkpoint lacks files that DeepSpeed looks for"
 
     def extra_state(self) -> dict[str, Any]:
@@ -295,7 +315,7 @@ def _pairs(batches: Sequence[Batch]) -> Any:
     )
 
 
-def _report(facts: _Facts, measures: Measures, step: int, learning_rate: float) -> StepReport:
+def _report(facts: _Facts, measures: Measures, step: int, learning_rate: float, alike: bool) -> StepReport:
     norm = facts.squared_norm**0.5
     total = torch.tensor([facts.loss, norm])
     return StepReport(
@@ -307,6 +327,7 @@ def _report(facts: _Facts, measures: Measures, step: int, learning_rate: float) 
         tokens=int(facts.tokens),
         damaged=int(facts.damaged),
         interrupted=facts.interrupted > 0,
+        unanimous=alike,
         finite=bool(torch.isfinite(total).all()),
         measures=measures.scalars,
         histograms=measures.histograms,

@@ -84,6 +84,8 @@ class StepReport:
     """Loss and gradient norm are finite on every rank."""
     interrupted: bool = False
     """A rank has been asked to stop."""
+    unanimous: bool = True
+    """All ranks came to this step with the same digest of what they had decided before it."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """What the probes that were due have found, by name; those of one layer are called `name/layer_07`."""
     histograms: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)

@@ -6,8 +6,9 @@ V  real vocabulary, W  rows of the padded one on a tensor rank, D  hidden size
 import torch
 from torch import Tensor
 
-from parallel.statistics import row_std
+from parallel.statistics import row_moments
 from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, observe_first_call
+from pretrain.probes.reach import RowReach, reach_applies
 
 
 class EmbeddingProbe(Probe):
@@ -15,6 +16,9 @@ class EmbeddingProbe(Probe):
 
     Data ranks share the rows of their tensor rank among them. Slots of an ordinary step are the sum, the sum of
     squares, and a maximum for each pair of tensor and data rank; of a dense one the TEV of every token.
+
+    From the second step on, where AdamW's reach is known, also how much of it rows have used (`RowReach`), in one
+    more slot for each pair of ranks. Each data rank looks at all rows of its own copy then.
     """
 
     def __init__(self, model: ProbedModel, *, layer: int, prefix: str) -> None:
@@ -22,7 +26,9 @@ class EmbeddingProbe(Probe):
         self._model = model
         self._table = dict(model.layers).get(layer)
         self._prefix = prefix
+        self._reach = RowReach(model.config) if reach_applies(model.config) else None
         self._start, self._stop = own_rows(model)
+        self._rows = real_rows(model) if self._reach else (self._start, self._stop)
         self._tev = torch.empty(0, device=model.mesh.device)
 
     def due(self, occasion: Occasion) -> bool:
@@ -38,21 +44,57 @@ class EmbeddingProbe(Probe):
         weight_WD = self._table.weight
         assert isinstance(weight_WD, Tensor)
         offset = self._model.mesh.tensor.rank * weight_WD.shape[0]
-        self._tev = row_std(weight_WD.detach()[self._start - offset : self._stop - offset])
+        first, last = self._rows
+        mean, std = row_moments(weight_WD.detach()[first - offset : last - offset])
+        self._tev = std[self._start - first : self._stop - first]
+        if self._reach:
+            self._reach.look(mean, std)
 
     def local(self) -> Tensor:
-        mesh, tev = self._model.mesh, self._tev.double()
-        if self._occasion.dense:
-            slots = self._model.zeros(self._model.config.model.vocabulary_size)
-            slots[self._start : self._start + len(tev)] = tev
-            return slots
-        slots = self._model.zeros(2 + mesh.tensor.size * mesh.data.size)
-        if len(tev):
-            slots[0], slots[1] = tev.sum(), tev.square().sum()
-            slots[2 + mesh.stage.rank] = tev.max()
+        tev = self._tev.double()
+        return torch.cat((self._table_slots(tev) if self._occasion.dense else self._sums(tev), self._moved()))
+
+    def _table_slots(self, tev: Tensor) -> Tensor:
+        slots = self._model.zeros(self._model.config.model.vocabulary_size)
+        slots[self._start : self._start + len(tev)] = tev
         return slots
 
+    def _sums(self, tev: Tensor) -> Tensor:
+        slots = self._model.zeros(2 + self._pairs)
+        if len(tev):
+            slots[0], slots[1] = tev.sum(), tev.square().sum()
+            slots[2 + self._model.mesh.stage.rank] = tev.max()
+        return slots
+
+    def _moved(self) -> Tensor:
+        """Slots of the reach; none on a step without one before."""
+        if not (self._reach and self._reach.known):
+            return self._model.zeros(0)
+        slots = self._model.zeros(self._pairs)
+        slots[self._model.mesh.stage.rank] = self._reach.ratio() if self._table is not None else 0.0
+        return slots
+
+    @property
+    def _pairs(self) -> int:
+        """Pairs of tensor and data rank."""
+        return self._model.mesh.tensor.size * self._model.mesh.data.size
+
     def finish(self, slots: Tensor) -> Measures:
+        if not (self._reach and self._reach.known):
+            return self._finish(slots)
+        found = self._finish(slots[: -self._pairs])
+        reach = self._measures(reach=slots[-self._pairs :].max().item())
+        return Measures({**found.scalars, **reach.scalars}, found.histograms)
+
+    def after_update(self, learning_rate: float) -> None:
+        if self._reach:
+            self._reach.after_update(learning_rate)
+
+    def forget(self) -> None:
+        if self._reach:
+            self._reach.forget()
+
+    def _finish(self, slots: Tensor) -> Measures:
         if self._occasion.dense:
             return self._finish_table(slots)
         mean, square = (slots[:2] / self._model.config.model.vocabulary_size).tolist()
@@ -72,11 +114,16 @@ class EmbeddingProbe(Probe):
         return Measures({f"{self._prefix}_{name}": value for name, value in values.items()})
 
 
-def own_rows(model: ProbedModel) -> tuple[int, int]:
-    """The real tokens [start, stop) that this rank looks at: its share of those that its tensor rank holds."""
+def real_rows(model: ProbedModel) -> tuple[int, int]:
+    """The real tokens [start, stop) that this tensor rank holds."""
     config, mesh = model.config.model, model.mesh
     width = config.padded_vocabulary_size // mesh.tensor.size
     first = min(width * mesh.tensor.rank, config.vocabulary_size)
-    last = min(first + width, config.vocabulary_size)
-    count, share = last - first, mesh.data
+    return first, min(first + width, config.vocabulary_size)
+
+
+def own_rows(model: ProbedModel) -> tuple[int, int]:
+    """Those of them that this data rank speaks for."""
+    (first, last), share = real_rows(model), model.mesh.data
+    count = last - first
     return first + count * share.rank // share.size, first + count * (share.rank + 1) // share.size

@@ -112,6 +112,12 @@ class Probe(ABC):
     def finish(self, slots: Tensor) -> Measures:
         """What the summed slots say; pure."""
 
+    def after_update(self, learning_rate: float) -> None:  # noqa: B027
+        """After the update of a step that the probe has looked at; 0: it was withheld."""
+
+    def forget(self) -> None:  # noqa: B027
+        """Between steps: the weights have been replaced, not updated."""
+
 
 Observe = Callable[..., None]
 

@@ -12,6 +12,7 @@ from pretrain.probes.attention import AttentionEntropyProbe
 from pretrain.probes.embedding import EmbeddingProbe
 from pretrain.probes.gradients import GradientNormProbe, GradientVarianceProbe
 from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel
+from pretrain.probes.replicas import ReplicaProbe, replicas_apply
 from pretrain.probes.spectral import SpectralProbe
 from pretrain.probes.update import UpdateProbe
 
@@ -25,13 +26,16 @@ class Probes:
         self._update = UpdateProbe(model) if model.config.probes.update_rms else None
         self._all = [*make_probes(model), *([self._update] if self._update else [])]
         self._active: list[Probe] = []
+        self._asked = False
         self._sizes: list[int] = []
 
-    def begin(self, step: int, batches: Sequence[Batch]) -> None:
-        """Before the first micro-batch."""
-        dense = step % self._config.probes.every_steps == 0
+    def begin(self, step: int, batches: Sequence[Batch], *, dense: bool = False) -> None:
+        """Before the first micro-batch; `dense`, the same on all ranks, asks for a dense look at any step."""
+        self._asked, dense = dense, dense or self._dense(step)
         histograms = dense and step % self._config.probes.histogram_every_steps == 0
         self._step = step
+        if self._update and not dense:
+            self._update.forget()
         occasion = Occasion(step, dense, histograms, batches)
         self._active = [probe for probe in self._all if probe.due(occasion)]
         for probe in self._active:
@@ -62,18 +66,29 @@ class Probes:
         """Once the verdict is known."""
         if self._update_due:
             assert self._update is not None
-            self._update.before_update()
+            self._update.keep()
 
-    def after_update(self) -> None:
-        """Once the weights have moved, or stayed."""
+    def after_update(self, learning_rate: float) -> None:
+        """Once the weights have moved, at this learning rate, or stayed: then it is 0."""
         if self._update_due:
             assert self._update is not None
-            self._update.after_update()
+            self._update.compare()
+        for probe in self._active:
+            probe.after_update(learning_rate)
+
+    def forget(self) -> None:
+        """The weights have been replaced: what is known of earlier ones says nothing about updates to come."""
+        for probe in self._all:
+            probe.forget()
+
+    def _dense(self, step: int) -> bool:
+        """Whether a step is a dense one by its number."""
+        return step % self._config.probes.every_steps == 0
 
     @property
     def _update_due(self) -> bool:
-        """Whether the next step is a dense one."""
-        return self._update is not None and (self._step + 1) % self._config.probes.every_steps == 0
+        """Whether the next step is a dense one, or likely to be: dense looks are asked for many steps in a row."""
+        return self._update is not None and (self._asked or self._dense(self._step + 1))
 
 
 def make_probes(model: ProbedModel) -> list[Probe]:
@@ -87,6 +102,7 @@ def make_probes(model: ProbedModel) -> list[Probe]:
         (config.layer_gradient_norms, GradientNormProbe(model)),
         (config.gradient_variance, GradientVarianceProbe(model)),
         (config.spectral_norms, SpectralProbe(model)),
+        (replicas_apply(model), ReplicaProbe(model)),
     ]
     return [probe for wanted, probe in probes if wanted]
 

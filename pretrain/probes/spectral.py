@@ -91,6 +91,9 @@ class SpectralProbe(Probe):
         largest = by_block("sigma_max", sigma_LM.amax(1).tolist())
         return Measures({"sigma_max": sigma_LM.amax().item(), **largest, **matrices})
 
+    def forget(self) -> None:
+        self._norms.clear()
+
 
 def linears_of(block: nn.Module) -> Iterator[tuple[str, Linear]]:
     """Linear layers of a block with their names."""

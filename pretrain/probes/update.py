@@ -23,24 +23,27 @@ class UpdateProbe(Probe):
     def due(self, occasion: Occasion) -> bool:
         return occasion.dense
 
-    def before_update(self) -> None:
+    def keep(self) -> None:
         """Keep the weights that the coming update will change."""
         self._before = [weight.clone() for _, weight in self._counted()]
 
-    def after_update(self) -> None:
-        """Compare."""
+    def compare(self) -> None:
+        """Compare them with what they have become."""
         layers = [layer for layer, _ in self._counted()]
         weights = [weight for _, weight in self._counted()]
         changes = torch._foreach_sub(weights, self._before) if weights else []
         self._squares = squares_by_layer(self._model, layers, changes)
         self._before = []
 
+    def forget(self) -> None:
+        self._before, self._squares = [], None
+
     @torch.no_grad()
     def _counted(self) -> list[tuple[int, Tensor]]:
         """Layer and weights, for what this rank holds and counts."""
         gate = self._model.gate
-        held = [held for held in gate.masters() if gate.counts(held.parameter)]
-        return [(self._owners[id(parameter)], weight.detach()) for parameter, weight in held]
+        held = [one for one in gate.masters() if gate.counts(one.parameter)]
+        return [(self._owners[id(one.parameter)], one.weight.detach()) for one in held]
 
     def local(self) -> Tensor:
         slots = self._model.zeros(len(self._model.names) + 1)
