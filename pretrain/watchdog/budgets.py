@@ -1,0 +1,84 @@
+"""How much of each remedy a run may use, and has used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.records import Remedy
+from pretrain.watchdog.recovery import VETO_WINDOW, Recovery
+
+ROLLBACK_WINDOW = 10_000
+"""Attempts within which plain rollbacks are counted; the other remedies are counted in the whole run."""
+
+REMEDY_KEYS: Mapping[Remedy, str] = {
+    Remedy.SKIP: "rollbacks",
+    Remedy.REPLAY: "replays",
+    Remedy.DEEPER: "deeper",
+    Remedy.DEEPEST: "deepest",
+}
+"""Remedy -> its budget in the section `watchdog`."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One limit of the section `watchdog`."""
+
+    key: str
+    """The user's key that sets it."""
+    used: int
+    allowed: int
+    what: str
+    """What is counted, and within what."""
+
+    @property
+    def left(self) -> int:
+        return max(self.allowed - self.used, 0)
+
+    @property
+    def spent(self) -> bool:
+        return self.used >= self.allowed
+
+    def __str__(self) -> str:
+        return f"{self.used:,} of {self.allowed:,} {self.what} ({self.key})"
+
+
+def budgets(recovery: Recovery, config: RunConfig, attempt: int) -> tuple[Budget, ...]:
+    """All of them, as they stand when this attempt is judged."""
+    return (
+        veto_budget(recovery, config, attempt),
+        *(rollback_budget(remedy, recovery, config, attempt) for remedy in REMEDY_KEYS),
+        skip_budget(recovery, config),
+    )
+
+
+def rollback_budget(remedy: Remedy, recovery: Recovery, config: RunConfig, attempt: int) -> Budget:
+    """Of rollbacks with this remedy."""
+    windowed = remedy is Remedy.SKIP
+    return Budget(
+        key=f"watchdog.{REMEDY_KEYS[remedy]}",
+        used=recovery.count(remedy, since=attempt - ROLLBACK_WINDOW if windowed else 0),
+        allowed=getattr(config.watchdog, REMEDY_KEYS[remedy]),
+        what=f"rollbacks ({remedy}) in {f'{ROLLBACK_WINDOW:,} steps' if windowed else 'the run'}",
+    )
+
+
+def veto_budget(recovery: Recovery, config: RunConfig, attempt: int) -> Budget:
+    """Of updates withheld without a rollback."""
+    fraction = int(config.watchdog.veto_fraction * VETO_WINDOW)
+    return Budget(
+        key="watchdog.veto_fraction",
+        used=recovery.vetoes_after(attempt - VETO_WINDOW),
+        allowed=max(fraction, config.watchdog.vetoes_in_a_row),
+        what=f"vetoes in {VETO_WINDOW:,} steps",
+    )
+
+
+def skip_budget(recovery: Recovery, config: RunConfig) -> Budget:
+    """Of samples that rollbacks leave out."""
+    total = config.run.steps * config.data.global_batch_size
+    return Budget(
+        key="watchdog.skipped_fraction",
+        used=recovery.skipped_samples,
+        allowed=int(config.watchdog.skipped_fraction * total),
+        what="skipped samples in the run",
+    )

@@ -1,0 +1,203 @@
+"""The policy: from what the detectors have found to what is done about it.
+
+Pure functions of values that are equal on all ranks, so all ranks come to the same verdict.
+
+    memory fault (replicas differ, unreachable)        -> rollback, same samples again (REPLAY)
+    drift: loss; TEV with any second signal, or far
+           over its threshold; two others together     -> rollback, samples left out (SKIP)
+    not finite, or over a cap                          -> veto; too many of them -> rollback (SKIP)
+
+A rollback whose trouble comes back climbs the ladder SKIP, DEEPER, DEEPEST, HALT; so does one whose budget is spent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.judge import judge_finite
+from pretrain.records import Action, Alarm, Remedy, StepReport, TrainState, Verdict
+from pretrain.watchdog.alarm_memory import DRIFTS, AlarmMemory, family
+from pretrain.watchdog.budgets import rollback_budget, skip_budget, veto_budget
+from pretrain.watchdog.recovery import Recovery, Rollback
+
+MEMORY_FAULTS = ("reach", "replicas")
+"""Kinds of alarms that no training could have caused."""
+BAD_NUMBERS = ("nonfinite", "cap")
+"""Kinds of alarms that forbid this one update."""
+
+LADDER = (Remedy.SKIP, Remedy.DEEPER, Remedy.DEEPEST)
+WIDTH: Mapping[Remedy, int] = {Remedy.SKIP: 1, Remedy.REPLAY: 1, Remedy.DEEPER: 2, Remedy.DEEPEST: 4}
+"""Remedy -> multiple of `margin` and `skip_after`."""
+LEARNING_RATE_FACTOR: Mapping[Remedy, float] = {
+    Remedy.SKIP: 1.0,
+    Remedy.REPLAY: 1.0,
+    Remedy.DEEPER: 0.5,
+    Remedy.DEEPEST: 0.25,
+}
+
+OVERWHELMING = 2.0
+"""Multiple of its threshold at which TEV needs no second signal."""
+RELAPSE_HORIZONS = 4
+"""Certification horizons past the place of a rollback in which new trouble counts as the old one."""
+RECOVERIES_WITHOUT_PROGRESS = 3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on."""
+
+    alarms: tuple[Alarm, ...]
+    """Of this step."""
+    suspects: tuple[Alarm, ...]
+    memory: AlarmMemory
+    """With this step in it."""
+    report: StepReport
+    state: TrainState
+    """Before this step."""
+    recovery: Recovery
+
+    @property
+    def attempt(self) -> int:
+        """Of this step."""
+        return self.state.attempt + 1
+
+    def of_kind(self, kinds: Sequence[str]) -> tuple[Alarm, ...]:
+        return tuple(alarm for alarm in self.alarms if alarm.kind in kinds)
+
+
+def judge(evidence: Evidence, config: RunConfig) -> Verdict:
+    """What to do with the update of this step and with the run."""
+    if faults := evidence.of_kind(MEMORY_FAULTS):
+        return _replay(faults, evidence, config)
+    if drifts := _corroborated(evidence):
+        return _climb(_summary(drifts), drifts, min(alarm.onset for alarm in drifts), evidence, config)
+    bad = evidence.of_kind(BAD_NUMBERS)
+    if bad or not evidence.report.finite:
+        return _withhold(bad, evidence, config)
+    return Verdict(Action.PROCEED)
+
+
+def in_dry_run(verdict: Verdict, evidence: Evidence) -> Verdict:
+    """What is done about a verdict where only non-finite updates are withheld; the reason is kept."""
+    plain = judge_finite(evidence.report, evidence.state)
+    if verdict.action is Action.PROCEED or plain.action is not Action.PROCEED:
+        return plain
+    deed = f"{verdict.action} ({verdict.remedy})" if verdict.remedy else str(verdict.action)
+    return Verdict(Action.PROCEED, f"dry run, no {deed}: {verdict.reason}", verdict.alarms, verdict.onset)
+
+
+def _corroborated(evidence: Evidence) -> tuple[Alarm, ...]:
+    """The drifts that together are enough for a rollback; none if they are not, or if nothing is new."""
+    drifts = evidence.of_kind(DRIFTS)
+    if not drifts and not evidence.suspects:
+        return ()
+    if alone := tuple(alarm for alarm in drifts if _enough_alone(alarm)):
+        return alone
+    alarmed = evidence.memory.families(certain=True)
+    suspected = evidence.memory.families(certain=False) if "tev" in alarmed else frozenset()
+    if len(alarmed | suspected) < 2:
+        return ()
+    return tuple(
+        sighting.alarm
+        for sighting in evidence.memory.sightings
+        if sighting.certain or family(sighting.alarm.signal) in suspected - alarmed
+    )
+
+
+def _enough_alone(alarm: Alarm) -> bool:
+    name = family(alarm.signal)
+    return name == "loss" or (name == "tev" and alarm.value >= OVERWHELMING * alarm.threshold)
+
+
+def _withhold(bad: tuple[Alarm, ...], evidence: Evidence, config: RunConfig) -> Verdict:
+    """Veto one update, but not one after the other."""
+    report, row = evidence.report, evidence.state.vetoes_in_a_row
+    reason = _summary(bad) or f"non-finite loss {report.loss} and gradient norm {report.gradient_norm}"
+    budget = veto_budget(evidence.recovery, config, evidence.attempt)
+    if row < config.watchdog.vetoes_in_a_row and not budget.spent:
+        return Verdict(Action.VETO, reason, bad)
+    often = f"{row} vetoes in a row" if row >= config.watchdog.vetoes_in_a_row else str(budget)
+    return _climb(f"{reason}, after {often}", bad, report.step - row, evidence, config)
+
+
+def _replay(faults: tuple[Alarm, ...], evidence: Evidence, config: RunConfig) -> Verdict:
+    """Back to before a fault of memory; more of them mean a machine that should not go on."""
+    reason, onset = _summary(faults), min(alarm.onset for alarm in faults)
+    budget = rollback_budget(Remedy.REPLAY, evidence.recovery, config, evidence.attempt)
+    if budget.spent:
+        return _halt(
+            f"{reason}; again a fault of memory, after {budget}: test the hosts' memory", faults, onset
+        )
+    return _unless_stuck(Verdict(Action.ROLLBACK, reason, faults, onset, Remedy.REPLAY), evidence)
+
+
+def _climb(
+    reason: str, alarms: tuple[Alarm, ...], onset: int, evidence: Evidence, config: RunConfig
+) -> Verdict:
+    """The lowest rung that this trouble has not been tried on and that there is budget for; else the end."""
+    tried = relapsed_from(evidence, config)
+    if tried:
+        reason += f", again after the rollback of step {tried[-1].step}"
+    lowest = 1 + max((LADDER.index(rollback.remedy) for rollback in tried), default=-1)
+    budgets = [
+        rollback_budget(remedy, evidence.recovery, config, evidence.attempt) for remedy in LADDER[lowest:]
+    ]
+    remedy = next((remedy for remedy, b in zip(LADDER[lowest:], budgets, strict=True) if not b.spent), None)
+    if remedy is None:
+        spent = "; ".join(map(str, budgets)) or "the deepest rollback has not helped"
+        return _halt(f"{reason}; {spent}", alarms, onset)
+    verdict = Verdict(Action.ROLLBACK, reason, alarms, onset, remedy)
+    return _unless_stuck(_unless_skipped_out(verdict, WIDTH[remedy], evidence, config), evidence)
+
+
+def relapsed_from(evidence: Evidence, config: RunConfig) -> tuple[Rollback, ...]:
+    """The rollbacks with a skip that have not cured this step's trouble.
+
+    It counts as theirs within some horizons past the step that each turned back from, and at about the same step
+    however much later: a step that fails with other samples fails because of the state.
+    """
+    reach = RELAPSE_HORIZONS * config.watchdog.horizon
+    return tuple(
+        rollback
+        for rollback in evidence.recovery.rollbacks
+        if rollback.remedy in LADDER
+        and (
+            evidence.attempt - rollback.attempt <= rollback.undone + reach
+            or abs(evidence.report.step - rollback.step) <= config.watchdog.margin
+        )
+    )
+
+
+def _unless_stuck(verdict: Verdict, evidence: Evidence) -> Verdict:
+    """The end instead, when the last recoveries have won no ground."""
+    recovery = evidence.recovery
+    if (
+        verdict.action is Action.HALT
+        or len(recovery.progress) < RECOVERIES_WITHOUT_PROGRESS
+        or recovery.certified_step > recovery.progress[-RECOVERIES_WITHOUT_PROGRESS]
+    ):
+        return verdict
+    stuck = (
+        f"{RECOVERIES_WITHOUT_PROGRESS} rollbacks without a certified step above {recovery.certified_step}"
+    )
+    return _halt(f"{verdict.reason}; {stuck}", verdict.alarms, verdict.onset)
+
+
+def _unless_skipped_out(verdict: Verdict, width: int, evidence: Evidence, config: RunConfig) -> Verdict:
+    """The end instead, when the rollback would leave out more samples than the run may."""
+    around = width * (config.watchdog.margin + config.watchdog.skip_after)
+    steps = evidence.report.step - verdict.onset + 1 + around
+    budget = skip_budget(evidence.recovery, config)
+    if steps * config.data.global_batch_size <= budget.left:
+        return verdict
+    return _halt(
+        f"{verdict.reason}; {budget}, and {steps:,} steps more would go", verdict.alarms, verdict.onset
+    )
+
+
+def _halt(reason: str, alarms: tuple[Alarm, ...], onset: int) -> Verdict:
+    return Verdict(Action.HALT, reason, alarms, onset)
+
+
+def _summary(alarms: tuple[Alarm, ...]) -> str:
+    return "; ".join(map(str, alarms))
