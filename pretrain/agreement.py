@@ -6,7 +6,7 @@ from typing import TypeVar
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
 from parallel.mesh import ParallelMesh
-from pretrain.errors import ConfigurationError
+from pretrain.errors import CheckpointError, ConfigurationError
 
 Result = TypeVar("Result")
 
@@ -47,3 +47,20 @@ def raise_first(mesh: ParallelMesh, problem: str) -> None:
     """Raise the DataError of the first rank that has a problem, on all ranks."""
     for text in filter(None, mesh.gather(problem)):
         raise DataError(text)
+
+
+def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
+    """Do it on rank 0; its result, or None and the problem, on every rank."""
+    answer: tuple[Result | None, str] = (None, "")
+    if mesh.rank == 0:
+        try:
+            answer = (action(), "")
+        except (OSError, CheckpointError) as error:
+            answer = (None, str(error))
+    first: tuple[Result | None, str] = mesh.gather(answer)[0]
+    return first
+
+
+def first_problem(mesh: ParallelMesh, problem: str) -> str:
+    """The problem of the first rank that has one, on every rank; empty if none has."""
+    return next((text for text in mesh.gather(problem) if text), "")

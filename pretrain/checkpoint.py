@@ -1,68 +1,52 @@
-"""Checkpointer: all ranks save, verify and load together, or not at all.
+"""Checkpointer: all ranks save, certify, condemn and load together, or not at all.
 
 Every decision is taken from what all ranks have said, so that no rank goes on with a checkpoint that another one
 could not read, and a failure on one rank is a failure of the save, not the end of the run.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from parallel.mesh import ParallelMesh
+from pretrain.agreement import first_problem, from_first
+from pretrain.certificate import Fact, certify
 from pretrain.checkpoint_files import (
+    CONDEMNED,
+    Candidates,
+    acquit,
     candidates,
+    condemn,
     create_folder,
     discard,
-    publish_latest,
     quarantine,
     retire,
+    settle_latest,
     space_problem,
 )
+from pretrain.checkpoint_share import (
+    Share,
+    damage,
+    files_of,
+    files_to_read,
+    load_share,
+    unsafe_files,
+    write_share,
+)
 from pretrain.config import RunConfig
-from pretrain.deepspeed_runtime import load_plain
 from pretrain.engine import TrainEngine
 from pretrain.errors import CheckpointError
-from pretrain.manifest import CheckpointLayout, FileRecord, Manifest, hash_files, read_manifest, seal, verify
-from pretrain.random_state import capture_random_state, restore_random_state
+from pretrain.identity import Identity as Identity
+from pretrain.manifest import Manifest, read_manifest, seal, verify
 from pretrain.records import TrainState
+from pretrain.restored import Restored
+from pretrain.retention import Retention
 from pretrain.tags import Tag
 
 LIBRARIES = ("torch", "deepspeed", "megatron-core")
-FREE_TO_CHANGE: dict[str, Any] = {"dropout": True, "activation_checkpointing": True, "attention": {"dropout"}}
-"""Fields of the model that a resumed run may change: they are not in the weights."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint must agree with before it is loaded."""
-
-    layout: CheckpointLayout
-    architecture: str
-    """Digest of the model's shape."""
-    data_fingerprint: str
-
-    @classmethod
-    def of(cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str) -> "Identity":
-        model = config.model.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-        shape = json.dumps({**model, "sequence_length": config.data.sequence_length}, sort_keys=True)
-        return cls(
-            layout=CheckpointLayout(
-                tensor=mesh.tensor.size,
-                pipeline=mesh.pipeline.size,
-                data=mesh.data.size,
-                zero_stage=config.parallel.zero_stage,
-                dtype=config.precision.dtype,
-            ),
-            architecture=hashlib.sha256(shape.encode()).hexdigest(),
-            data_fingerprint=data_fingerprint,
-        )
 
 
 @dataclass(frozen=True)
@@ -74,24 +58,12 @@ class Saved:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What a loaded checkpoint says, beside the weights and the optimizer that the engine has now."""
-
-    tag: Tag
-    state: TrainState
-    data: dict[str, Any]
-    """Position of the data stream."""
-    random: dict[str, Any]
-    """Random state of this rank."""
-
-    def restore_random_state(self) -> None:
-        """To be called last, when everything else is in place."""
-        restore_random_state(self.random)
-
-
 class Checkpointer:
-    """Seals and restores checkpoints in `folder`."""
+    """Seals, certifies, condemns and restores checkpoints in `folder`.
+
+    With the watchdog, `latest` is the newest certified checkpoint, and retention keeps what a rollback may go back to;
+    without it, `latest` is the newest sealed one.
+    """
 
     def __init__(
         self,
@@ -103,7 +75,12 @@ class Checkpointer:
     ) -> None:
         """`report` is told, on every rank alike, what was set aside and why."""
         self.folder = folder
-        self._config = config.checkpoint
+        self._watched = config.watchdog.enabled
+        self._retention = Retention(
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+            certified=self._watched,
+        )
         self._mesh = mesh
         self._identity = identity
         self._report = report
@@ -111,188 +88,230 @@ class Checkpointer:
 
     # Saving
 
-    def save(self, engine: TrainEngine, state: TrainState, data: dict[str, Any]) -> Saved:
-        """Write, verify and seal a checkpoint; on failure remove it and say why."""
-        tag, problem = self._from_first_rank(lambda: create_folder(self.folder, state.step))
+    def save(
+        self,
+        engine: TrainEngine,
+        state: TrainState,
+        data: Mapping[str, Any],
+        watchdog: Mapping[str, Any] | None = None,
+    ) -> Saved:
+        """Write, verify and seal a checkpoint; on failure remove it and say why.
+
+        `data` and `watchdog`, the states of the data stream and of the watchdog, are kept as JSON.
+        """
+        tag, problem = from_first(self._mesh, lambda: create_folder(self.folder, state.step))
         if tag is None:
             return Saved(None, problem)
-        files, problem = self._write(engine, tag, data)
+        problem = first_problem(self._mesh, self._space_problem())
         if not problem:
-            manifest = self._manifest(tag, state, files)
-            _, problem = self._from_first_rank(lambda: self._seal(tag, manifest))
+            problem = self._write_and_seal(engine, tag, state, data, watchdog or {})
         if problem:
-            self._from_first_rank(lambda: discard(self.folder, [tag]))
+            from_first(self._mesh, lambda: discard(self.folder, [tag]))
             return Saved(None, problem)
-        self._size = sum(record.size for record in files.values())
-        # A folder that cannot be deleted now is deleted next time; the checkpoint is safe.
-        self._from_first_rank(
-            lambda: retire(self.folder, **self._config.model_dump(include={"keep_last", "keep_every"}))
-        )
+        self._retire()
         return Saved(tag)
-
-    def _write(
-        self, engine: TrainEngine, tag: Tag, data: dict[str, Any]
-    ) -> tuple[dict[str, FileRecord], str]:
-        """All ranks write their shares; the files of all of them, or the first problem."""
-        folder = self.folder / str(tag)
-        problem, records = self._space_problem(), {}
-        if lack := self._first_problem(problem):
-            return {}, lack
-        saved = engine.save(self.folder, str(tag))
-        try:
-            if saved.failure:
-                raise saved.failure
-            own = folder / rank_file(self._mesh.rank)
-            state = {
-                "data": json.dumps(data),
-                "random": capture_random_state(),
-                "engine": engine.extra_state(),
-            }
-            torch.save(state, own)
-            names = [path.name for path in saved.paths] + [own.name]
-            records = hash_files(folder, names, rank=self._mesh.rank)
-        except (OSError, RuntimeError, CheckpointError) as error:
-            problem = f"rank {self._mesh.rank} could not write to {folder}: {error}"
-        answers = self._mesh.gather((problem, records))
-        files = {name: record for _, share in answers for name, record in share.items()}
-        return files, next((problem for problem, _ in answers if problem), "")
 
     def _space_problem(self) -> str:
         """Each rank looks, since folders of one name may lie on different disks of several hosts."""
         return space_problem(self.folder, self._size) or ""
 
-    def _manifest(self, tag: Tag, state: TrainState, files: dict[str, FileRecord]) -> Manifest:
+    def _write_and_seal(
+        self,
+        engine: TrainEngine,
+        tag: Tag,
+        state: TrainState,
+        data: Mapping[str, Any],
+        watchdog: Mapping[str, Any],
+    ) -> str:
+        shares = self._mesh.gather(write_share(engine, self.folder / str(tag), data, watchdog))
+        if problem := next((share.problem for share in shares if share.problem), ""):
+            return problem
+        manifest = self._manifest(tag, state, shares)
+        self._size = manifest.total_bytes
+        _, problem = from_first(self._mesh, lambda: self._seal(tag, manifest))
+        return problem
+
+    def _manifest(self, tag: Tag, state: TrainState, shares: list[Share]) -> Manifest:
         return Manifest(
             tag=str(tag),
             layout=self._identity.layout,
             config_digest=self._identity.architecture,
             data_fingerprint=self._identity.data_fingerprint,
             state=state,
-            files=files,
+            files={name: record for share in shares for name, record in share.files.items()},
             versions={name: version(name) for name in LIBRARIES},
+            checksums=tuple(share.checksum for share in shares),
         )
 
     def _seal(self, tag: Tag, manifest: Manifest) -> None:
         seal(self.folder / str(tag), manifest)
-        publish_latest(self.folder, tag)
+        settle_latest(self.folder, certified=self._watched)
+
+    def _retire(self) -> None:
+        """A folder that cannot be deleted now is deleted next time: what has been saved is safe."""
+        from_first(self._mesh, lambda: retire(self.folder, self._retention))
+
+    # Certifying and condemning
+
+    def certify(self, tag: Tag, horizon: int, facts: Mapping[str, Fact]) -> str:
+        """Certify a checkpoint after `horizon` healthy steps, if its bytes are still right on disk.
+
+        Each rank reads the files again that it wrote. Returns why it was not certified, or an empty string; a damaged
+        checkpoint is set aside. To certify twice does no harm.
+        """
+        folder = self.folder / str(tag)
+        manifest, problem = from_first(self._mesh, lambda: read_manifest(folder))
+        if manifest is None:
+            return problem
+        own = files_of(manifest, {self._mesh.rank})
+        if problem := first_problem(self._mesh, "; ".join(verify(folder, manifest, own, from_disk=True))):
+            self._set_aside(tag, problem)
+            return problem
+        step = tag.step + horizon
+        _, problem = from_first(self._mesh, lambda: self._certify(folder, step, horizon, facts))
+        if not problem:
+            self._retire()
+        return problem
+
+    def _certify(self, folder: Path, step: int, horizon: int, facts: Mapping[str, Fact]) -> None:
+        if (folder / CONDEMNED).exists():
+            raise CheckpointError(f"{folder}: is condemned")
+        certify(folder, step=step, horizon=horizon, facts=facts)
+        settle_latest(self.folder, certified=self._watched)
+
+    def condemn(self, limit_step: int, reason: str) -> tuple[Tag, ...]:
+        """Condemn all checkpoints of later steps; returns those that were not condemned before, newest first.
+
+        Raises:
+            CheckpointError: the marks could not be written.
+        """
+        return self._do(partial(self._condemn, lambda tag: tag.step > limit_step, reason))
+
+    def _condemn(self, which: Callable[[Tag], bool], reason: str) -> tuple[Tag, ...]:
+        tags = tuple(filter(which, candidates(self.folder).sealed))
+        for tag in tags:
+            condemn(self.folder, tag, reason)
+        settle_latest(self.folder, certified=self._watched)
+        return tags
 
     # Loading
 
-    def load_newest(self, engine: TrainEngine) -> Restored | None:
-        """Load the newest sound checkpoint; None if the run has never begun to save one.
+    def choose(self, limit_step: int, oldest: bool = False) -> Tag | None:
+        """The newest (or oldest) certified checkpoint of at most this step; if none is certified, the newest (or
+        oldest) sealed one. Condemned ones never are."""
+        return next(iter(self._preferred(limit_step, oldest=oldest)), None)
+
+    def _preferred(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, ...]:
+        found: Candidates = self._do(lambda: candidates(self.folder))
+        return found.preferred(limit_step, oldest=oldest)
+
+    def load_newest(self, engine: TrainEngine, at_most_step: int | None = None) -> Restored | None:
+        """Load the newest sound checkpoint, certified or not, of at most this step if one is given.
+
+        None if the run has never begun to save one. Condemned ones are passed over.
 
         Raises:
             CheckpointError: there are checkpoints, but none that is sound, or the newest one does not fit this run.
         """
-        found, problem = self._from_first_rank(lambda: candidates(self.folder))
-        if found is None:
-            raise CheckpointError(problem)
-        for tag in found.torn:
-            self._report(f"checkpoint {tag} was never completed and is ignored")
-        for tag, manifest in self._sealed(found.sealed):
-            self._refuse_misfit(tag, manifest)
-            problem = self._verify(tag, manifest)
-            if not problem:
-                return self._load(engine, tag, manifest)
-            self._set_aside(tag, problem)
-        remains, _ = self._from_first_rank(lambda: any(self.folder.glob("step*")))
-        if remains:
+        found = self._look_around()
+        within = [tag for tag in found.sealed if at_most_step is None or tag.step <= at_most_step]
+        if restored := self._load_first(engine, within):
+            return restored
+        if self._do(lambda: any(self.folder.glob("step*"))):
+            limit = "" if at_most_step is None else f" of at most step {at_most_step}"
             raise CheckpointError(
-                f"{self.folder}: no usable checkpoint is left, and the run does not start from scratch by itself; "
-                "repair one, or choose another run.name to begin anew"
+                f"{self.folder}: no usable checkpoint{limit} is left, and the run does not start from scratch by "
+                "itself; repair one, or choose another run.name to begin anew"
             )
         return None
 
-    def _sealed(self, tags: tuple[Tag, ...]) -> Iterator[tuple[Tag, Manifest]]:
-        """Manifests, newest first; unreadable ones are set aside."""
+    def load(self, engine: TrainEngine, tag: Tag) -> Restored:
+        """Load this checkpoint into an engine that may have trained; if it is damaged, the next older one.
+
+        Raises:
+            CheckpointError: no sound one is left.
+        """
+        older = [other for other in self._preferred(tag.step) if other != tag]
+        if restored := self._load_first(engine, [tag, *older]):
+            return restored
+        raise CheckpointError(f"{self.folder}: no usable checkpoint of at most step {tag.step} is left")
+
+    def load_tag(self, engine: TrainEngine, name: str, *, allow_condemned: bool = False) -> Restored:
+        """Load the checkpoint that a user asks for, and condemn those of the course that is left by that.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, it is condemned and not allowed to be, it is damaged, or it
+                does not fit this run.
+        """
+        found = self._look_around()
+        tag = Tag.parse(name)
+        if tag is None or tag not in (*found.sealed, *found.condemned):
+            there = ", ".join(map(str, found.sealed)) or "none"
+            raise CheckpointError(f"{self.folder}: no checkpoint {name}; there are: {there}")
+        if tag in found.condemned and not allow_condemned:
+            reason = self._do(lambda: (self.folder / name / CONDEMNED).read_text(encoding="utf-8").strip())
+            raise CheckpointError(
+                f"{self.folder / name}: is condemned ({reason}); --force-condemned loads it"
+            )
+        restored = self._load_first(engine, [tag])
+        if restored is None:
+            raise CheckpointError(f"{self.folder / name}: is damaged and was set aside; choose another one")
+        self._do(lambda: self._take_up(tag))
+        return restored
+
+    def _take_up(self, tag: Tag) -> None:
+        """Make a checkpoint the one that the run goes on from, also after a crash."""
+        acquit(self.folder, tag)
+        reason = f"left behind: the run was taken back to {tag} by hand"
+        self._condemn(lambda other: other > tag or other.step > tag.step, reason)
+
+    def _look_around(self) -> Candidates:
+        """What there is at a start, once what a crash may have left undone is done."""
+        found: Candidates = self._do(lambda: candidates(self.folder))
+        if found.sealed or found.condemned:
+            self._do(lambda: settle_latest(self.folder, certified=self._watched))
+        for tag in found.torn:
+            self._report(f"checkpoint {tag} was never completed and is ignored")
+        return found
+
+    def _load_first(self, engine: TrainEngine, tags: Iterable[Tag]) -> Restored | None:
+        """Load the first sound one of these; damaged ones are set aside."""
         for tag in tags:
-            manifest, problem = self._from_first_rank(partial(read_manifest, self.folder / str(tag)))
-            if manifest is None:
-                self._set_aside(tag, problem)
-            else:
-                yield tag, manifest
+            folder = self.folder / str(tag)
+            manifest, problem = from_first(self._mesh, partial(read_manifest, folder))
+            if manifest is not None:
+                if misfit := self._identity.misfit(manifest):
+                    raise CheckpointError(f"{folder} {misfit}")
+                restored, problem = self._load_sound(engine, tag, manifest)
+                if restored is not None:
+                    return restored
+            self._set_aside(tag, problem)
+        return None
 
-    def _refuse_misfit(self, tag: Tag, manifest: Manifest) -> None:
-        """A sound checkpoint of another run is not set aside: the mistake is in what is asked for."""
-        ours = self._identity
-        if manifest.layout != ours.layout:
-            theirs = manifest.layout.model_dump()
-            changed = [
-                f"{key} {theirs[key]} -> {value}"
-                for key, value in ours.layout.model_dump().items()
-                if theirs[key] != value
-            ]
-            raise CheckpointError(
-                f"{self.folder / str(tag)} was saved in another layout ({', '.join(changed)}); resume with the "
-                "layout it was saved in: conversion between layouts is not supported yet"
-            )
-        if manifest.config_digest != ours.architecture:
-            raise CheckpointError(
-                f"{self.folder / str(tag)} holds another model; restore [model] and data.sequence_length as they "
-                "were, or choose another run.name"
-            )
-        if manifest.data_fingerprint != ours.data_fingerprint:
-            raise CheckpointError(
-                f"{self.folder / str(tag)}: the data or its tokenizer are not those that the run was trained on, so "
-                "its data position means nothing; restore data.sources, or choose another run.name"
-            )
-
-    def _verify(self, tag: Tag, manifest: Manifest) -> str:
-        """What is wrong with the files that any rank will read; nothing is unpickled before all are sound."""
-        folder, names = self.folder / str(tag), self._files_to_read(manifest)
-        damage = self._first_problem("; ".join(verify(folder, manifest, names)))
-        return damage or self._first_problem("; ".join(unsafe_files(folder, names)))
-
-    def _files_to_read(self, manifest: Manifest) -> list[str]:
-        """A rank reads its own files, those of its stage's first replica, and the first part of what has several."""
-        tensor = self._mesh.tensor.size
-        first = self._mesh.pipeline.rank * tensor * self._mesh.data.size
-        writers = {0, self._mesh.rank, *range(first, first + tensor)}
-        return [name for name, record in manifest.files.items() if record.rank in writers]
-
-    def _load(self, engine: TrainEngine, tag: Tag, manifest: Manifest) -> Restored:
-        engine.load(self.folder, str(tag))
-        path = self.folder / str(tag) / rank_file(self._mesh.rank)
-        own = torch.load(path, map_location="cpu", weights_only=True)
-        engine.load_extra_state(own["engine"])
-        self._size = manifest.total_bytes
+    def _load_sound(self, engine: TrainEngine, tag: Tag, manifest: Manifest) -> tuple[Restored | None, str]:
+        folder = self.folder / str(tag)
+        if problem := first_problem(self._mesh, damage(folder, manifest, self._mesh)):
+            return None, problem
+        if problem := first_problem(self._mesh, unsafe_files(folder, files_to_read(manifest, self._mesh))):
+            return None, problem
+        restored, problem = load_share(engine, folder, tag, manifest)
         # Ranks read for very different times; what comes next has the short timeout of the control group.
-        self._mesh.gather(None)
-        return Restored(tag, manifest.state, json.loads(own["data"]), own["random"])
+        if problem := first_problem(self._mesh, problem):
+            return None, problem
+        self._size = manifest.total_bytes
+        return restored, ""
 
     def _set_aside(self, tag: Tag, problem: str) -> None:
-        self._from_first_rank(lambda: quarantine(self.folder, tag, problem))
+        def act() -> None:
+            quarantine(self.folder, tag, problem)
+            settle_latest(self.folder, certified=self._watched)
+
+        from_first(self._mesh, act)
         self._report(f"checkpoint {tag} is damaged and was set aside: {problem}")
 
-    # Agreement
-
-    def _from_first_rank(self, action: Callable[[], Any]) -> tuple[Any, str]:
-        """Do it on rank 0; its result, or None and the problem, on every rank."""
-        answer: tuple[Any, str] = (None, "")
-        if self._mesh.rank == 0:
-            try:
-                answer = (action(), "")
-            except (OSError, CheckpointError) as error:
-                answer = (None, str(error))
-        first: tuple[Any, str] = self._mesh.gather(answer)[0]
-        return first
-
-    def _first_problem(self, problem: str) -> str:
-        """The problem of the first rank that has one, on every rank."""
-        return next((text for text in self._mesh.gather(problem) if text), "")
-
-
-def rank_file(rank: int) -> str:
-    """File of what is in none of DeepSpeed's: data position, random state of the rank, extra state of the engine."""
-    return f"rank_{rank:05d}.pt"
-
-
-def unsafe_files(folder: Path, names: list[str]) -> list[str]:
-    """Files that hold anything but tensors and plain values. Tensors are mapped, not read."""
-    problems = []
-    for name in names:
-        try:
-            load_plain(folder / name)
-        except Exception as error:  # whatever a foreign file provokes, all ranks must come to the same end
-            problems.append(f"{folder / name}: refused ({str(error).splitlines()[0]})")
-    return problems
+    def _do(self, action: Callable[[], Any]) -> Any:
+        """Do it on rank 0; its result on every rank, or a CheckpointError."""
+        result, problem = from_first(self._mesh, action)
+        if problem:
+            raise CheckpointError(problem)
+        return result

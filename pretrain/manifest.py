@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -21,17 +21,20 @@ from pretrain.errors import CheckpointError
 from pretrain.records import TrainState
 
 MANIFEST = "MANIFEST.json"
-MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_DOCUMENT_BYTES = 64 * 2**20
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
+AnyDocument = TypeVar("AnyDocument", bound="Document")
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
+class Document(BaseModel):
+    """What is written beside a checkpoint's files, as JSON."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-class FileRecord(_Record):
+class FileRecord(Document):
     """One file of a checkpoint."""
 
     size: int = Field(ge=0)
@@ -41,7 +44,7 @@ class FileRecord(_Record):
     """The rank that wrote it."""
 
 
-class CheckpointLayout(_Record):
+class CheckpointLayout(Document):
     """How the state is cut; a checkpoint loads only into the layout that it was saved from."""
 
     tensor: int
@@ -52,7 +55,7 @@ class CheckpointLayout(_Record):
     dtype: str
 
 
-class Manifest(_Record):
+class Manifest(Document):
     """A complete checkpoint."""
 
     format: Literal[1] = 1
@@ -66,6 +69,8 @@ class Manifest(_Record):
     files: dict[FileName, FileRecord]
     versions: dict[str, str]
     """Library -> version."""
+    checksums: tuple[int, ...] = ()
+    """By rank, of the bits of weights and optimizer that it held; empty in checkpoints of earlier versions."""
 
     @property
     def total_bytes(self) -> int:
@@ -109,42 +114,54 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError if the manifest is missing, not understood, or belongs to another folder."""
-    path = folder / MANIFEST
-    try:
-        with _open_regular(path) as file:
-            text = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, so no manifest")
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: {_first_fault(error)}") from error
+    manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
     if manifest.tag != folder.name:
-        raise CheckpointError(f"{path}: this is the manifest of {manifest.tag}")
+        raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {manifest.tag}")
     return manifest
 
 
-def verify(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+def read_text(path: Path) -> bytes:
+    """The bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
+    try:
+        with _open_regular(path) as file:
+            text = file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_DOCUMENT_BYTES} bytes, as no sound one is")
+    return text
+
+
+def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocument:
+    """The document in `text`, which `path` held; raises CheckpointError if it is not understood."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {_first_fault(error)}") from error
+
+
+def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk: bool = False) -> list[str]:
     """Problems of the files with these names, and torch files that the manifest lacks; empty if sound.
 
-    DeepSpeed finds files of layers by pattern, so a file too many is as dangerous as one too few.
+    DeepSpeed finds files of layers by pattern, so a file too many is as dangerous as one too few. `from_disk` has the
+    operating system forget what it holds of a file first: memory may have what a disk has lost.
     """
-    problems = [_problem(folder / name, manifest.files.get(name)) for name in names]
+    problems = [_problem(folder / name, manifest.files.get(name), from_disk) for name in names]
     unknown = sorted(path.name for path in folder.glob("*.pt") if path.name not in manifest.files)
     return [problem for problem in problems if problem] + [
         f"{folder / name}: not in the manifest" for name in unknown
     ]
 
 
-def _problem(path: Path, record: FileRecord | None) -> str | None:
+def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | None:
     if record is None:
         return f"{path}: not in the manifest"
     if problem := _size_problem(path, record):
         return problem
     try:
         with _open_regular(path) as file:
+            if from_disk:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             same = _sha256(file) == record.sha256
     except OSError as error:
         return f"{path}: {error.strerror}"

@@ -1,7 +1,6 @@
-"""Names of checkpoints, and which of them to keep."""
+"""Names of checkpoints."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 # At least eight digits and no superfluous zero: a tag has exactly one spelling.
@@ -27,12 +26,3 @@ class Tag:
         """The tag with exactly this name; None if it is not one."""
         match = _PATTERN.fullmatch(name)
         return cls(step=int(match[1]), attempt=int(match[2])) if match else None
-
-
-def to_delete(tags: Iterable[Tag], *, keep_last: int, keep_every: int | None) -> list[Tag]:
-    """Which of the sealed checkpoints to delete, oldest first.
-
-    The newest `keep_last` (at least 1) stay, and those at multiples of step `keep_every`.
-    """
-    older = sorted(tags)[:-keep_last]
-    return [tag for tag in older if keep_every is None or tag.step % keep_every != 0]

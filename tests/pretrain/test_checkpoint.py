@@ -167,16 +167,11 @@ def test_a_second_run_in_the_folder_is_refused_by_all_ranks(corpus: Path, tmp_pa
             assert "is in use by another run" in answer
 
 
-def test_retention(corpus: Path, tmp_path: Path) -> None:
-    config = run_config(
-        LAYOUT, tmp_path, corpus, checkpoint={"every_steps": 1, "keep_last": 2, "keep_every": 4}
-    )
+def test_without_a_watchdog_latest_and_retention_go_by_age(corpus: Path, tmp_path: Path) -> None:
+    kept = {"every_steps": 1, "keep_last": 2, "keep_every": 4}
+    config = run_config(LAYOUT, tmp_path, corpus, checkpoint=kept, watchdog={"enabled": False})
     run_distributed(run_to_end, 2, config)
     assert steps(tmp_path) == [8, 7, 4]
-
-
-def test_stock_deepspeed_finds_the_newest_checkpoint(finished: Path) -> None:
-    checkpoints = finished / "test/checkpoints"
-    assert (checkpoints / "latest").read_text() == newest_checkpoint(finished).name
-    state = torch.load(newest_checkpoint(finished) / "mp_rank_00_model_states.pt", weights_only=False)
-    assert state["module"]
+    newest = newest_checkpoint(tmp_path)
+    assert (newest.parent / "latest").read_text() == newest.name
+    assert torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)["module"]

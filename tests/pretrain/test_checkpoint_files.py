@@ -7,20 +7,27 @@ import pytest
 import torch
 from disk import fill, small_disk
 
+from pretrain.certificate import CERTIFICATE, certify
 from pretrain.checkpoint_files import (
+    CONDEMNED,
+    acquit,
     candidates,
+    condemn,
     create_folder,
     discard,
-    publish_latest,
     quarantine,
     retire,
+    settle_latest,
     space_problem,
 )
 from pretrain.errors import CheckpointError
 from pretrain.manifest import MANIFEST, CheckpointLayout, Manifest, hash_files, read_manifest, seal, verify
 from pretrain.records import TrainState
+from pretrain.retention import EVIDENCE, Retention
 from pretrain.tags import Tag
 
+LAST = Retention(keep_last=1, keep_every=None, certified=False)
+WATCHED = Retention(keep_last=1, keep_every=None, certified=True)
 NAMES = ("rank_00000.pt", "mp_rank_00_model_states.pt")
 
 
@@ -46,7 +53,7 @@ def save(checkpoints: Path, step: int) -> Tag:
         versions={},
     )
     seal(folder, manifest)
-    publish_latest(checkpoints, tag)
+    settle_latest(checkpoints, certified=False)
     return tag
 
 
@@ -75,7 +82,7 @@ def test_a_tag_is_never_used_twice(tmp_path: Path) -> None:
     tags = [save(tmp_path, 100)]
     quarantine(tmp_path, tags[0], "bad")
     tags += [write(tmp_path, 100), save(tmp_path, 200), save(tmp_path, 300)]
-    retire(tmp_path, keep_last=1, keep_every=None)
+    retire(tmp_path, LAST)
     tags += [create_folder(tmp_path, 100), create_folder(tmp_path, 100)]
     assert len(set(tags)) == 6
     assert [tag.attempt for tag in tags] == [1, 2, 3, 4, 5, 6]
@@ -118,7 +125,7 @@ def test_what_latest_says_does_not_matter(crowded: tuple[Path, Tag], text: str) 
     checkpoints, tag = crowded
     (checkpoints / "latest").write_text(text)
     assert candidates(checkpoints).sealed == (tag,)
-    publish_latest(checkpoints, tag)
+    settle_latest(checkpoints, certified=False)
     assert latest(checkpoints) == str(tag)
 
 
@@ -128,7 +135,7 @@ def test_latest_that_is_a_link_is_replaced_and_not_followed(crowded: tuple[Path,
     target.write_text("untouched")
     (checkpoints / "latest").unlink()
     (checkpoints / "latest").symlink_to(target)
-    publish_latest(checkpoints, tag)
+    settle_latest(checkpoints, certified=False)
     assert target.read_text() == "untouched"
     assert latest(checkpoints) == str(tag)
 
@@ -139,26 +146,107 @@ def test_quarantine_keeps_the_evidence(tmp_path: Path) -> None:
     assert names(aside) == {*NAMES, MANIFEST, "QUARANTINE.txt"}
     assert (aside / "QUARANTINE.txt").read_text() == "rank 3: SHA-256 differs\n"
     assert candidates(tmp_path).sealed == (sound,)
+    settle_latest(tmp_path, certified=False)
     assert latest(tmp_path) == str(sound)
 
 
 def test_no_latest_without_a_checkpoint(tmp_path: Path) -> None:
     quarantine(tmp_path, save(tmp_path, 100), "bad")
+    settle_latest(tmp_path, certified=False)
     assert not (tmp_path / "latest").exists()
+
+
+def certified(checkpoints: Path, step: int) -> Tag:
+    tag = save(checkpoints, step)
+    certify(checkpoints / str(tag), step=step + 10, horizon=10, facts={})
+    return tag
+
+
+def test_latest_is_the_newest_certified_one_that_is_not_condemned(tmp_path: Path) -> None:
+    plain, first, second = save(tmp_path, 100), certified(tmp_path, 200), certified(tmp_path, 300)
+    newest = save(tmp_path, 400)
+
+    def settled() -> str:
+        settle_latest(tmp_path, certified=True)
+        return latest(tmp_path) if (tmp_path / "latest").exists() else ""
+
+    assert settled() == str(second)
+    condemn(tmp_path, second, "loss rose")
+    assert settled() == str(first)
+    condemn(tmp_path, first, "loss rose")
+    assert settled() == ""
+    acquit(tmp_path, second)
+    assert settled() == str(second)
+    settle_latest(tmp_path, certified=False)
+    assert latest(tmp_path) == str(newest)
+    assert candidates(tmp_path).sealed == (newest, second, plain)
+
+
+def test_condemned_ones_are_evidence_and_no_candidates(tmp_path: Path) -> None:
+    sound, bad = certified(tmp_path, 100), certified(tmp_path, 200)
+    condemn(tmp_path, bad, "loss high since step 150")
+    found = candidates(tmp_path)
+    assert (found.sealed, found.condemned) == ((sound,), (bad,))
+    assert found.certified == {sound: 110}
+    assert (tmp_path / str(bad) / CONDEMNED).read_text() == "loss high since step 150\n"
+    assert {*NAMES, MANIFEST} < names(tmp_path / str(bad))
+
+
+def test_a_few_condemned_ones_are_kept_beside_what_counts(tmp_path: Path) -> None:
+    sound = save(tmp_path, 100)
+    bad = [save(tmp_path, 200 + step) for step in range(EVIDENCE + 2)]
+    for tag in bad:
+        condemn(tmp_path, tag, "bad")
+    assert retire(tmp_path, LAST) == [bad[1], bad[0]]
+    assert candidates(tmp_path).sealed == (sound,)
+    assert candidates(tmp_path).condemned == tuple(reversed(bad[2:]))
+
+
+def test_what_a_rollback_may_go_to(tmp_path: Path) -> None:
+    tags = [save(tmp_path, 10), certified(tmp_path, 20), certified(tmp_path, 30), save(tmp_path, 40)]
+    found = candidates(tmp_path)
+    assert found.preferred(40) == (tags[2], tags[1], tags[3], tags[0])
+    assert found.preferred(40, oldest=True) == (tags[1], tags[2], tags[0], tags[3])
+    assert found.preferred(15) == (tags[0],)
+    assert found.preferred(9) == ()
+
+
+def test_a_watched_run_deletes_nothing_before_two_newer_certificates(tmp_path: Path) -> None:
+    tags = [save(tmp_path, step) for step in (10, 20, 30, 40)]
+    assert retire(tmp_path, WATCHED) == []
+    certify(tmp_path / str(tags[2]), step=45, horizon=15, facts={})
+    assert retire(tmp_path, WATCHED) == []
+    certify(tmp_path / str(tags[3]), step=55, horizon=15, facts={})
+    assert retire(tmp_path, WATCHED) == tags[:2]
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"format": 1}', "foreign", "older manifest"])
+def test_a_certificate_that_does_not_hold_is_none(tmp_path: Path, damage: str) -> None:
+    first, second = certified(tmp_path, 100), certified(tmp_path, 200)
+    folder = tmp_path / str(second)
+    if damage == "foreign":
+        (folder / CERTIFICATE).write_bytes((tmp_path / str(first) / CERTIFICATE).read_bytes())
+    elif damage == "older manifest":
+        (folder / MANIFEST).write_text((folder / MANIFEST).read_text() + "\n")
+    else:
+        (folder / CERTIFICATE).write_text(damage)
+    found = candidates(tmp_path)
+    assert found.sealed == (second, first)
+    assert list(found.certified) == [first]
 
 
 def test_retire_keeps_last_every_torn_and_quarantined(tmp_path: Path) -> None:
     tags = [save(tmp_path, step) for step in (100, 200, 300, 400, 500)]
     torn = write(tmp_path, 600)
     aside = quarantine(tmp_path, tags[2], "bad")
-    assert retire(tmp_path, keep_last=2, keep_every=200) == [tags[0]]
+    assert retire(tmp_path, Retention(2, 200, certified=False)) == [tags[0]]
     assert names(tmp_path) == {*map(str, (tags[1], tags[3], tags[4], torn)), aside.name, "latest"}
 
 
 def test_torn_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     sound = save(tmp_path, 100)
     write(tmp_path, 200)
-    assert retire(tmp_path, keep_last=1, keep_every=None) == []
+    assert retire(tmp_path, LAST) == []
     assert candidates(tmp_path).sealed == (sound,)
 
 
@@ -167,7 +255,7 @@ def test_retire_ends_what_a_crash_left(tmp_path: Path) -> None:
     leftover = tmp_path / ".retired-step00000050-a1"
     leftover.mkdir()
     (leftover / MANIFEST).write_text("{}")
-    retire(tmp_path, keep_last=1, keep_every=None)
+    retire(tmp_path, LAST)
     assert not leftover.exists()
 
 
@@ -175,7 +263,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from test_checkpoint_files import save, write
+from test_checkpoint_files import LAST, save, write
 from pretrain.checkpoint_files import retire
 
 def die(*args, **kwargs):
@@ -207,11 +295,43 @@ def test_killed_in_the_middle_of_deleting(tmp_path: Path) -> None:
     """What is left of the deleted checkpoint is not taken for one, and goes with the next."""
     save(tmp_path, 100)
     new = save(tmp_path, 200)
-    run_until_killed(f"shutil.rmtree = die; retire(Path({str(tmp_path)!r}), keep_last=1, keep_every=None)")
+    run_until_killed(f"shutil.rmtree = die; retire(Path({str(tmp_path)!r}), LAST)")
     assert candidates(tmp_path).sealed == (new,)
     assert candidates(tmp_path).torn == ()
-    retire(tmp_path, keep_last=1, keep_every=None)
+    retire(tmp_path, LAST)
     assert names(tmp_path) == {str(new), "latest"}
+
+
+@pytest.mark.parametrize("moment", ["written", "renamed"])
+def test_killed_while_a_checkpoint_is_certified(tmp_path: Path, moment: str) -> None:
+    """Before the certificate is in place, or between it and `latest`."""
+    old, new = certified(tmp_path, 100), save(tmp_path, 200)
+    settle_latest(tmp_path, certified=True)
+    call = f"certify(Path({str(tmp_path / str(new))!r}), step=210, horizon=10, facts={{}})"
+    dying = {"written": f"Path.rename = die; {call}", "renamed": f"{call}; die()"}[moment]
+    run_until_killed(f"from pretrain.certificate import certify; {dying}")
+    assert latest(tmp_path) == str(old)
+    assert candidates(tmp_path).sealed == (new, old)
+    settle_latest(tmp_path, certified=True)
+    assert latest(tmp_path) == str(new if moment == "renamed" else old)
+    certify(tmp_path / str(new), step=210, horizon=10, facts={})
+    assert list(candidates(tmp_path).certified) == [new, old]
+
+
+@pytest.mark.parametrize("moment", ["written", "renamed"])
+def test_killed_while_a_checkpoint_is_condemned(tmp_path: Path, moment: str) -> None:
+    """Before the mark is in place, or between it and `latest`."""
+    old, new = certified(tmp_path, 100), certified(tmp_path, 200)
+    settle_latest(tmp_path, certified=True)
+    call = f"condemn(Path({str(tmp_path)!r}), candidates(Path({str(tmp_path)!r})).sealed[0], 'bad')"
+    dying = {"written": f"Path.rename = die; {call}", "renamed": f"{call}; die()"}[moment]
+    run_until_killed(f"from pretrain.checkpoint_files import candidates, condemn; {dying}")
+    assert candidates(tmp_path).condemned == ((new,) if moment == "renamed" else ())
+    settle_latest(tmp_path, certified=True)
+    assert latest(tmp_path) == str(old if moment == "renamed" else new)
+    condemn(tmp_path, new, "bad")
+    settle_latest(tmp_path, certified=True)
+    assert latest(tmp_path) == str(old)
 
 
 def test_disk_full_while_files_are_written(tmp_path: Path) -> None:
@@ -230,7 +350,7 @@ def test_disk_full_while_files_are_written(tmp_path: Path) -> None:
         again = save(disk, 200)
         assert again != torn[0]
         assert candidates(disk).sealed == (again, sound)
-        assert retire(disk, keep_last=2, keep_every=None) == []
+        assert retire(disk, Retention(2, None, certified=False)) == []
         assert names(disk) == {str(sound), str(again), "latest"}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretrain.errors import CheckpointError
 from pretrain.manifest import (
     MANIFEST,
-    MAX_MANIFEST_BYTES,
+    MAX_DOCUMENT_BYTES,
     CheckpointLayout,
     FileRecord,
     Manifest,
@@ -147,7 +147,7 @@ MANIFEST_DAMAGES = {
     "No such file": lambda folder: (folder / MANIFEST).unlink(),
     "Invalid JSON": lambda folder: truncate(folder / MANIFEST),
     "recursion": lambda folder: (folder / MANIFEST).write_text("[" * 1_000_000),
-    "larger than": lambda folder: (folder / MANIFEST).write_text(" " * (MAX_MANIFEST_BYTES + 1)),
+    "larger than": lambda folder: (folder / MANIFEST).write_text(" " * (MAX_DOCUMENT_BYTES + 1)),
     "format": lambda folder: edit(folder, format=2),
     "surprise": lambda folder: edit(folder, surprise=1),
     "files": lambda folder: edit(folder, files={"../x.pt": {"size": 1, "sha256": "0" * 64, "rank": 0}}),

@@ -126,8 +126,10 @@ def test_killed_in_a_step(layout: Layout, corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("hash", 1), ("seal", 0)])
 def test_killed_in_a_save(moment: str, rank: int, corpus: Path, tmp_path: Path) -> None:
-    layout, every = Layout(data=2, zero=1), {"every_steps": 3, "keep_last": 10}
-    twin, config = (run_config(layout, tmp_path / n, corpus, checkpoint=every) for n in ("twin", "run"))
+    layout = Layout(data=2, zero=1)
+    # Without a watchdog, `latest` is the newest sealed one.
+    sections = {"checkpoint": {"every_steps": 3, "keep_last": 10}, "watchdog": {"enabled": False}}
+    twin, config = (run_config(layout, tmp_path / n, corpus, **sections) for n in ("twin", "run"))
     run_distributed(run_to_end, 2, twin)
     with pytest.raises(RankFailed, match=f"rank {rank} died with exit code -9"):
         run_distributed(die_in_save, 2, config, moment, rank)

@@ -2,12 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.tags import Tag, to_delete
-
-TAGS = st.lists(
-    st.builds(Tag, attempt=st.integers(1, 30), step=st.integers(0, 50).map(lambda n: n * 100)),
-    unique_by=lambda tag: tag.attempt,
-)
+from pretrain.tags import Tag
 
 
 @given(attempt=st.integers(1, 999_999_999), step=st.integers(0, 10**18 - 1))
@@ -49,21 +44,3 @@ def test_other_names_are_no_tags(name: str) -> None:
 def test_order_is_by_age() -> None:
     left_behind, after_return = Tag(attempt=7, step=3000), Tag(attempt=8, step=1200)
     assert sorted([after_return, left_behind]) == [left_behind, after_return]
-
-
-def test_keeps_last_and_every() -> None:
-    tags = [Tag(attempt=n, step=100 * n) for n in range(1, 11)]
-    deleted = to_delete(tags, keep_last=3, keep_every=400)
-    assert [tag.step for tag in deleted] == [100, 200, 300, 500, 600, 700]
-
-
-@given(
-    tags=TAGS, keep_last=st.integers(1, 5), keep_every=st.none() | st.integers(1, 20).map(lambda n: n * 100)
-)
-def test_deletes_exactly_what_need_not_stay(tags: list[Tag], keep_last: int, keep_every: int | None) -> None:
-    deleted = to_delete(tags, keep_last=keep_last, keep_every=keep_every)
-    newest = sorted(tags, key=lambda tag: -tag.attempt)[:keep_last]
-    for tag in tags:
-        kept = tag in newest or (keep_every is not None and tag.step % keep_every == 0)
-        assert (tag in deleted) is not kept
-    assert len(deleted) == len(set(deleted))

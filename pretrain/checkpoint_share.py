@@ -1,0 +1,102 @@
+"""One rank's share of a checkpoint: written and described, looked through, loaded and proven."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallel.mesh import ParallelMesh
+from pretrain.deepspeed_runtime import load_plain
+from pretrain.engine import TrainEngine
+from pretrain.errors import CheckpointError
+from pretrain.manifest import FileRecord, Manifest, hash_files, verify
+from pretrain.random_state import capture_random_state
+from pretrain.restored import Restored, proof_of
+from pretrain.tags import Tag
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank has written."""
+
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    checksum: int = 0
+    """Of the bits of its weights and its part of the optimizer."""
+    problem: str = ""
+
+
+def write_share(
+    engine: TrainEngine, folder: Path, data: Mapping[str, Any], watchdog: Mapping[str, Any]
+) -> Share:
+    """Write this rank's files, durably; all ranks together."""
+    rank = engine.mesh.rank
+    saved = engine.save(folder.parent, folder.name)
+    try:
+        if saved.failure:
+            raise saved.failure
+        own = folder / rank_file(rank)
+        state = {
+            "data": json.dumps(data),
+            "watchdog": json.dumps(watchdog),
+            "random": capture_random_state(),
+            "engine": engine.extra_state(),
+        }
+        torch.save(state, own)
+        names = [path.name for path in saved.paths] + [own.name]
+        return Share(hash_files(folder, names, rank=rank), engine.checksum())
+    except (OSError, RuntimeError, CheckpointError) as error:
+        return Share(problem=f"rank {rank} could not write to {folder}: {error}")
+
+
+def damage(folder: Path, manifest: Manifest, mesh: ParallelMesh) -> str:
+    """What is wrong with the files that this rank will read; nothing is unpickled before all are sound."""
+    return "; ".join(verify(folder, manifest, files_to_read(manifest, mesh)))
+
+
+def files_to_read(manifest: Manifest, mesh: ParallelMesh) -> list[str]:
+    """A rank reads its own files, those of its stage's first replica, and the first part of what has several."""
+    first = mesh.pipeline.rank * mesh.tensor.size * mesh.data.size
+    return files_of(manifest, {0, mesh.rank, *range(first, first + mesh.tensor.size)})
+
+
+def files_of(manifest: Manifest, writers: set[int]) -> list[str]:
+    """The files that these ranks have written."""
+    return [name for name, record in manifest.files.items() if record.rank in writers]
+
+
+def unsafe_files(folder: Path, names: list[str]) -> str:
+    """Files that hold anything but tensors and plain values. Tensors are mapped, not read."""
+    problems = []
+    for name in names:
+        try:
+            load_plain(folder / name)
+        except Exception as error:  # whatever a foreign file provokes, all ranks must come to the same end
+            problems.append(f"{folder / name}: refused ({str(error).splitlines()[0]})")
+    return "; ".join(problems)
+
+
+def load_share(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) -> tuple[Restored, str]:
+    """Load a checkpoint whose files are sound; all ranks together. Also what is wrong with the outcome."""
+    rank = engine.mesh.rank
+    engine.load(folder.parent, folder.name)
+    own = torch.load(folder / rank_file(rank), map_location="cpu", weights_only=True)
+    engine.load_extra_state(own["engine"])
+    restored = Restored(
+        tag=tag,
+        state=manifest.state,
+        data=json.loads(own["data"]),
+        watchdog=json.loads(own.get("watchdog", "{}")),
+        random=own["random"],
+        proof=proof_of(manifest.checksums) if manifest.checksums else "",
+    )
+    if manifest.checksums and engine.checksum() != manifest.checksums[rank]:
+        return restored, f"{folder}: weights or optimizer on rank {rank} are not those that were saved"
+    return restored, ""
+
+
+def rank_file(rank: int) -> str:
+    """File of what is in none of DeepSpeed's: data position, watchdog, random state, extra state of the engine."""
+    return f"rank_{rank:05d}.pt"
