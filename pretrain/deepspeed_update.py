@@ -45,6 +45,8 @@ class LocalWeight(NamedTuple):
 
     parameter: nn.Parameter
     weight: Tensor
+    start: int = 0
+    """Where it begins in the flattened parameter."""
 
 
 class UpdateGate(ABC):
@@ -223,7 +225,8 @@ class Stage3Gate(UpdateGate):
         groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
         for parameters, flat in groups:
             shards = flat.split([parameter.ds_tensor.ds_numel for parameter in parameters])
-            yield from map(LocalWeight, parameters, shards)
+            for parameter, shard in zip(parameters, shards, strict=True):
+                yield LocalWeight(parameter, shard, start=self._mesh.data.rank * shard.numel())
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
@@ -254,7 +257,7 @@ def cut(flat: Tensor, parameters: Iterable[nn.Parameter], *, start: int) -> Iter
         last = first + parameter.numel()
         low, high = max(first, start), min(last, stop)
         if low < high:
-            yield LocalWeight(parameter, flat[low - start : high - start])
+            yield LocalWeight(parameter, flat[low - start : high - start], start=low - first)
         first = last
 
 
