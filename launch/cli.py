@@ -7,19 +7,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.command import REMOTE_SHELL_LAUNCHER, LaunchOptions, build_command
+from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
 from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
 from launch.machine import this_machine
 from launch.outcome import judge, last_step
 from launch.process import note, run
 from launch.report import fault_document, plan_document, plan_rows, print_rows
+from launch.supervise import Policy, Supervisor
+from pretrain.config import RunConfig
 from pretrain.config_loader import load_config
 from pretrain.deepspeed_config import deepspeed_json
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.layout import plan
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
+SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
+"""Options of `surefoot train` that are keys of `Policy`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,15 +76,34 @@ def train(options: argparse.Namespace) -> int:
     """Check the configuration, start all ranks and stay until they have ended."""
     config = load_config(options.config, options.set)
     wanted = launch_options(options)
-    command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+
+    def build() -> Command:
+        return build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+
+    command = build()
     planned = plan(config, command.world_size)
     deepspeed_json(config, planned)
+    policy = supervision(options, config)
     for warning in planned.warnings:
         note(f"warning: {warning}")
-    outcome = judge(run(command, wanted), last_step(config.run_folder / "metrics.jsonl"), config.run.steps)
+    if policy:
+        return Supervisor(config.run_folder, config.run.steps, wanted, build, policy).run()
+    ending = run(command, wanted, config.run_folder)
+    outcome = judge(ending, last_step(config.run_folder / "metrics.jsonl"), config.run.steps)
     if outcome.reason:
         note(outcome.reason)
     return outcome.exit_code
+
+
+def supervision(options: argparse.Namespace, config: RunConfig) -> Policy | None:
+    """How `--supervise` is to go about it; none without it."""
+    given = {name: value for name in SUPERVISION if (value := getattr(options, name)) is not None}
+    if options.supervise:
+        return Policy(**{"hang_after": 2 * config.parallel.timeout_seconds, **given})
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigurationError(f"{words}: only with --supervise")
+    return None
 
 
 def launch_options(options: argparse.Namespace) -> LaunchOptions:
@@ -174,7 +197,35 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
     )
     parser.add_argument("--ssh-port", type=positive, metavar="PORT", help="port of ssh on the hosts")
+    add_supervision(parser.add_argument_group("supervision"))
     parser.set_defaults(command=train)
+
+
+def add_supervision(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--supervise",
+        action="store_true",
+        help="launch again when ranks or hosts are lost or hang, until the run's ledger says that it is done",
+    )
+    group.add_argument(
+        "--hang-after",
+        type=seconds,
+        metavar="SECONDS",
+        help="a rank that takes longer for a step hangs; start, save and validation may take 4 times as long "
+        "(default: twice parallel.timeout_seconds)",
+    )
+    group.add_argument(
+        "--relaunches",
+        type=positive,
+        metavar="N",
+        help=f"give up after so many without a new checkpoint (default: {Policy.relaunches})",
+    )
+    group.add_argument(
+        "--wait-for-hosts",
+        type=seconds,
+        metavar="SECONDS",
+        help=f"for lost hosts to come back before a relaunch (default: {Policy.wait_for_hosts:.0f})",
+    )
 
 
 def positive(text: str) -> int:
@@ -182,4 +233,12 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """An argument that must be a time above zero."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return number

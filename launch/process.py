@@ -1,25 +1,47 @@
 """Runs the launcher to its end: passes signals on to all ranks and makes sense of how it ended."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.outcome import Ending
-from launch.ranks import children, find_orphans, find_ranks, send
+from launch.ranks import children, find_ranks, send
+from launch.reap import reap
+from launch.remote import on_hosts
+from launch.watch import Trouble
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.2
+SIGNAL_SECONDS = 60.0
+"""For a signal to reach the ranks of all hosts."""
+ORPHAN_SECONDS = 600.0
+"""For ranks whose launcher was killed to seal a checkpoint."""
+REAP_SECONDS = 90.0
+"""For `launch.reap` to start on all hosts and to end what is left there."""
+
+Look = Callable[[], Trouble | None]
+"""Looks at a running launch; what it finds wrong ends the launch."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a launch has left behind."""
+
+    orphans: int
+    """Processes of ranks that were found on this machine and told to stop."""
+    problem: str = ""
+    """Why it is not certain that nothing is left: a host that does not answer, a process that does not end."""
 
 
 @dataclass
@@ -28,18 +50,37 @@ class Launch:
 
     command: Command
     options: LaunchOptions
+    run_folder: Path
     process: subprocess.Popen[bytes]
     pending: deque[int] = field(default_factory=deque)
     stopping: bool = False
     """A signal has reached the ranks: they were asked to seal a checkpoint and stop."""
 
-    def wait(self) -> int:
-        """Wait for the end, passing signals on meanwhile; returns the launcher's return code."""
-        while self.process.poll() is None:
+    @classmethod
+    def start(
+        cls, command: Command, options: LaunchOptions, run_folder: Path, pending: deque[int]
+    ) -> "Launch":
+        """Start the launcher in a session of its own: Ctrl-C reaches it only through us."""
+        environment = {**os.environ, **command.environment}
+        kept = {name: value for name, value in environment.items() if command.environment.get(name) != ""}
+        process = subprocess.Popen(command.argv, env=kept, start_new_session=True)
+        return cls(command, options, run_folder, process, pending)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the launcher has ended. It is not reaped yet: until `finish` its id belongs to nobody else."""
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return self.process.returncode is not None or os.waitid(os.P_PID, self.process.pid, how) is not None
+
+    def wait(self, look: Look = lambda: None) -> Trouble | None:
+        """Wait for the end, passing signals on meanwhile; returns early with what `look` finds wrong."""
+        while not self.ended:
+            if trouble := look():
+                return trouble
             if self.pending and self.deliver(self.pending[0]):
                 self.pending.popleft()
             time.sleep(POLL_SECONDS)
-        return self.process.returncode
+        return None
 
     def deliver(self, signal_number: int) -> bool:
         """Pass one signal on; false while there are no ranks yet.
@@ -60,60 +101,67 @@ class Launch:
         """Signal every rank once; false when none could be reached."""
         if self.options.slots is None:
             return send(find_ranks(self.command.master_port), signal_number) > 0
-        if self.options.launcher == REMOTE_SHELL_LAUNCHER:
-            return self.signal_hosts(signal_number)
+        if self.over_ssh:
+            words = [str(self.command.master_port), signal_number.name]
+            return not on_hosts(self.options, "launch.ranks", words, SIGNAL_SECONDS)
         # mpirun and srun pass SIGUSR1 on to all ranks, but take SIGTERM for themselves.
         return send(children(psutil.Process(self.process.pid)), signal.SIGUSR1) > 0
 
-    def signal_hosts(self, signal_number: signal.Signals) -> bool:
-        """Have `launch.ranks` run on every host of the hostfile."""
-        remote = [sys.executable, "-m", "launch.ranks", str(self.command.master_port), signal_number.name]
-        shell = f"cd {shlex.quote(os.getcwd())}; {shlex.join(remote)}"
-        argv = ["pdsh", "-S", "-w", ",".join(self.options.slots or ()), shell]
-        return subprocess.run(argv, env=pdsh_environment(self.options), check=False).returncode == 0
+    @property
+    def over_ssh(self) -> bool:
+        """Whether ranks run on hosts that we reach as the launcher does."""
+        return self.options.slots is not None and self.options.launcher == REMOTE_SHELL_LAUNCHER
 
     def kill(self) -> None:
         """End ranks and launcher at once."""
         self.signal_ranks(signal.SIGKILL)
         os.killpg(self.process.pid, signal.SIGKILL)
 
+    def finish(self, grace: float) -> Remains:
+        """End what is left of ranks, after `grace` seconds to seal a checkpoint, and of the launcher."""
+        remains = self.silence(grace)
+        # No other signal will do: DeepSpeed answers SIGTERM by killing all launchers of this user on the hosts.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        return remains
 
-def run(command: Command, options: LaunchOptions) -> Ending:
+    def silence(self, grace: float) -> Remains:
+        """End what is left of ranks, on every host that we reach; SIGINT cuts the grace short.
+
+        With other launchers than pdsh, other hosts than this one are left to them.
+        """
+        port = self.command.master_port
+        if self.over_ssh:
+            words = [str(port), str(grace), str(self.run_folder)]
+            return Remains(0, on_hosts(self.options, "launch.reap", words, grace + REAP_SECONDS))
+        found, left = reap(port, grace, self.run_folder, lambda: signal.SIGINT in self.pending)
+        return Remains(found, f"{left} processes do not end" if left else "")
+
+
+def run(command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
     """Start the command and stay until it has ended; ranks that outlive their launcher are ended."""
-    environment = {**os.environ, **command.environment}
-    environment = {name: value for name, value in environment.items() if command.environment.get(name) != ""}
-    # A session of its own: Ctrl-C reaches the launcher only through us.
-    process = subprocess.Popen(command.argv, env=environment, start_new_session=True)
-    launch = Launch(command, options, process)
-    with forwarding(launch.pending):
-        code = launch.wait()
-    orphans = find_orphans(command.master_port) if options.slots is None else []
-    send(orphans, signal.SIGTERM)
-    return Ending(code, launch.stopping, len(orphans))
+    with forwarding() as pending:
+        launch = Launch.start(command, options, run_folder, pending)
+        launch.wait()
+        remains = launch.finish(ORPHAN_SECONDS)
+    return Ending(launch.process.returncode, launch.stopping, remains.orphans)
 
 
 @contextmanager
-def forwarding(pending: deque[int]) -> Iterator[None]:
+def forwarding() -> Iterator[deque[int]]:
     """Collect the signals that are to be passed on."""
+    pending: deque[int] = deque()
 
     def collect(signal_number: int, frame: FrameType | None) -> None:
         pending.append(signal_number)
 
     previous = {number: signal.signal(number, collect) for number in FORWARDED}
     try:
-        yield
+        yield pending
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def pdsh_environment(options: LaunchOptions) -> dict[str, str]:
-    """The environment that makes pdsh use ssh, and the port that the user gave."""
-    environment = {**os.environ, "PDSH_RCMD_TYPE": "ssh"}
-    if options.ssh_port:
-        given = environment.get("PDSH_SSH_ARGS_APPEND", "")
-        environment["PDSH_SSH_ARGS_APPEND"] = f"{given} -p {options.ssh_port}".strip()
-    return environment
 
 
 def note(message: str) -> None:

@@ -6,6 +6,7 @@ lost. So signals go past it, straight to the ranks, once each; the launcher then
     python -m launch.ranks MASTER_PORT SIGNAL      (exit code 1: no ranks are here)
 """
 
+import os
 import signal
 import sys
 
@@ -13,12 +14,18 @@ import psutil
 
 LAUNCHER_MODULE = "deepspeed.launcher.launch"
 """The parent of the ranks on each host."""
+MARKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "CROSS_SIZE"})
+"""Variables that the launcher gives to its ranks; no shell that set up a world by hand has them all."""
+
+
+def find_launchers(master_port: int) -> list[psutil.Process]:
+    """DeepSpeed's launchers on this machine that were given `master_port`."""
+    return [process for process in psutil.process_iter() if is_launcher(process, master_port)]
 
 
 def find_ranks(master_port: int) -> list[psutil.Process]:
     """The ranks on this machine whose launcher was given `master_port`."""
-    launchers = [process for process in psutil.process_iter() if is_launcher(process, master_port)]
-    return [rank for launcher in launchers for rank in children(launcher)]
+    return [rank for launcher in find_launchers(master_port) for rank in children(launcher)]
 
 
 def find_orphans(master_port: int) -> list[psutil.Process]:
@@ -36,12 +43,16 @@ def is_launcher(process: psutil.Process, master_port: int) -> bool:
 
 
 def belongs_to_launch(process: psutil.Process, master_port: int) -> bool:
-    """Whether a process has the environment of a rank; those of other users cannot be read and do not."""
+    """Whether a process of this user has the environment of a rank."""
     try:
-        environment = process.environ()
+        environment, owner = process.environ(), process.uids().real
     except psutil.Error:
         return False
-    return environment.get("MASTER_PORT") == str(master_port) and "RANK" in environment
+    return (
+        environment.get("MASTER_PORT") == str(master_port)
+        and environment.keys() >= MARKS
+        and owner == os.getuid()
+    )
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:

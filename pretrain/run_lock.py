@@ -14,14 +14,14 @@ LOCK = "run.lock"
 
 
 class RunLock:
-    """Holds `run.lock` of a run folder until it is released or the process ends, however it ends.
+    """Holds a lock file of a run folder until it is released or the process ends, however it ends.
 
     The kernel's lock counts, not the file: one that a killed run has left stops nobody. One rank takes it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = LOCK) -> None:
         """Raises ConfigurationError, which names the holder, if another process has the lock."""
-        self._path = folder / LOCK
+        self._path = folder / name
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,6 +19,6 @@ if __name__ == "__main__":
     argv = command.argv[: command.argv.index("--module")]
     command = replace(command, argv=(*argv, script, *sys.argv[1:]))
     (Path(sys.argv[1]) / "port").write_text(str(command.master_port))
-    outcome = judge(run(command, options), None, 1)
+    outcome = judge(run(command, options, Path(sys.argv[1])), None, 1)
     print(outcome.reason, flush=True)
     sys.exit(outcome.exit_code)

@@ -65,6 +65,8 @@ def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", DEMO, "--num-accelerators", "3"],
         ["train", DEMO, "--include", "worker-0"],
         ["train", DEMO, "--hostfile", "absent"],
+        ["train", DEMO, "--hang-after", "60"],
+        ["train", DEMO, "--supervise", "--set", "run.step=1"],
         ["train", DEMO, "--set", "run.deepspeed_config=absent.json"],
         ["check", DEMO, "--world-size", "3"],
     ],
@@ -82,7 +84,14 @@ def test_nothing_starts_when_something_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["check"], ["train", DEMO, "--num-accelerators", "0"]]
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["check"],
+        ["train", DEMO, "--num-accelerators", "0"],
+        ["train", DEMO, "--hang-after", "0"],
+    ],
 )
 def test_bad_command_lines_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,0 +1,84 @@
+"""Ends what is left of one launch on this machine.
+
+    python -m launch.reap MASTER_PORT GRACE_SECONDS RUN_FOLDER      (exit code 0: nothing is left)
+
+Ranks are known by the environment that their launcher gave them, and by the heartbeats of the launch in the run
+folder: host, process id and start. Nothing is ended because of its name.
+"""
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from launch.ranks import find_launchers, find_orphans, send
+from pretrain.heartbeat import Beat, is_alive, read_beats
+
+POLL_SECONDS = 0.1
+KILL_SECONDS = 30.0
+"""Time that the kernel has to end a process; one in uninterruptible sleep may need longer."""
+
+
+def reap(
+    master_port: int, grace: float, run_folder: Path, hurry: Callable[[], bool] = lambda: False
+) -> tuple[int, int]:
+    """Ask what is left to stop, end it after `grace` seconds; returns how many there were and how many remain.
+
+    Ranks that were asked seal a checkpoint if all of them still live. `hurry` cuts the grace short.
+    """
+    found = remains(master_port, run_folder)
+    send(heads(found), signal.SIGTERM)
+    await_end(found, grace, hurry)
+    left = [*remains(master_port, run_folder), *find_launchers(master_port)]
+    send(left, signal.SIGKILL)
+    return len(found), len(await_end(left, KILL_SECONDS))
+
+
+def remains(master_port: int, run_folder: Path) -> list[psutil.Process]:
+    """Ranks of the launch, and processes that they started, which run on this machine."""
+    beats = read_beats(run_folder).values()
+    recorded = [beat.pid for beat in beats if beat.port == master_port and lives_here(beat)]
+    found = {process.pid: process for process in find_orphans(master_port)}
+    for pid in recorded:
+        try:
+            found.setdefault(pid, psutil.Process(pid))
+        except psutil.NoSuchProcess:
+            continue
+    return [process for process in found.values() if process.is_running()]
+
+
+def lives_here(beat: Beat) -> bool:
+    return beat.host == socket.gethostname() and is_alive(beat)
+
+
+def heads(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that were not started by another of them: a rank decides itself what becomes of its helpers."""
+    ids = {process.pid for process in processes}
+    return [process for process in processes if process.is_running() and process.ppid() not in ids]
+
+
+def await_end(
+    processes: list[psutil.Process], seconds: float, hurry: Callable[[], bool] = lambda: False
+) -> list[psutil.Process]:
+    """Wait until all have ended; returns those that have not when time is up."""
+    deadline = time.monotonic() + seconds
+    while (alive := [p for p in processes if is_running(p)]) and time.monotonic() < deadline and not hurry():
+        time.sleep(POLL_SECONDS)
+    return alive
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that only waits for its parent to take note does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+if __name__ == "__main__":
+    _, remaining = reap(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
+    sys.exit(min(remaining, 1))

@@ -1,0 +1,47 @@
+"""Runs a command of ours on all hosts of a hostfile, over the ssh that the launcher uses."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from launch.command import LaunchOptions
+
+SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
+"""A host that is gone is noticed within seconds, and no password is asked for."""
+
+
+def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds: float) -> str:
+    """Run `python -m MODULE WORDS...` on every host; returns what went wrong, empty where every host exits with 0."""
+    remote = shlex.join([sys.executable, "-m", module, *words]).replace(
+        "%", "%%"
+    )  # pdsh expands %h, %n and %u
+    shell = f"cd {shlex.quote(os.getcwd())}; {remote}"
+    process = subprocess.Popen(
+        ["pdsh", "-S", "-w", ",".join(options.slots or ()), shell],
+        env=pdsh_environment(options),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return f"no answer from all hosts within {seconds:.0f} s"
+    if process.returncode == 0:
+        return ""
+    return "; ".join(errors.strip().splitlines()) or f"pdsh ended with {process.returncode}"
+
+
+def pdsh_environment(options: LaunchOptions) -> dict[str, str]:
+    """The environment that makes pdsh use ssh as the launcher does, with the port that the user gave."""
+    given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+    port = f"-p {options.ssh_port}" if options.ssh_port else ""
+    arguments = " ".join(filter(None, (given, SSH_OPTIONS, port)))
+    return {**os.environ, "PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS_APPEND": arguments}

@@ -1,0 +1,114 @@
+"""Ending what a launch has left: its own processes and no others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.reap import reap
+from pretrain.heartbeat import beat_file, start_of
+
+PORT = 1  # no launch has it
+MARKS = {"MASTER_PORT": str(PORT), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CROSS_SIZE": "1"}
+OBEDIENT = "import time; time.sleep(600)"
+STUBBORN = (
+    "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+)
+
+Begin = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Start a process with additions to its environment; it is killed in the end."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str, **environment: str) -> "subprocess.Popen[bytes]":
+        clean = {name: value for name, value in os.environ.items() if name not in MARKS}
+        command = [sys.executable, "-c", script]
+        process = subprocess.Popen(command, env={**clean, **environment}, stdout=subprocess.PIPE)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def record(folder: Path, pid: int, **changes: object) -> None:
+    """The heartbeat of a process."""
+    path = beat_file(folder, 0)
+    path.parent.mkdir()
+    who = {"rank": 0, "host": socket.gethostname(), "pid": pid, "started": start_of(pid), "port": PORT}
+    path.write_text(json.dumps({**who, "step": 1, "attempt": 1, "phase": "step", "time": 0.0, **changes}))
+
+
+def test_ranks_are_known_by_their_environment(begin: Begin, tmp_path: Path) -> None:
+    process = begin(OBEDIENT, **MARKS)
+    assert reap(PORT, 60.0, tmp_path) == (1, 0)
+    assert process.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("missing", sorted(MARKS))
+def test_an_environment_that_is_set_by_hand_is_not_enough(begin: Begin, tmp_path: Path, missing: str) -> None:
+    process = begin(OBEDIENT, **{name: value for name, value in MARKS.items() if name != missing})
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+    assert process.poll() is None
+
+
+def test_ranks_are_known_by_their_heartbeats(begin: Begin, tmp_path: Path) -> None:
+    process = begin(OBEDIENT)
+    record(tmp_path, process.pid)
+    assert reap(PORT, 60.0, tmp_path) == (1, 0)
+    assert process.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}], ids=str)
+def test_heartbeats_of_other_processes_end_nothing(
+    begin: Begin, tmp_path: Path, other: dict[str, object]
+) -> None:
+    process = begin(OBEDIENT)
+    record(tmp_path, process.pid, **other)
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+    assert process.poll() is None
+
+
+def test_what_does_not_listen_is_killed_after_the_grace(begin: Begin, tmp_path: Path) -> None:
+    process = begin(STUBBORN, **MARKS)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert reap(PORT, 0.3, tmp_path) == (1, 0)
+    assert process.wait(60) == -signal.SIGKILL
+
+
+def test_the_grace_can_be_cut_short(begin: Begin, tmp_path: Path) -> None:
+    process = begin(STUBBORN, **MARKS)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert reap(PORT, 600.0, tmp_path, hurry=lambda: True) == (1, 0)
+    assert process.wait(60) == -signal.SIGKILL
+
+
+def test_helpers_of_a_rank_are_left_to_it(begin: Begin, tmp_path: Path) -> None:
+    """A rank that seals a checkpoint may need them."""
+    script = (
+        "import signal, subprocess, sys\n"
+        "helper = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
+        "def stop(*_): code = helper.poll(); helper.communicate(b'\\n'); sys.exit(75 if code is None else 1)\n"
+        "signal.signal(signal.SIGTERM, stop); print(flush=True); signal.pause()\n"
+    )
+    process = begin(script, **MARKS)
+    assert process.stdout is not None
+    process.stdout.readline()
+    (helper,) = psutil.Process(process.pid).children()
+    assert reap(PORT, 60.0, tmp_path) == (2, 0)
+    assert process.wait(60) == 75
+    assert not helper.is_running()

@@ -1,0 +1,240 @@
+"""The supervisor around stand-in ranks: what it launches again, when it gives up, and that it leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from launch.ranks import find_launchers, find_orphans, send
+from pretrain.heartbeat import HEARTBEATS, Beat, read_beats
+from pretrain.run_lock import RunLock
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 120.0
+
+
+class Run:
+    """One supervised run and what it says of itself."""
+
+    def __init__(self, folder: Path, launcher: str, *words: str) -> None:
+        self.folder = folder
+        script = str(Path(__file__).with_name("stand_in_supervised.py"))
+        self.log = folder.parent / f"{folder.name}.log"
+        self.process = subprocess.Popen(
+            [sys.executable, script, launcher, str(folder), *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stderr=self.log.open("a"),
+            start_new_session=True,
+        )
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        path = self.folder / "supervisor.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [row for row in rows if kind in ("", row["kind"])]
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.events()]
+
+    def started(self, launch: int) -> dict[str, Any]:
+        """The event of a launch, once both of its ranks are at work."""
+        self.wait_for(lambda: len(self.events("started")) >= launch)
+        self.wait_for(lambda: len(self.beats(launch)) == 2)
+        return self.events("started")[launch - 1]
+
+    def beats(self, launch: int) -> dict[int, Beat]:
+        """Heartbeats of ranks that are at work in a launch; stand-ins name it as their step."""
+        return {rank: beat for rank, beat in read_beats(self.folder).items() if beat.step == launch}
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"waited too long: {self.log.read_text()}"
+            time.sleep(0.05)
+
+    def end(self) -> int:
+        return self.process.wait(SECONDS)
+
+    def left_behind(self) -> list[object]:
+        """Processes and files that should not be there."""
+        ports = [event["port"] for event in self.events("started")]
+        pids = [event["pid"] for event in self.events("started")]
+        alive: list[object] = [p for port in ports for p in (*find_orphans(port), *find_launchers(port))]
+        alive += [pid for pid in pids if psutil.pid_exists(pid)]
+        return [*alive, *(self.folder / HEARTBEATS).iterdir(), *self.folder.glob(".*")]
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a supervised run in `tmp_path/run`; what is left of it is killed in the end."""
+    runs: list[Run] = []
+
+    def begin(*words: str, launcher: str = "stand_in") -> Run:
+        runs.append(Run(tmp_path / "run", launcher, *words))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait(SECONDS)
+        for event in run.events("started"):
+            send([*find_launchers(event["port"]), *find_orphans(event["port"])], signal.SIGKILL)
+
+
+def test_a_lost_rank_costs_a_relaunch(start: Start) -> None:
+    run = start("work,done")
+    run.started(1)
+    os.kill(run.beats(1)[1].pid, signal.SIGKILL)
+    assert run.end() == 0
+    assert run.kinds() == ["started", "lost", "relaunch", "started", "done"]
+    assert "SIGKILL" in run.events("lost")[0]["reason"]
+    assert run.left_behind() == []
+
+
+def test_a_killed_launcher_costs_a_relaunch_and_leaves_no_ranks(start: Start) -> None:
+    run = start("work,done")
+    os.kill(run.started(1)["pid"], signal.SIGKILL)
+    assert run.end() == 0
+    assert run.kinds() == ["started", "lost", "relaunch", "started", "done"]
+    assert run.left_behind() == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hung_rank_is_noticed(start: Start, rank: int) -> None:
+    run = start("work,done", "hang_after=2", "grace=0.5")
+    run.started(1)
+    os.kill(run.beats(1)[rank].pid, signal.SIGSTOP)
+    assert run.end() == 0
+    assert run.kinds() == ["started", "hung", "relaunch", "started", "done"]
+    assert f"rank {rank} " in run.events("hung")[0]["reason"]
+    assert run.left_behind() == []
+
+
+def test_a_launcher_that_does_not_notice_a_lost_rank(start: Start) -> None:
+    run = start("work,done", "lost_after=0.5", "grace=0.5")
+    launcher = run.started(1)["pid"]
+    os.kill(launcher, signal.SIGSTOP)
+    os.kill(run.beats(1)[1].pid, signal.SIGKILL)
+    assert run.end() == 0
+    assert "rank 1 " in run.events("lost")[0]["reason"]
+    assert run.left_behind() == []
+
+
+def test_success_without_done_is_none(start: Start) -> None:
+    run = start("zero,done")
+    assert run.end() == 0
+    assert run.kinds() == ["started", "lost", "relaunch", "started", "done"]
+
+
+def test_a_done_of_an_earlier_time_does_not_count(start: Start) -> None:
+    assert start("done").end() == 0
+    again = start("zero", "relaunches=1")
+    assert again.end() == 6
+    assert again.kinds()[-1] == "gave up"
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 75])
+def test_what_another_launch_would_not_change_ends_the_run(start: Start, code: int) -> None:
+    run = start(f"exit={code}")
+    assert run.end() == code
+    assert run.kinds() == ["started", "ended"]
+    assert run.left_behind() == []
+
+
+def test_gives_up_without_progress_and_waits_longer_each_time(start: Start) -> None:
+    run = start("exit=1,exit=6", "relaunches=3")
+    assert run.end() == 6, "the last code"
+    assert len(run.events("started")) == 4
+    delays = [event["reason"].split()[-2] for event in run.events("relaunch")]
+    assert len(delays) == 3
+    assert [event["failures"] for event in run.events("relaunch")] == [1, 2, 3]
+    assert "sealed no checkpoint behind step 0" in run.events("gave up")[0]["reason"]
+
+
+def test_progress_renews_the_budget(start: Start) -> None:
+    run = start("exit=1,seal,exit=1,seal,exit=1", "relaunches=2")
+    assert run.end() == 1
+    # 1 | 2 seals: 1st failure behind it, 3: 2nd | 4 seals: 1st, 5: 2nd, 6: 3rd
+    assert [event["failures"] for event in run.events("relaunch")] == [1, 1, 2, 1, 2]
+    assert "behind step 4" in run.events("gave up")[0]["reason"]
+
+
+def test_a_second_launch_is_refused_and_disturbs_nothing(start: Start) -> None:
+    run = start("work,done")
+    run.started(1)
+    second = start("done")
+    assert second.end() == 2
+    assert f"process {run.process.pid}" in second.log.read_text()
+    assert len(run.beats(1)) == 2
+    os.kill(run.beats(1)[1].pid, signal.SIGKILL)
+    assert run.end() == 0
+
+
+def test_a_run_without_supervisor_is_not_touched(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with RunLock(tmp_path / "run"):
+        refused = start("done")
+        assert refused.end() == 2
+    assert refused.kinds() == []
+
+
+def test_the_run_folder_must_be_free_before_a_relaunch(start: Start, tmp_path: Path) -> None:
+    run = start("exit=1,done", "first_delay=4", "wait_for_hosts=1")
+    run.wait_for(lambda: run.kinds()[-1:] == ["relaunch"])
+    with RunLock(tmp_path / "run"):  # somebody was quicker
+        assert run.end() == 2
+    assert len(run.events("started")) == 2
+
+
+def test_a_signal_between_two_launches_ends_the_run(start: Start) -> None:
+    run = start("exit=1", "first_delay=600")
+    run.wait_for(lambda: run.kinds()[-1:] == ["relaunch"])
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 75
+    assert run.left_behind() == []
+
+
+def test_a_full_disk_of_events_ends_nothing(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "supervisor.jsonl").symlink_to("/dev/full")
+    run = start("zero,done")
+    assert run.process.wait(SECONDS) == 0
+    assert "relaunch" in run.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_deepspeed_a_signal_is_passed_on_once_and_ends_the_run(start: Start, number: signal.Signals) -> None:
+    run = start("work", launcher="deepspeed")
+    run.started(1)
+    run.process.send_signal(number)
+    assert run.end() == 75
+    assert run.kinds() == ["started", "ended"]
+    assert run.left_behind() == []
+
+
+def test_deepspeed_survives_one_loss_after_the_other(start: Start) -> None:
+    """A rank, the parent of the ranks, the command itself: each killed; then a rank that hangs; then it is done."""
+    run = start("work,work,work,work,done", "relaunches=4", "hang_after=3", launcher="deepspeed")
+    run.started(1)
+    os.kill(run.beats(1)[0].pid, signal.SIGKILL)
+    port = run.started(2)["port"]
+    (parent,) = find_launchers(port)
+    parent.kill()
+    os.kill(run.started(3)["pid"], signal.SIGKILL)
+    run.started(4)
+    os.kill(run.beats(4)[1].pid, signal.SIGSTOP)
+    assert run.end() == 0
+    again = ["lost", "relaunch", "started"]
+    assert run.kinds() == ["started", *again, *again, *again, "hung", "relaunch", "started", "done"]
+    assert run.left_behind() == []
