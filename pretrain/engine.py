@@ -302,6 +302,7 @@ class TrainEngine:
         """Put a copy of an earlier `state` back in place; all ranks together."""
         restore_state(self._engine, self.optimizer, state)
         self.load_extra_state(copied(state["extra"]))
+        self.forget()
 
     def checksum(self) -> int:
         """Of all bits of `state` on this rank, in [0, 2^63)."""

@@ -121,6 +121,21 @@ def test_only_named_files_are_read(sealed: Path) -> None:
     assert verify(sealed, read_manifest(sealed), [NAMES[0], NAMES[2]]) == []
 
 
+def test_what_memory_has_and_the_disk_has_lost_is_found(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The content is another one once the system has been told to forget it."""
+
+    def forget(descriptor: int, start: int, length: int, advice: int) -> None:
+        assert (start, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        flip_bit(Path(f"/proc/self/fd/{descriptor}").resolve())
+
+    monkeypatch.setattr(os, "posix_fadvise", forget)
+    manifest = read_manifest(sealed)
+    assert verify(sealed, manifest, NAMES) == []
+    assert len(verify(sealed, manifest, NAMES[:1], from_disk=True)) == 1
+
+
 def test_torch_loads_what_verify_refuses(sealed: Path) -> None:
     """Why there are hashes at all."""
     punch_hole(sealed / NAMES[1])
