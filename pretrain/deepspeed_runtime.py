@@ -4,6 +4,7 @@ Everything that DeepSpeed prints on its own goes to its logger's debug level: th
 """
 
 import contextlib
+import copyreg
 import io
 import logging
 import warnings
@@ -79,11 +80,14 @@ class GuardedCheckpointEngine(TorchCheckpointEngine):
       other ranks would wait for the one that raised until the collective times out.
     - Files are read with `weights_only=True` and the four classes that DeepSpeed pickles; its own engine
       unpickles anything (deepspeedai/DeepSpeed#6751).
+    - The ZeRO stage is written as a call of its class: members of an Enum pickle as `getattr` under some Pythons
+      (seen in 3.11.2), which `weights_only` must refuse.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.zipfile_serialization = True
+        copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
         self.written: list[Path] = []
         self.failure: Exception | None = None
 
