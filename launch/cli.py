@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
 from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
+from launch.inspect import inspect
 from launch.machine import this_machine
 from launch.outcome import judge, last_step
 from launch.process import note, run
@@ -144,6 +145,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_check(commands.add_parser("check", help="print what a configuration amounts to, or what is wrong"))
     add_doctor(commands.add_parser("doctor", help="look for what would break a run on this machine"))
     add_train(commands.add_parser("train", help="train on this machine or on the hosts of a hostfile"))
+    add_inspect(
+        commands.add_parser("inspect", help="tell the story of a run: alarms, rollbacks, checkpoints")
+    )
     return parser
 
 
@@ -174,6 +178,12 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=lambda options: doctor(options.hostfile, options.folder, options.json))
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, such as runs/NAME")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=lambda options: inspect(options.run, options.json))
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

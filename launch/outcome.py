@@ -1,14 +1,11 @@
 """What the end of the launcher says about the run."""
 
-import json
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.metrics import last_rows
 from pretrain.errors import PeerLost, Preempted
-
-LAST_BYTES = 65_536
-"""Enough of the end of a metrics file to hold its last rows."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,5 @@ def name(signal_number: int) -> str:
 
 def last_step(metrics: Path) -> int | None:
     """The last optimizer step in a `metrics.jsonl`; none where there is no such file here."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(metrics.stat().st_size - LAST_BYTES, 0))
-            rows = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    return max((step for row in rows if (step := step_of(row)) is not None), default=0)
-
-
-def step_of(row: str) -> int | None:
-    """The step of one row; none for the torn row at the cut or at the end."""
-    try:
-        return int(json.loads(row)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    rows = last_rows(metrics)
+    return None if rows is None else max((row["step"] for row in rows), default=0)

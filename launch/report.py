@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pretrain.config import RunConfig
@@ -75,14 +76,15 @@ def fault_document(message: str, faults: tuple[Fault, ...]) -> dict[str, Any]:
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     """A table on a terminal, plain lines elsewhere."""
-    console = Console()
+    rows, console = list(rows), Console()
     if not console.is_terminal:
+        width = max([18, *(len(what) for what, _ in rows)])
         for what, value in rows:
-            print(f"{what:<18} {value}")
+            print(f"{what:<{width}} {value}")
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for what, value in rows:
-        table.add_row(what, value)
+        table.add_row(escape(what), escape(value))
     console.print(table, highlight=True)

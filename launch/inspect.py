@@ -1,0 +1,255 @@
+"""`surefoot inspect`: what a run has been through, for people and for scripts."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch.metrics import last_rows
+from launch.report import Rows, print_rows
+from launch.sentences import sentences
+from launch.story import RETIRED, Checkpoint, Ending, Lineage, Lost, checkpoints, ending, lineages, lost
+from pretrain.config import RunConfig
+from pretrain.config_loader import load_config
+from pretrain.errors import ConfigurationError
+from pretrain.watchdog.budgets import Budget, budgets
+from pretrain.watchdog.ledger import LEDGER, read_ledger
+from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.recovery import Recovery, fold
+
+CONFIG, METRICS = "config.toml", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the folder of a run tells."""
+
+    folder: Path
+    config: RunConfig | None
+    """None where this version cannot read it."""
+    records: tuple[Record, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    rows: list[dict[str, Any]]
+    """The last ones of its metrics."""
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        return fold(self.records)
+
+    @cached_property
+    def step(self) -> int:
+        """The last one that was recorded."""
+        return next((row["step"] for row in reversed(self.rows) if "loss" in row), 0)
+
+    @cached_property
+    def attempts(self) -> int:
+        return max([self.recovery.attempt, self.step, *(row.get("attempt", 0) for row in self.rows)])
+
+    @cached_property
+    def ending(self) -> Ending:
+        return ending(self.records)
+
+    @cached_property
+    def lineages(self) -> tuple[Lineage, ...]:
+        return lineages(self.records, self.step)
+
+    @cached_property
+    def lost(self) -> Lost:
+        return lost(self.records, self.recovery)
+
+    @cached_property
+    def budgets(self) -> tuple[Budget, ...]:
+        return budgets(self.recovery, self.config, self.attempts) if self.config else ()
+
+    def tokens(self, steps: int) -> int | None:
+        """In so many steps."""
+        data = self.config.data if self.config else None
+        return steps * data.global_batch_size * data.sequence_length if data else None
+
+    def last(self, name: str) -> float | None:
+        """The last value of a measure that the metrics have."""
+        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
+
+def inspect(folder: Path, as_json: bool) -> int:
+    """Print the story of the run in `folder`.
+
+    Raises ConfigurationError if this is no run's folder, and CheckpointError if its ledger was tampered with.
+    """
+    run = read_run(folder)
+    if as_json:
+        print(json.dumps(document(run), indent=2))
+        return 0
+    print_rows(summary(run))
+    for title, rows in sections(run):
+        if lines := list(rows):
+            print(f"\n{title}")
+            print_rows(lines)
+    return 0
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ConfigurationError if there is nothing of a run in `folder`, or it cannot be read."""
+    try:
+        if not any((folder / name).is_file() for name in (LEDGER, CONFIG, METRICS)):
+            raise ConfigurationError(
+                f"{folder}: not the folder of a run, which has {LEDGER} or {CONFIG} in it; give run.folder/run.name of "
+                "its configuration, such as runs/NAME"
+            )
+        records = read_ledger(folder / LEDGER) if (folder / LEDGER).exists() else ()
+        found = checkpoints(folder / "checkpoints", records)
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return Run(folder, read_config(folder / CONFIG), records, found, last_rows(folder / METRICS) or [])
+
+
+def read_config(path: Path) -> RunConfig | None:
+    """None for that of another version, or where there is none."""
+    try:
+        return load_config(path)
+    except ConfigurationError:
+        return None
+
+
+# For people
+
+
+def summary(run: Run) -> Rows:
+    """(what, value) in short."""
+    yield "run", f"{run.config.run.name if run.config else run.folder.resolve().name}, in {run.folder}"
+    yield "state", state(run)
+    yield "steps", progress(run)
+    yield from ((name, f"{value:.4f}") for name, value in losses(run).items() if value is not None)
+    if not run.records:
+        yield "ledger", "none: this run has had no watchdog"
+        return
+    yield (
+        "lost",
+        f"{run.lost.undone_steps:,} steps undone, {run.lost.withheld_updates:,} updates withheld"
+        + (in_tokens(run, run.lost.undone_steps + run.lost.withheld_updates)),
+    )
+    yield (
+        "skipped",
+        f"{run.lost.skipped_samples:,} samples" + in_tokens_of_samples(run, run.lost.skipped_samples),
+    )
+    if run.recovery.pending:
+        yield "pending", f"a rollback to step {run.recovery.pending.target_step:,} is decided and not done"
+
+
+def state(run: Run) -> str:
+    end = run.ending
+    if end.state == "open":
+        seen = max((path.stat().st_mtime for path in existing(run.folder)), default=0.0)
+        return f"running, or killed; the last sign of life is of {datetime.fromtimestamp(seen):%F %T}"
+    code = "" if end.state == "finished" else f" with code {end.code}"
+    return f"{end.state}{code}" + (f": {end.reason}" if end.reason else "")
+
+
+def existing(folder: Path) -> Iterator[Path]:
+    """Files that grow while a run lives."""
+    return (folder / name for name in (METRICS, LEDGER) if (folder / name).exists())
+
+
+def progress(run: Run) -> str:
+    total = f" of {run.config.run.steps:,}" if run.config else ""
+    undone = (
+        f", in {run.attempts:,} attempts and {len(run.lineages)} lineages" if len(run.lineages) > 1 else ""
+    )
+    return f"{run.step:,}{total}{undone}"
+
+
+def losses(run: Run) -> dict[str, float | None]:
+    return {"loss": run.last("loss"), "validation loss": run.last("validation_loss")}
+
+
+def in_tokens(run: Run, steps: int) -> str:
+    tokens = run.tokens(steps)
+    return "" if tokens is None else f" = {tokens:,} tokens"
+
+
+def in_tokens_of_samples(run: Run, samples: int) -> str:
+    if run.config is None:
+        return ""
+    total = run.config.run.steps * run.config.data.global_batch_size
+    return f" = {samples * run.config.data.sequence_length:,} tokens, {samples / total:.2%} of the run's"
+
+
+def sections(run: Run) -> Iterator[tuple[str, Rows]]:
+    """What there is to tell at length."""
+    yield "lineages", lineage_rows(run)
+    yield "checkpoints", checkpoint_rows(run)
+    yield "budgets", budget_rows(run)
+    yield "story", story_rows(run)
+
+
+def lineage_rows(run: Run) -> Rows:
+    for lineage in run.lineages:
+        end = f", {lineage.end}" if lineage.end else ""
+        yield f"  {lineage.number}", f"steps {lineage.first_step:,} to {lineage.last_step:,}{end}"
+
+
+def checkpoint_rows(run: Run) -> Rows:
+    retired = [checkpoint for checkpoint in run.checkpoints if checkpoint.health == RETIRED]
+    if retired:
+        yield f"  {RETIRED}", f"{len(retired)}, the last one {retired[-1].tag}"
+    for checkpoint in run.checkpoints:
+        if checkpoint.health != RETIRED:
+            words = [checkpoint.health, *(["latest"] * checkpoint.latest), *filter(None, [checkpoint.note])]
+            yield f"  {checkpoint.tag}", ", ".join(words)
+
+
+def budget_rows(run: Run) -> Rows:
+    for budget in run.budgets if run.records else ():
+        yield f"  {budget.key}", f"{budget.left:,} left of {budget.allowed:,} {budget.what}"
+
+
+def story_rows(run: Run) -> Rows:
+    width = len(f"{max((record.step for record in run.records), default=0):,}")
+    for record in run.records:
+        for sentence in sentences(record):
+            when = datetime.fromisoformat(record.time).astimezone()
+            yield f"  {when:%F %T}", f"step {record.step:>{width},}  {sentence}"
+
+
+# For scripts
+
+
+def document(run: Run) -> dict[str, Any]:
+    """The whole story in plain JSON types; the ledger has what is not finite as a word."""
+    return {
+        "folder": str(run.folder),
+        "step": run.step,
+        "steps": run.config.run.steps if run.config else None,
+        "attempts": run.attempts,
+        "loss": run.last("loss"),
+        "validation_loss": run.last("validation_loss"),
+        "ending": asdict(run.ending),
+        "lost": {
+            **asdict(run.lost),
+            "undone_tokens": run.tokens(run.lost.undone_steps),
+            "skipped": [list(range_) for range_ in run.recovery.skips],
+        },
+        "lineages": [asdict(lineage) for lineage in run.lineages],
+        "checkpoints": [asdict(checkpoint) for checkpoint in run.checkpoints],
+        "alarms": [
+            entry for record in run.records if record.kind is Kind.ALARM for entry in alarm_documents(record)
+        ],
+        "vetoes": [record_document(record) for record in run.records if record.kind is Kind.VETO],
+        "rollbacks": [{**asdict(rollback), "undone": rollback.undone} for rollback in run.recovery.rollbacks],
+        "pending": asdict(run.recovery.pending) if run.recovery.pending else None,
+        "budgets": [{**asdict(budget), "left": budget.left} for budget in run.budgets],
+        "records": [record_document(record) for record in run.records],
+    }
+
+
+def alarm_documents(record: Record) -> list[dict[str, Any]]:
+    where = {"step": record.step, "attempt": record.attempt, "lineage": record.lineage, "time": record.time}
+    return [{**where, **fields} for fields in record.fields["alarms"]]
+
+
+def record_document(record: Record) -> dict[str, Any]:
+    header = {name: getattr(record, name) for name in ("seq", "time", "kind", "step", "attempt", "lineage")}
+    return {**header, **record.fields}

@@ -1,0 +1,281 @@
+"""`surefoot inspect`: the story is complete, right and readable, and never an exception."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from watchdog_run import BATCH, HEALTHY, Run, make_config
+
+from launch.cli import main
+from pretrain.certificate import certify
+from pretrain.checkpoint_files import condemn, quarantine
+from pretrain.config_loader import dump_config
+from pretrain.manifest import MANIFEST
+from pretrain.metrics_file import MetricsFile
+from pretrain.tags import Tag
+from pretrain.watchdog.ledger import Ledger
+from pretrain.watchdog.record import Kind, Record
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "deepspeed", "megatron", "numpy", "webdataset", "sentencepiece", "tensorboard")
+START = Record(
+    Kind.RUN_START, 0, 0, 1, {"config_digest": "", "layout": {"tensor": 2}, "versions": {}, "host": "node-7"}
+)
+
+
+@dataclass
+class RunFolder:
+    """The folder of a run and what it went through."""
+
+    path: Path
+    run: Run
+
+    def add(self, kind: Kind, **fields: Any) -> None:
+        """One more record, of the state that the run is in."""
+        state = self.run.state
+        ledger = Ledger(self.path / "ledger.jsonl")
+        ledger.append(Record(kind, state.step, state.attempt, state.lineage, fields))
+        ledger.close()
+
+    def checkpoint(self, tag: str, *, certified: bool = False) -> None:
+        folder = self.path / "checkpoints" / tag
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).write_text("{}")
+        if certified:
+            certify(folder, step=self.run.state.step, horizon=8, facts={})
+
+    def document(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+        assert main(["inspect", str(self.path), "--json"]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    def told(self, capsys: pytest.CaptureFixture[str]) -> str:
+        assert main(["inspect", str(self.path)]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return str(captured.out)
+
+
+@pytest.fixture
+def troubled(tmp_path: Path) -> RunFolder:
+    """A run with a veto, two alarms of loss and one of memory, at step 220 in its fourth lineage."""
+    run = Run(make_config())
+    run.steps([HEALTHY] * 99 + ["nonfinite"] + [HEALTHY] * 20)
+    run.steps(["loss", *[HEALTHY] * 20, "loss", *[HEALTHY] * 60, "tev_mean?", "replicas"])
+    run.steps([HEALTHY] * (220 - run.state.step))
+    folder = tmp_path / "runs" / "troubled"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(dump_config(run.config))
+    ledger = Ledger(folder / "ledger.jsonl")
+    for record in (START, *run.records):
+        ledger.append(record)
+    ledger.close()
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    metrics.append({"step": 200, "validation_loss": 3.5})
+    metrics.append({"step": run.state.step, "loss": 3.25, "tokens": 128})
+    metrics.close()
+    return RunFolder(folder, run)
+
+
+def test_the_story_for_scripts(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    story, run = troubled.document(capsys), troubled.run
+    assert (story["step"], story["steps"], story["loss"], story["validation_loss"]) == (220, 2000, 3.25, 3.5)
+    assert story["ending"] == {"state": "open", "code": None, "reason": ""}
+    assert [rollback["remedy"] for rollback in story["rollbacks"]] == ["skip", "deeper", "replay"]
+    assert [rollback["step"] for rollback in story["rollbacks"]] == [121, 131, 162]
+    undone = sum(rollback["step"] - rollback["target_step"] for rollback in story["rollbacks"])
+    assert story["lost"]["undone_steps"] == undone
+    assert story["lost"]["undone_tokens"] == undone * BATCH * 32
+    assert story["lost"]["skipped_samples"] == sum(end - start for start, end in run.recovery.skips)
+    assert story["lost"]["withheld_updates"] == len(story["vetoes"]) == 1
+    assert [alarm["signal"] for alarm in story["alarms"]] == ["gradient_norm", "loss", "loss", "tev_reach"]
+    assert [(lineage["number"], lineage["last_step"]) for lineage in story["lineages"]] == [
+        (1, 121),
+        (2, 131),
+        (3, 162),
+        (4, 220),
+    ]
+    starts = [lineage["first_step"] for lineage in story["lineages"]]
+    assert starts == [0, *(rollback["target_step"] for rollback in story["rollbacks"])]
+    assert story["attempts"] == run.state.attempt == run.state.step + undone
+    assert len(story["records"]) == len(run.records) + 1
+    left = {budget["key"]: budget["left"] for budget in story["budgets"]}
+    assert left["watchdog.rollbacks"] == 2
+    assert left["watchdog.deeper"] == left["watchdog.replays"] == 1
+    assert left["watchdog.skipped_fraction"] == 0.2 * 2000 * BATCH - run.recovery.skipped_samples
+
+
+def test_the_story_for_people(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    told = troubled.told(capsys)
+    for words in (
+        "220 of 2,000, in ",
+        "4 lineages",
+        "running, or killed; the last sign of life",
+        "run started on node-7: tensor 2",
+        "step 121  alarm: loss high: 15 against 14, since step 120",
+        "step 121  rollback (skip) to step ",
+        "update withheld: gradient_norm nonfinite",
+        "rollback (deeper) to step ",
+        "learning rate x 0.5 from update ",
+        "rollback (replay) to step ",
+        "the same samples again",
+        "watchdog.rollbacks",
+        "2 left of 3 rollbacks (skip) in 10,000 steps",
+    ):
+        assert words in told
+    assert "\x1b" not in told, "no colours where there is no terminal"
+    assert max(map(len, told.splitlines())) < 200
+
+
+def test_health_of_checkpoints(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    told = troubled.run.recovery.certified
+    first, second, third, *_ = sorted(told, key=Tag.parse)
+    folder = troubled.path / "checkpoints"
+    troubled.checkpoint(first, certified=True)
+    troubled.checkpoint(second)
+    troubled.checkpoint(third, certified=True)
+    condemn(folder, Tag.parse(third), "inside an alarm")
+    troubled.add(Kind.CONDEMNED, tag=third, reason="inside an alarm")
+    for tag in ("step00000300-a901", "step00000300-a902"):
+        troubled.checkpoint(tag)
+    (folder / "step00000310-a903").mkdir()
+    quarantine(folder, Tag.parse("step00000300-a902"), "bits")
+    troubled.add(Kind.QUARANTINED, tag="step00000300-a902", reason="bits")
+    (folder / "latest").write_text(first)
+    found = {c["tag"]: (c["health"], c["latest"]) for c in troubled.document(capsys)["checkpoints"]}
+    assert found[first] == ("certified", True)
+    assert found[second] == ("sealed", False)
+    assert found[third] == ("condemned", False)
+    assert found["step00000300-a901"] == ("sealed", False)
+    assert found["step00000300-a902"] == ("quarantined", False)
+    assert found["step00000310-a903"] == ("torn", False)
+    assert {health for tag, (health, _) in found.items() if int(tag[4:12]) > 40 and tag in told} == {
+        "retired"
+    }
+    text = troubled.told(capsys)
+    assert f"{first}   certified, latest" in text or f"{first}  certified, latest" in text
+    assert "certified in the ledger, but its certificate is missing" in text
+    assert "condemned, inside an alarm" in text
+    assert "sealed, not in the ledger" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "state"),
+    [
+        (Kind.DONE, {}, {"state": "finished", "code": 0, "reason": ""}),
+        (Kind.PREEMPTED, {}, {"state": "preempted", "code": 75, "reason": ""}),
+        (Kind.STOPPED, {"code": 5, "reason": "spent"}, {"state": "stopped", "code": 5, "reason": "spent"}),
+    ],
+)
+def test_how_it_ended(
+    troubled: RunFolder,
+    capsys: pytest.CaptureFixture[str],
+    kind: Kind,
+    fields: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    troubled.add(kind, **fields)
+    assert troubled.document(capsys)["ending"] == state
+    told = troubled.told(capsys).splitlines()[1].split(maxsplit=1)
+    assert told[0] == "state"
+    assert told[1].startswith(state["state"])
+    troubled.add(Kind.RESUMED, tag="step00000200-a9")
+    assert troubled.document(capsys)["ending"]["state"] == "open"
+
+
+def test_a_lineage_begun_by_hand(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    troubled.run.state = replace(troubled.run.state, step=40, lineage=5)
+    troubled.add(Kind.RESUMED, tag="step00000040-a40")
+    lineages = troubled.document(capsys)["lineages"]
+    assert lineages[-2]["end"] == "left; resumed by hand from step00000040-a40"
+    assert (lineages[-1]["number"], lineages[-1]["first_step"]) == (5, 40)
+
+
+def test_a_rollback_cut_short_is_told(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger(troubled.path / "ledger.jsonl")
+    last = troubled.run.recovery.rollbacks[-1]
+    ledger.append(replace(last, step=221, attempt=999, target_step=200).intent(4))
+    ledger.close()
+    assert "a rollback to step 200 is decided and not done" in troubled.told(capsys)
+    assert troubled.document(capsys)["pending"]["target_step"] == 200
+
+
+EVERY_KIND: dict[Kind, dict[str, Any]] = {
+    Kind.SUSPECT: {"signals": ["loss", "tev_mean"]},
+    Kind.REBASELINE: {"reason": "new data"},
+    Kind.CALIBRATED: {"signal": "loss", "threshold": 15.25},
+    Kind.CERTIFIED: {"tag": None, "horizon": 8},
+    Kind.ALARM: {
+        "alarms": [
+            {"signal": "loss", "kind": "nonfinite", "onset": 3, "value": math.nan, "threshold": math.inf}
+        ]
+    },
+    Kind.VETO: {"reason": "[/bold] brackets [red]", "draws": [0, 4]},
+}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_kind_of_record_can_be_told(
+    troubled: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    for kind, fields in EVERY_KIND.items():
+        troubled.add(kind, **fields)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    told = troubled.told(capsys)
+    assert ("\x1b" in told) is terminal
+    for words in ("suspicion: loss, tev_mean", "new data", "brackets [red]", "loss nonfinite"):
+        assert words in told or terminal
+    assert "[/bold] brackets [red]" in told
+    troubled.document(capsys)
+
+
+def test_a_run_without_a_ledger(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    (troubled.path / "ledger.jsonl").unlink()
+    assert "none: this run has had no watchdog" in troubled.told(capsys)
+    assert troubled.document(capsys)["lineages"] == []
+
+
+def test_a_configuration_of_another_version(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    with (troubled.path / "config.toml").open("a") as file:
+        file.write("[future]\nkey = 1\n")
+    assert "troubled, in " in troubled.told(capsys)
+    assert troubled.document(capsys)["budgets"] == []
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        assert main(["inspect", str(folder)]) == 2
+        assert f"{folder}: not the folder of a run" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path), "--json"]) == 2
+    assert "not the folder of a run" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_ledger_that_was_changed_is_refused(
+    troubled: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = troubled.path / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"node-7", b"node-8"))
+    assert main(["inspect", str(troubled.path)]) == 4
+    assert f"{path}:2: does not follow" in capsys.readouterr().err
+
+
+def test_inspect_needs_no_torch(troubled: RunFolder) -> None:
+    script = (
+        f"import sys; from launch.cli import main; code = main(['inspect', {str(troubled.path)!r}]); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
