@@ -1,6 +1,8 @@
 """`surefoot inspect`: what a run has been through, for people and for scripts."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -80,15 +82,24 @@ def inspect(folder: Path, as_json: bool) -> int:
     Raises ConfigurationError if this is no run's folder, and CheckpointError if its ledger was tampered with.
     """
     run = read_run(folder)
-    if as_json:
-        print(json.dumps(document(run), indent=2))
-        return 0
+    try:
+        if as_json:
+            print(json.dumps(document(run), indent=2))
+        else:
+            tell(run)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def tell(run: Run) -> None:
+    """Print it for people."""
     print_rows(summary(run))
     for title, rows in sections(run):
         if lines := list(rows):
             print(f"\n{title}")
             print_rows(lines)
-    return 0
 
 
 def read_run(folder: Path) -> Run:
@@ -126,15 +137,8 @@ def summary(run: Run) -> Rows:
     if not run.records:
         yield "ledger", "none: this run has had no watchdog"
         return
-    yield (
-        "lost",
-        f"{run.lost.undone_steps:,} steps undone, {run.lost.withheld_updates:,} updates withheld"
-        + (in_tokens(run, run.lost.undone_steps + run.lost.withheld_updates)),
-    )
-    yield (
-        "skipped",
-        f"{run.lost.skipped_samples:,} samples" + in_tokens_of_samples(run, run.lost.skipped_samples),
-    )
+    yield "lost", loss_of_work(run)
+    yield "skipped", f"{run.lost.skipped_samples:,} samples{share_of_run(run, run.lost.skipped_samples)}"
     if run.recovery.pending:
         yield "pending", f"a rollback to step {run.recovery.pending.target_step:,} is decided and not done"
 
@@ -165,12 +169,14 @@ def losses(run: Run) -> dict[str, float | None]:
     return {"loss": run.last("loss"), "validation loss": run.last("validation_loss")}
 
 
-def in_tokens(run: Run, steps: int) -> str:
-    tokens = run.tokens(steps)
-    return "" if tokens is None else f" = {tokens:,} tokens"
+def loss_of_work(run: Run) -> str:
+    undone, withheld = run.lost.undone_steps, run.lost.withheld_updates
+    tokens = run.tokens(undone + withheld)
+    in_tokens = "" if tokens is None else f" = {tokens:,} tokens"
+    return f"steps undone {undone:,}, updates withheld {withheld:,}{in_tokens}"
 
 
-def in_tokens_of_samples(run: Run, samples: int) -> str:
+def share_of_run(run: Run, samples: int) -> str:
     if run.config is None:
         return ""
     total = run.config.run.steps * run.config.data.global_batch_size

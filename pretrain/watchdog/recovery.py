@@ -99,11 +99,9 @@ class Recovery:
 
     def after(self, record: Record) -> "Recovery":
         """The state once `record` is in the ledger."""
-        moved = replace(
-            self, lineage=max(self.lineage, record.lineage), attempt=max(self.attempt, record.attempt)
-        )
-        change = _CHANGES.get(record.kind)
-        return replace(moved, **change(self, record)) if change else moved
+        lineage, attempt = max(self.lineage, record.lineage), max(self.attempt, record.attempt)
+        change = _CHANGES.get(record.kind, _nothing)
+        return replace(self, lineage=lineage, attempt=attempt, **change(self, record))
 
     def learning_rate_factor(self, update: int) -> float:
         """What the schedule's learning rate is multiplied with, `update` updates into the run."""
@@ -136,6 +134,10 @@ def fold(records: Iterable[Record]) -> Recovery:
 
 Change = Callable[[Recovery, Record], dict[str, Any]]
 """What a record changes beside lineage and attempt: fields of `Recovery`."""
+
+
+def _nothing(state: Recovery, record: Record) -> dict[str, Any]:
+    return {}
 
 
 def _veto(state: Recovery, record: Record) -> dict[str, Any]:

@@ -266,6 +266,25 @@ def test_a_ledger_that_was_changed_is_refused(
     assert f"{path}:2: does not follow" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_seen_enough(troubled: RunFolder) -> None:
+    told = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from launch.cli import main; raise SystemExit(main())",
+            "inspect",
+            troubled.path,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert told.stdout
+    told.stdout.close()
+    _, problems = told.communicate()
+    assert (told.returncode, problems) == (0, b"")
+
+
 def test_inspect_needs_no_torch(troubled: RunFolder) -> None:
     script = (
         f"import sys; from launch.cli import main; code = main(['inspect', {str(troubled.path)!r}]); "
