@@ -14,6 +14,7 @@ from launch.inspect import inspect
 from launch.machine import this_machine
 from launch.outcome import judge, last_step
 from launch.process import note, run
+from launch.rehearse import rehearse
 from launch.report import fault_document, plan_document, plan_rows, print_rows
 from launch.supervise import Policy, Supervisor
 from pretrain.config import RunConfig
@@ -21,6 +22,7 @@ from pretrain.config_loader import load_config
 from pretrain.deepspeed_config import deepspeed_json
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.layout import plan
+from pretrain.watchdog.fault_plan import FAULTS
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
@@ -145,6 +147,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_check(commands.add_parser("check", help="print what a configuration amounts to, or what is wrong"))
     add_doctor(commands.add_parser("doctor", help="look for what would break a run on this machine"))
     add_train(commands.add_parser("train", help="train on this machine or on the hosts of a hostfile"))
+    add_rehearse(
+        commands.add_parser("rehearse", help="train with a planted fault, beside an undisturbed twin")
+    )
     add_inspect(
         commands.add_parser("inspect", help="tell the story of a run: alarms, rollbacks, checkpoints")
     )
@@ -188,7 +193,29 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.usage = "surefoot train CONFIG [options] [-- options of deepspeed]"
+    add_launch(parser, "surefoot train CONFIG [options] [-- options of deepspeed]")
+    add_supervision(parser.add_argument_group("supervision"))
+    parser.set_defaults(command=train)
+
+
+def add_rehearse(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_launch(parser, "surefoot rehearse CONFIG --fault NAME[@STEP] [options] [-- options of deepspeed]")
+    parser.add_argument(
+        "--fault",
+        required=True,
+        metavar="NAME[@STEP[+STEPS]]",
+        help=f"what goes wrong, from which step on, for how many steps: {', '.join(FAULTS)}",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(
+        command=lambda options: rehearse(launch_options(options), options.fault, options.json)
+    )
+
+
+def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
+    """Where and how ranks are started."""
+    parser.usage = usage
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--num-accelerators",
@@ -207,8 +234,6 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
     )
     parser.add_argument("--ssh-port", type=positive, metavar="PORT", help="port of ssh on the hosts")
-    add_supervision(parser.add_argument_group("supervision"))
-    parser.set_defaults(command=train)
 
 
 def add_supervision(group: argparse._ArgumentGroup) -> None:

@@ -39,6 +39,8 @@ class LaunchOptions:
 
     config: Path
     overrides: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    """More options of the ranks' own, without spaces."""
     num_accelerators: int | None = None
     """Ranks on this machine; none: all its accelerators, or TP x PP on the CPU."""
     hostfile: Path | None = None
@@ -75,7 +77,7 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
     if options.slots is None:
         count = rank_count(options, machine, model_parallel)
         resources, environment = local_resources(count, machine)
-        user_arguments = [str(options.config), *set_options(options.overrides)]
+        user_arguments = [str(options.config), *set_options(options.overrides), *options.arguments]
     else:
         count = sum(len(numbers) for numbers in options.slots.values())
         resources, environment = list(host_resources(options, machine)), {}
@@ -143,11 +145,12 @@ def remote_arguments(options: LaunchOptions) -> Iterator[str]:
     """Arguments of the ranks, safe from the shell that pdsh runs them in."""
     config = str(options.config)
     if options.launcher != REMOTE_SHELL_LAUNCHER:
-        yield from (config, *set_options(options.overrides))
+        yield from (config, *set_options(options.overrides), *options.arguments)
         return
     if re.search(r"\s", config):
         raise ConfigurationError(f"{config}: with pdsh the path of the configuration cannot hold spaces")
-    for argument in (config, *set_options(without_spaces(text) for text in options.overrides)):
+    overrides = set_options(without_spaces(text) for text in options.overrides)
+    for argument in (config, *overrides, *options.arguments):
         yield shlex.quote(argument).replace("%", "%%")  # pdsh expands %h, %n and %u
 
 

@@ -35,6 +35,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.records",
     "pretrain.schema",
     "pretrain.tags",
+    "pretrain.watchdog.fault_plan",
     "pretrain.watchdog.ledger",
     "pretrain.watchdog.record",
     "pretrain.watchdog.recovery",

@@ -13,6 +13,7 @@ from deepspeed.launcher.multinode_runner import PDSHRunner
 from deepspeed.launcher.runner import encode_world_info, parse_args
 
 from launch.command import Command, LaunchOptions, Machine, build_command, inline_toml
+from launch.hosts import Slots
 from launch.machine import count_accelerators, free_port
 from pretrain.config_loader import parse_value
 from pretrain.errors import ConfigurationError
@@ -136,6 +137,16 @@ def test_inline_toml_has_no_spaces_and_means_the_same(value: object) -> None:
     text = inline_toml(value)
     assert " " not in text
     assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("slots", [None, HOSTS])
+@pytest.mark.parametrize("launcher", ["pdsh", "openmpi"])
+def test_arguments_of_the_ranks_come_last(slots: Slots | None, launcher: str) -> None:
+    arguments = ("--fault", "tev_drift@5+2")
+    options = LaunchOptions(
+        CONFIG, ("run.seed=1",), arguments, hostfile=Path("hosts"), slots=slots, launcher=launcher
+    )
+    assert build_command(options, CPU, 1).argv[-5:] == (str(CONFIG), "--set", "run.seed=1", *arguments)
 
 
 def test_paths_with_spaces_are_refused_behind_pdsh() -> None:

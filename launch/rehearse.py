@@ -1,0 +1,185 @@
+"""`surefoot rehearse`: a run with a planted fault beside its undisturbed twin, to see what the watchdog does."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launch.command import LaunchOptions, build_command
+from launch.inspect import METRICS, Run, document, read_run, state
+from launch.machine import this_machine
+from launch.outcome import judge, last_step
+from launch.process import note, run
+from launch.report import Rows, print_rows
+from launch.sentences import sentences
+from pretrain.config import RunConfig
+from pretrain.config_loader import load_config
+from pretrain.deepspeed_config import deepspeed_json
+from pretrain.errors import TrainingDiverged
+from pretrain.layout import plan
+from pretrain.watchdog.fault_plan import FAULTS, FaultPlan
+from pretrain.watchdog.record import Kind, Record
+
+TWIN = "clean"
+"""Name of the run without the fault."""
+SIGNS = (Kind.SUSPECT, Kind.ALARM, Kind.VETO, Kind.ROLLBACK_INTENT)
+DEEDS = {
+    Kind.VETO: "updates withheld",
+    Kind.ROLLBACK_INTENT: "rollbacks",
+    Kind.LEARNING_RATE_EDIT: "learning rates lowered",
+    Kind.STOPPED: "stops",
+}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of a fault."""
+
+    fault: FaultPlan
+    clean: Run
+    faulted: Run
+
+    @property
+    def signs(self) -> list[Record]:
+        """What was noticed once the fault was there, from the first suspicion on."""
+        return [record for record in of_kinds(self.faulted, SIGNS) if record.attempt >= self.fault.step]
+
+    @property
+    def false_signs(self) -> list[Record]:
+        """Alarms and deeds where nothing was wrong: in the twin, or before the fault."""
+        early = [record for record in self.faulted.records if record.attempt < self.fault.step]
+        acted = (Kind.ALARM, *DEEDS)
+        return [record for record in (*self.clean.records, *early) if record.kind in acted]
+
+    @property
+    def delay(self) -> int | None:
+        """Steps from the first one with the fault to the first sign; 0: at once, none: it was not noticed."""
+        return self.signs[0].attempt - self.fault.step if self.signs else None
+
+    @property
+    def relative_loss(self) -> float | None:
+        """Final validation loss over the twin's, less 1; none where one of them has none."""
+        ours, theirs = (run.last("validation_loss") for run in (self.faulted, self.clean))
+        return ours / theirs - 1 if ours and theirs else None
+
+
+def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
+    """Train twice, without the fault and with it, in new folders, and print what came of it; returns an exit code.
+
+    A run that the fault has ended in good order, with code 5, is an answer like any other.
+    Raises ConfigurationError before anything is started.
+    """
+    if as_json:
+        wanted = replace(wanted, overrides=(*wanted.overrides, "journal.console=none"))
+    config = load_config(wanted.config, wanted.overrides)
+    planned = FaultPlan.parse(fault, config.run.steps)
+    home = fresh_folder(config)
+    for name, text in ((TWIN, ""), (planned.name, str(planned))):
+        code = train(at(wanted, home, name, text))
+        if code and not (text and code == TrainingDiverged.exit_code):
+            return code
+    rehearsal = Rehearsal(planned, read_run(home / TWIN), read_run(home / planned.name))
+    if as_json:
+        print(json.dumps(as_document(rehearsal), indent=2))
+    else:
+        print_rows(
+            [*rows(rehearsal), ("folders", f"{home}: surefoot inspect {home / planned.name} tells more")]
+        )
+    return 0
+
+
+def fresh_folder(config: RunConfig) -> Path:
+    """A folder beside that of the run, which does not exist yet."""
+    number = 1
+    while (folder := config.run.folder / f"{config.run.name}-rehearsal-{number}").exists():
+        number += 1
+    return folder
+
+
+def at(wanted: LaunchOptions, home: Path, name: str, fault: str) -> LaunchOptions:
+    """The same options for a run `home/name` with a fault, or none."""
+    place = (f"run.folder={json.dumps(str(home))}", f"run.name={name}")
+    arguments = ("--fault", fault) if fault else ()
+    return replace(wanted, overrides=(*wanted.overrides, *place), arguments=arguments)
+
+
+def train(wanted: LaunchOptions) -> int:
+    """Train to the end; returns the exit code."""
+    config = load_config(wanted.config, wanted.overrides)
+    command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+    deepspeed_json(config, plan(config, command.world_size))
+    note(f"rehearsal: {config.run_folder}")
+    ending = run(command, wanted, config.run_folder)
+    outcome = judge(ending, last_step(config.run_folder / METRICS), config.run.steps)
+    if outcome.reason:
+        note(outcome.reason)
+    return outcome.exit_code
+
+
+def of_kinds(run: Run, kinds: Sequence[Kind]) -> Iterator[Record]:
+    return (record for record in run.records if record.kind in kinds)
+
+
+# For people
+
+
+def rows(rehearsal: Rehearsal) -> Rows:
+    """(what, value) of what came of the fault."""
+    fault, faulted = rehearsal.fault, rehearsal.faulted
+    last = fault.step + fault.steps - 1
+    when = f"step {fault.step:,}" + (f" to {last:,}" if fault.steps > 1 else "")
+    yield "fault", f"{fault.name}, {when}: {FAULTS[fault.name].description}"
+    yield "noticed", noticed(rehearsal)
+    yield "done", deeds(faulted) or "nothing"
+    lost = faulted.lost
+    yield "tokens lost", tokens_lost(faulted, lost.undone_steps + lost.withheld_updates, lost.skipped_samples)
+    yield "end", state(faulted)
+    yield "validation loss", losses(rehearsal)
+    yield "false alarms", f"{len(rehearsal.false_signs)} in the twin and before the fault"
+    for record in [*rehearsal.false_signs, *rehearsal.signs]:
+        for sentence in sentences(record):
+            yield "", f"step {record.step:,}, attempt {record.attempt:,}: {sentence}"
+
+
+def noticed(rehearsal: Rehearsal) -> str:
+    if not rehearsal.signs:
+        return "no"
+    first, delay = rehearsal.signs[0], rehearsal.delay
+    after = f"{delay:,} step{'s' * (delay != 1)} after the first with the fault" if delay else "at once"
+    return f"{after}, at step {first.step:,}: {'; '.join(sentences(first))}"
+
+
+def deeds(run: Run) -> str:
+    counts = {word: len(list(of_kinds(run, [kind]))) for kind, word in DEEDS.items()}
+    return ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+
+
+def tokens_lost(run: Run, steps: int, samples: int) -> str:
+    data = run.config.data if run.config else None
+    tokens = f"{run.tokens(steps):,} in {steps:,} steps" if data else f"those of {steps:,} steps"
+    return f"{tokens}; {samples:,} samples skipped"
+
+
+def losses(rehearsal: Rehearsal) -> str:
+    """Of both, and how they compare."""
+    named = [("with the fault", rehearsal.faulted), ("without", rehearsal.clean)]
+    values = [(name, run.last("validation_loss")) for name, run in named]
+    words = [f"{value:.4f} {name}" if value is not None else f"none {name}" for name, value in values]
+    relative = rehearsal.relative_loss
+    return ", ".join(words) + (f": {relative:+.2%}" if relative is not None else "")
+
+
+# For scripts
+
+
+def as_document(rehearsal: Rehearsal) -> dict[str, Any]:
+    """The same in plain JSON types, with the whole stories of both runs."""
+    return {
+        "fault": str(rehearsal.fault),
+        "delay": rehearsal.delay,
+        "false_alarms": len(rehearsal.false_signs),
+        "relative_loss": rehearsal.relative_loss,
+        "clean": document(rehearsal.clean),
+        "faulted": document(rehearsal.faulted),
+    }

@@ -1,0 +1,139 @@
+"""Rehearsals: two runs from one configuration, and what is told of them; the ranks are stand-ins."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import rehearse as module
+from launch.cli import main
+from launch.command import Command, LaunchOptions
+from launch.outcome import Ending
+from launch.rehearse import Rehearsal, rows
+from pretrain.records import Alarm, Remedy
+from pretrain.watchdog.fault_plan import FaultPlan
+from pretrain.watchdog.ledger import LEDGER, Ledger
+from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.recovery import Rollback
+
+DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
+ALARM = Alarm("loss", "high", 168, 15.5, 14.0)
+ROLLBACK = Rollback(175, 175, Remedy.SKIP, 168, 128, None, ((2000, 4000),), 1.0, "loss high")
+START = Record(Kind.RUN_START, 0, 0, 1, {"config_digest": "", "layout": "", "versions": {}, "host": "here"})
+TROUBLE = [
+    Record(Kind.SUSPECT, 171, 171, 1, {"signals": ["loss"]}),
+    Record(Kind.ALARM, 175, 175, 1, {"alarms": [vars(ALARM)]}),
+    ROLLBACK.intent(2),
+    Record(Kind.ROLLBACK_DONE, 128, 175, 2, {"seconds": 0.5, "tier": "memory", "proof": ""}),
+]
+DONE = Record(Kind.DONE, 250, 297, 2)
+
+
+class StandIn:
+    """Leaves behind what ranks would; remembers how it was called."""
+
+    def __init__(self, codes: tuple[int, int] = (0, 0), before: tuple[Record, ...] = ()) -> None:
+        self.codes = list(codes)
+        self.before = before
+        self.calls: list[tuple[Command, Path]] = []
+
+    def __call__(self, command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
+        self.calls.append((command, run_folder))
+        faulted = "--fault" in command.argv
+        run_folder.mkdir(parents=True)
+        ledger = Ledger(run_folder / LEDGER)
+        for record in [START, *(self.before if faulted else ()), *(TROUBLE if faulted else []), DONE]:
+            ledger.append(record)
+        ledger.close()
+        lines = [{"step": 250, "loss": 4.0}, {"step": 250, "validation_loss": 4.04 if faulted else 4.0}]
+        (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return Ending(self.codes.pop(0), False, 0)
+
+
+def call(
+    stand_in: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *arguments: str,
+    fault: str = "poisoned_samples",
+) -> int:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "run", stand_in)
+    return main(["rehearse", DEMO, "--fault", fault, "--num-accelerators", "2", *arguments])
+
+
+def test_two_runs_that_differ_in_the_fault_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in = StandIn()
+    assert call(stand_in, monkeypatch, tmp_path, "--set", "run.seed=5") == 0
+    (clean, first), (faulted, second) = stand_in.calls
+    assert (first, second) == (
+        Path("runs/demo-rehearsal-1/clean"),
+        Path("runs/demo-rehearsal-1/poisoned_samples"),
+    )
+    ours, theirs = list(faulted.argv), list(clean.argv)
+    assert ours[-2:] == ["--fault", "poisoned_samples@167+40"]
+    changed = [(a, b) for a, b in zip(ours, theirs, strict=False) if a != b and "master_port" not in a]
+    assert changed == [("run.name=poisoned_samples", "run.name=clean")]
+    assert "run.seed=5" in theirs
+    assert call(StandIn(), monkeypatch, tmp_path) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["demo-rehearsal-1", "demo-rehearsal-2"]
+
+
+def test_what_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(StandIn(), monkeypatch, tmp_path) == 0
+    out = capsys.readouterr().out
+    for told in (
+        "step 167 to 206: labels",
+        "4 steps after the first with the fault, at step 171: suspicion: loss",
+        "1 rollbacks",
+        "47 steps; 2,000 samples skipped",
+        "4.0400 with the fault, 4.0000 without: +1.00%",
+        "0 in the twin and before the fault",
+        "step 175, attempt 175: alarm: loss high: 15.5 against 14",
+    ):
+        assert told in out
+
+
+def test_a_document_for_scripts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = Record(Kind.VETO, 12, 12, 1, {"reason": "cap", "draws": [0, 16]})
+    assert call(StandIn(before=(early,)), monkeypatch, tmp_path, "--json", fault="garbage_batch@171") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["fault"] == "garbage_batch@171+1"
+    assert (document["delay"], document["false_alarms"]) == (0, 1)
+    assert document["relative_loss"] == pytest.approx(0.01)
+    assert document["faulted"]["lost"]["skipped_samples"] == 2000
+    assert document["clean"]["rollbacks"] == []
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "runs"), [((2, 0), 2, 1), ((0, 5), 0, 2), ((0, 6), 6, 2), ((5, 0), 5, 1)]
+)
+def test_a_stop_that_the_fault_has_caused_is_an_answer(
+    codes: tuple[int, int], code: int, runs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in = StandIn(codes)
+    assert call(stand_in, monkeypatch, tmp_path) == code
+    assert len(stand_in.calls) == runs
+
+
+@pytest.mark.parametrize("fault", ["nan", "nan_gradient@0", "nan_gradient@251", "@5"])
+def test_nothing_starts_for_a_fault_that_cannot_be(
+    fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in = StandIn()
+    assert call(stand_in, monkeypatch, tmp_path, fault=fault) == 2
+    assert stand_in.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_that_nobody_noticed() -> None:
+    quiet: Any = module.Run(Path("runs/quiet"), None, (START, DONE), (), [])
+    told = dict(rows(Rehearsal(FaultPlan("garbage_batch", 5, 1), quiet, quiet)))
+    assert told["noticed"] == "no"
+    assert told["done"] == "nothing"
+    assert told["validation loss"] == "none with the fault, none without"
