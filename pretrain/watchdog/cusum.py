@@ -22,9 +22,9 @@ from pretrain.watchdog.calibration import calibrated_threshold
 CLIP = 4.0
 GUARD = 16
 """Steps by which the baseline is late: trouble shows before it is learned."""
-_CALIBRATIONS = (250, 500)
+_CALIBRATIONS = (128, 256, 512)
 _CALIBRATE_EVERY = 1000
-"""Healthy values between calibrations, and the two before the first of these."""
+"""Healthy values between calibrations, and those before the first of these."""
 _KEPT = 1024
 """Residuals that calibrations see."""
 
