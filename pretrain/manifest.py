@@ -10,6 +10,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -84,15 +85,22 @@ def hash_files(folder: Path, names: Iterable[str], *, rank: int) -> dict[str, Fi
     were taken from memory, before the file system saw a byte, so they are compared too.
     Raises CheckpointError for a damaged file and OSError.
     """
-    records = {}
-    for name in names:
-        sync_file(folder / name)
-        with _open_regular(folder / name) as file:
-            if name.endswith(".pt"):
-                _check_zip(folder / name, file)
-            records[name] = FileRecord(size=_size(file), sha256=_sha256(file), rank=rank)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        records = {name: _describe(folder / name, rank, pool) for name in names}
     sync_folder(folder)
     return records
+
+
+def _describe(path: Path, rank: int, pool: ThreadPoolExecutor) -> FileRecord:
+    """The disk writes and one more core checks while this one hashes."""
+    others = [pool.submit(sync_file, path)]
+    if path.suffix == ".pt":
+        others.append(pool.submit(_check_zip, path))
+    with _open_regular(path) as file:
+        record = FileRecord(size=_size(file), sha256=_sha256(file), rank=rank)
+    for other in others:
+        other.result()
+    return record
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -190,9 +198,9 @@ def _open_regular(path: Path) -> BufferedReader:
     return file
 
 
-def _check_zip(path: Path, file: BufferedReader) -> None:
+def _check_zip(path: Path) -> None:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with _open_regular(path) as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path}: damaged while it was written ({error})") from error

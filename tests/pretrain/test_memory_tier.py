@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_distributed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import differences
 from training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
@@ -84,7 +84,7 @@ def test_a_snapshot_from_before_the_first_update(layout: Layout) -> None:
 
 def twice_and_damaged(layout: Layout) -> tuple[list[str], bool, tuple[int, ...]]:
     """Back to one snapshot twice; then to one in which a bit has flipped on rank 1."""
-    config = make_config(layout)
+    config = make_config(layout, **SIGMA)
     engine = make_engine(config, make_mesh(config.parallel))
     tier = MemoryTier(2, 0)
     train(engine, config, 1, 1)
@@ -202,6 +202,7 @@ def test_what_ripens_stays_and_what_is_superseded_or_overdue_goes() -> None:
         assert take(50) == (30, 40, 50)
 
 
+@settings(deadline=None)
 @given(
     keep=st.integers(1, 5),
     every=st.integers(1, 10),
@@ -242,6 +243,7 @@ def test_a_rank_without_room_costs_all_ranks_the_snapshot() -> None:
 # What the proof rests on
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(
         st.floats(width=32, allow_nan=False), min_size=2, max_size=6, unique_by=lambda x: x.hex()

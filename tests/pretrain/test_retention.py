@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.retention import OLDER, Retention, for_rollback
@@ -24,6 +24,7 @@ def test_keeps_last_and_every() -> None:
     assert [tag.step for tag in deleted] == [100, 200, 300, 500, 600, 700]
 
 
+@settings(deadline=None)
 @given(
     tags=TAGS, keep_last=st.integers(1, 5), keep_every=st.none() | st.integers(1, 20).map(lambda n: n * 100)
 )
@@ -37,6 +38,7 @@ def test_deletes_exactly_what_need_not_stay(tags: list[Tag], keep_last: int, kee
     assert len(deleted) == len(set(deleted))
 
 
+@settings(deadline=None)
 @given(tags=TAGS, certified=st.sets(st.integers(1, 30)))
 def test_nothing_goes_that_two_certified_ones_have_not_superseded(
     tags: list[Tag], certified: set[int]
@@ -82,6 +84,7 @@ class Run:
         return course
 
 
+@settings(deadline=None)
 @given(every=st.integers(1, 40), horizon=st.integers(1, 60), count=st.integers(1, 30))
 def test_there_is_always_one_four_times_as_old_as_the_newest(every: int, horizon: int, count: int) -> None:
     """Once a healthy run is old enough; and there are never many."""
@@ -94,6 +97,7 @@ def test_there_is_always_one_four_times_as_old_as_the_newest(every: int, horizon
             assert len(certified) >= 3
 
 
+@settings(deadline=None)
 @given(
     every=st.integers(1, 20),
     horizon=st.integers(1, 30),
