@@ -238,8 +238,8 @@ class WatchdogConfig(Section):
     dry_run: bool = False
     """Only tell what would have been done; non-finite updates are withheld all the same."""
     window: int = Field(default=512, ge=16)
-    """Accepted values of a signal that its baseline is made of; until they are there, the signal's drift raises no
-    alarm."""
+    """Accepted values of loss and gradient norm that their baseline is made of; until they are there, drift raises no
+    alarm. Signals that not every step has use a shorter one, of at least 64."""
     threshold: float = Field(default=14.0, ge=6)
     """Decision level of a drift's sum, in robust standard deviations above the allowance; calibrated upwards on the
     run's own residuals."""

@@ -136,6 +136,18 @@ class TestCalibration:
             14.2, abs=3
         )
 
+    def test_dependence_counts_where_peaks_are_few(self) -> None:
+        generator = np.random.default_rng(2)
+        thresholds = []
+        for _ in range(8):
+            walk = [0.0]
+            for new in generator.standard_normal(1000).tolist():
+                walk.append(0.5 * walk[-1] + math.sqrt(0.75) * new)
+            increments = [value - 2.5 for value in walk]
+            thresholds.append(calibrated_threshold(increments, seed=1, least=12))
+        # 6.9 times a long-run variance of 3, of which ten lags with falling weights see 2.64.
+        assert np.mean(thresholds) == pytest.approx(18.2, abs=1.5)
+
     def test_same_for_the_same_arguments_only(self) -> None:
         increments = (np.random.default_rng(0).standard_normal(500) - 0.3).tolist()
         draws = [calibrated_threshold(increments, seed=s, least=12) for s in (1, 1, 2)]
@@ -370,6 +382,24 @@ class TestSoftChannel:
         assert first_alarm(follow(make_detectors(probes_every=1), reports(1.0))) is None
         assert first_alarm(follow(make_detectors(probes_every=1), reports(2.0)))[1] == "update_rms"  # type: ignore[index]
 
+    def test_an_update_is_divided_by_the_rate_of_the_step_before(self) -> None:
+        detectors = make_detectors(probes_every=1)
+        rates = [1e-3, 3e-3, 2e-3] * 40
+        follow(detectors, [report(s, rate=rates[s], update_rms=0.2 * rates[s - 1]) for s in range(1, 120)])
+        values = detectors.state_dict()["channels"]["update_rms"]["baseline"]["values"]
+        assert values[1:] == pytest.approx([math.log(0.2)] * (len(values) - 1), abs=1e-8)
+
+    def test_slow_fall_of_the_loss_is_no_sudden_one(self) -> None:
+        def losses(factor: float) -> list[StepReport]:
+            return noisy_losses(700, factor=lambda s: 1.0 if s <= 600 else factor)
+
+        assert first_alarm(follow(make_detectors(window=512), losses(0.98))) is None
+        assert first_alarm(follow(make_detectors(window=512), losses(1.02))) is not None
+
+    def test_numbers_without_a_logarithm_are_left_out(self) -> None:
+        found = make_detectors().look(report(1, 0.0, 0.0, tev_std=0.0, gradient_variance=-1e-9))
+        assert found == Findings()
+
     def test_undeclared_change_alarms_and_a_declared_one_does_not(self) -> None:
         reports = noisy_losses(600, factor=lambda s: 1.0 if s <= 300 else 1.2)
         assert first_alarm(follow(make_detectors(), reports)) is not None
@@ -434,7 +464,9 @@ class TestDeterminism:
                 s,
                 3 * math.exp(a) * (1.01 ** max(0, s - 900)),
                 math.exp(b),
+                rate=1e-3 * (1 + s % 3),
                 tev_mean=0.02 + 1e-5 * s,
+                update_rms=1e-4 * (1 + (s - 1) % 3) * math.exp(b),
                 **({"attention_entropy_min": 1 + b, "gradient_variance": math.exp(b)} if s % 2 == 0 else {}),
             )
             for s, (a, b) in enumerate(rows, 1)
