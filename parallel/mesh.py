@@ -56,6 +56,8 @@ class ParallelMesh:
     """All ranks over gloo, with a short timeout: what ranks agree on in every step goes through it."""
     patient: ProcessGroup
     """All ranks over gloo, with the timeout of collectives: for what follows on work with files."""
+    timeout: timedelta
+    """A collective that takes longer is taken for a lost peer."""
 
     @classmethod
     def create(cls, config: ParallelConfig, environment: Mapping[str, str] = os.environ) -> "ParallelMesh":
@@ -99,6 +101,7 @@ class ParallelMesh:
             stage=axis(grid.reshape(config.pipeline, -1)),
             control=dist.new_group(backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)),
             patient=dist.new_group(backend="gloo", timeout=timeout),
+            timeout=timeout,
         )
 
     def agree_sum(self, values: torch.Tensor, *, patient: bool = False) -> torch.Tensor:

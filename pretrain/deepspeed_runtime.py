@@ -9,6 +9,8 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +142,11 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", r"c10d::broadcast_: an autograd kernel was not registered", UserWarning)
 
 
-def join_deepspeed() -> None:
+def join_deepspeed(timeout: timedelta) -> None:
     """Have DeepSpeed wrap the torch.distributed world that the mesh has joined.
+
+    It makes its groups with torch's own timeout, half an hour for gloo: in one of them, such as that of tied weights,
+    a rank would wait so long for a host that was cut off. They get ours.
 
     On CPUs it would compile a shared-memory op first, which only its inference uses (0.19.8): half a minute at the
     first start of a machine, and when that is killed, a lock stays behind for which every later start waits forever.
@@ -149,6 +154,7 @@ def join_deepspeed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with quiet():
         deepspeed.init_distributed(dist_init_required=False)
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
 
 
 def build_module(
@@ -156,7 +162,7 @@ def build_module(
 ) -> nn.Module:
     """The layers of this rank: all of them in order, or under pipeline parallelism those of its stage."""
     silence_known_warnings()
-    join_deepspeed()
+    join_deepspeed(mesh.timeout)
     if mesh.pipeline.size == 1:
         return SequentialLayers(specs)
     topology = PipeModelDataParallelTopology(
