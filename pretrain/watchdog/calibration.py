@@ -6,9 +6,9 @@ step. Two estimates are made of it, and the higher one counts:
 
 - Past residuals come again, in blocks, which keep their dependence over short times. Sees skew and a mean that is off.
 - A random walk of drift -1 and variance F a step stays above h at a rate of about exp(-2 h / F), which makes
-  h = F / 2 ln(1 / RATE) = 6.9 F; F is the long-run variance of residuals over their variance, 1 where they are
-  independent, 3 for a correlation of 0.5 from one to the next. Sees dependence, of which a thousand residuals have too
-  few long excursions for the bootstrap: at this correlation it found 12 where 18 was needed.
+  h = F / 2 ln(1 / RATE) = 8 F; F is the long-run variance of residuals over their variance, 1 where they are
+  independent, 3 for a correlation of 0.5 from one to the next. Sees dependence, of which two thousand residuals have
+  too few long excursions for the bootstrap: at this correlation it found 12 where 20 are needed.
 """
 
 import math
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 BLOCK = 32
 """Residuals in a row that are drawn together."""
-RATE = 1e-6
-"""Predicted false alarms for each step: 0.01 in 10,000."""
+RATE = 1e-7
+"""Predicted false alarms of one sum for each step: those of all signals together stay below 0.01 in 10,000."""
 LOWEST, HIGHEST = 12.0, 30.0
 """Between these a calibrated threshold stays."""
 

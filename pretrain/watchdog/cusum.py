@@ -25,7 +25,7 @@ GUARD = 16
 _CALIBRATIONS = (128, 256, 512)
 _CALIBRATE_EVERY = 1000
 """Healthy values between calibrations, and those before the first of these."""
-_KEPT = 1024
+_KEPT = 2048
 """Residuals that calibrations see."""
 
 
@@ -171,8 +171,12 @@ class Channel:
         self._healthy += 1
         if self._healthy % _CALIBRATE_EVERY == 0 or self._healthy in _CALIBRATIONS:
             for drift in self.drifts.values():
-                least = self._settings.threshold
-                drift.threshold = calibrated_threshold(drift.increments, seed=step, least=least)
+                self._calibrate(drift, step)
+
+    def _calibrate(self, drift: Drift, step: int) -> None:
+        """A threshold falls by half the way: two thousand residuals give one that scatters by a tenth."""
+        new = calibrated_threshold(drift.increments, seed=step, least=self._settings.threshold)
+        drift.threshold = round(max(new, (new + drift.threshold) / 2), 3)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and dictionaries; the lists of drifts are in the order of the directions."""
