@@ -25,7 +25,9 @@ AuthorizedKeysFile {folder}/key.pub
 PidFile none
 StrictModes no
 UsePAM no
+SetEnv HOME={folder}
 """
+"""A home of their own: start files of the user's shell would cost seconds, and may be killed half-way."""
 SSH_CONFIG = """
 IdentityFile {folder}/key
 StrictHostKeyChecking no
@@ -58,6 +60,10 @@ class TwoHosts:
     @property
     def addresses(self) -> tuple[str, str]:
         return ADDRESSES
+
+    def set_link(self, host: int, state: str) -> None:
+        """Cut the cable at one of the hosts (`down`), so that nobody is told of it, or mend it (`up`)."""
+        ip("-n", self.namespaces[host], "link", "set", INTERFACE, state)
 
     def popen(
         self, command: Sequence[str], environment: Mapping[str, str], output: Path

@@ -1,0 +1,74 @@
+"""A cable is cut under a supervised run on two hosts: nobody is told, and still one run goes on."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from host_pair import across, host_pair, losses, start
+from two_hosts import TwoHosts, why_not
+
+from pretrain.heartbeat import HEARTBEATS, is_alive, read_beats
+
+pytestmark = [
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]
+
+SECONDS = 300.0
+TIMEOUTS = {"parallel.timeout_seconds": 20, "parallel.control_timeout_seconds": 10}
+LONG = {"run.steps": 100, "checkpoint.every_steps": 10, **TIMEOUTS}
+CUT_OFF = 45.0
+"""The longer of the timeouts, and time to start and to take note on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+    with host_pair(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts
+
+
+def settings() -> list[str]:
+    return [word for key, value in LONG.items() for word in ("--set", f"{key}={value}")]
+
+
+def events(run: Path) -> list[str]:
+    path = run / "supervisor.jsonl"
+    return [json.loads(line)["kind"] for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def wait_for(
+    condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path, seconds: float = SECONDS
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, f"waited too long: {log.read_text()}"
+        time.sleep(0.1)
+
+
+def test_a_cut_cable(pair: TwoHosts) -> None:
+    """Both sides leave by themselves, nothing is launched before the hosts answer, and one lineage continues."""
+    run, log = pair.folder / "runs" / "cut", pair.folder / "cut.log"
+    process = start(pair, "cut", *across(pair), *settings(), "--supervise")
+    wait_for(lambda: any(run.glob("checkpoints/*/MANIFEST.json")), process, log)
+    ranks = list(read_beats(run).values())
+    pair.set_link(1, "down")
+    # A rank that is killed would leave its heartbeat.
+    wait_for(lambda: not read_beats(run), process, log, CUT_OFF)
+    wait_for(lambda: not any(map(is_alive, ranks)), process, log, CUT_OFF)
+    assert [beat.rank for beat in ranks] == [0, 1]
+    wait_for(lambda: "waiting" in events(run), process, log)
+    assert events(run) == ["started", "lost", "waiting"]
+    pair.set_link(1, "up")
+    assert process.wait(SECONDS) == 0, log.read_text()
+    assert events(run) == ["started", "lost", "waiting", "relaunch", "started", "done"]
+    assert list((run / HEARTBEATS).iterdir()) == []
+
+    twin = start(pair, "twin", "--num-accelerators", "2", *settings())
+    assert twin.wait(SECONDS) == 0, (pair.folder / "twin.log").read_text()
+    assert len(losses(pair.folder, "twin")) == LONG["run.steps"]
+    assert losses(pair.folder, "cut") == losses(pair.folder, "twin")
