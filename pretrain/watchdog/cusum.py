@@ -76,7 +76,7 @@ class Drift:
     """The last value's distance from what was expected, clipped."""
     sum: float = 0.0
     onset: int = 0
-    """The step after the last one with sum 0."""
+    """The step after the last one with sum 0, or the first that was compared; 0 before that."""
     excursion: list[float] = field(default_factory=list)
     """What was added since then."""
     increments: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
@@ -92,6 +92,7 @@ class Drift:
 
     def add(self, step: int, z: float, allowance: float) -> None:
         """Take a value into the sum, which stays within three thresholds: it can recover."""
+        self.onset = self.onset or step
         self.z = max(-CLIP, min(z, CLIP))
         increment = round(self.z - allowance, 3)
         self.sum = min(max(0.0, self.sum + increment), 3 * self.threshold)
@@ -102,7 +103,7 @@ class Drift:
             self.excursion.clear()
 
     def reset(self) -> None:
-        self.z, self.sum = 0.0, 0.0
+        self.z, self.sum, self.onset = 0.0, 0.0, 0
         self.excursion.clear()
 
     def state_dict(self) -> dict[str, Any]:
