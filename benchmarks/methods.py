@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from naive_sigma import NaiveSigmaLinear
 
 from data_pipeline.batches import TokenBatch
+from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.mesh import ParallelMesh
 from pretrain.assembly import assemble_engine
 from pretrain.config import ProbesConfig, RunConfig
@@ -48,10 +50,15 @@ class Arm:
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     goal: float | None = None
     """The most that it may add to a step."""
+    naive_sigma: bool = False
+    """sigmaReparam in every forward pass, by autograd, on top of a configuration without it."""
 
 
 ARMS = {
     "base": Arm(),
+    "sigma": Arm({"model": {"reparametrization": "sigma"}}, goal=0.05),
+    "sigma, 1": Arm({"model": {"reparametrization": "sigma", "sigma_vectors": 1}}, goal=0.05),
+    "naive sigma": Arm(naive_sigma=True),
     "tev": Arm({"probes": {"tev": True}}, goal=0.005),
     "entropy": Arm({"probes": {"attention_entropy": True}}, goal=0.01),
     "variance": Arm({"probes": {"gradient_variance": True}}),
@@ -72,6 +79,7 @@ def make_config(size: str, dtype: str, arm: Arm) -> RunConfig:
         "optimizer": {"learning_rate": 1e-4},
         "precision": {"dtype": dtype},
         "probes": {**NO_PROBES, "every_steps": BLOCK},
+        "watchdog": {"enabled": False},
     }
     sections["model"]["attention"] = {"num_heads": heads}
     sections["data"]["global_batch_size"] = micro * MICRO_BATCHES
@@ -88,9 +96,26 @@ def make_batches(config: RunConfig, step: int) -> list[TokenBatch]:
     return [TokenBatch(b[:, :-1], b[:, 1:], torch.ones(b[:, 1:].shape)) for b in blocks]
 
 
-def make_step(config: RunConfig, mesh: ParallelMesh) -> Step:
+def reparametrize_naively(layer: ColumnParallelLinear | RowParallelLinear) -> None:
+    """Let a layer divide each of its matrices by its spectral norm in every forward pass."""
+    sizes = getattr(layer, "local_blocks", [layer.weight.shape[0]])
+    matrices = [NaiveSigmaLinear(block, None) for block in layer.weight.detach().split(sizes)]
+    plain = layer._forward_impl
+
+    def forward(input: torch.Tensor, weight: torch.Tensor, **options: Any) -> Any:
+        effective = [m.effective(block) for m, block in zip(matrices, weight.split(sizes), strict=True)]
+        return plain(input, torch.cat(effective), **options)
+
+    layer._forward_impl = forward
+
+
+def make_step(config: RunConfig, mesh: ParallelMesh, arm: Arm) -> Step:
     """Train one step; returns the seconds that it took."""
     engine = assemble_engine(config, plan(config, 1), mesh, detect_kernels())
+    if arm.naive_sigma:
+        for layer in engine.module.modules():
+            if isinstance(layer, ColumnParallelLinear | RowParallelLinear):
+                reparametrize_naively(layer)
     count = iter(range(1, 10**9))
 
     def judge(report: StepReport) -> Verdict:
@@ -132,9 +157,9 @@ def peak_memory(options: argparse.Namespace, arm: str) -> int:
     return int(answer.stdout.split()[-1])
 
 
-def train_alone(config: RunConfig, mesh: ParallelMesh) -> int:
+def train_alone(config: RunConfig, mesh: ParallelMesh, arm: Arm) -> int:
     """Train two blocks; returns the peak of memory, of the device if there is one."""
-    step = make_step(config, mesh)
+    step = make_step(config, mesh, arm)
     for position in range(2 * BLOCK):
         step(make_batches(config, position))
     if mesh.device.type == "cuda":
@@ -199,9 +224,9 @@ def main() -> None:
     configs = {name: make_config(options.size, "bf16" if gpu else "fp32", ARMS[name]) for name in names}
     mesh = ParallelMesh.create(configs[names[0]].parallel)
     if options.memory_of:
-        print(train_alone(configs[options.memory_of], mesh))
+        print(train_alone(configs[options.memory_of], mesh, ARMS[options.memory_of]))
         return
-    steps = {name: make_step(config, mesh) for name, config in configs.items()}
+    steps = {name: make_step(config, mesh, ARMS[name]) for name, config in configs.items()}
     seconds = time_blocks(steps, configs["base"], options.pairs)
     report(
         options,

@@ -36,12 +36,16 @@ class NaiveSigmaLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
+        return F.linear(x, self.effective(self.weight), self.bias)
+
+    def effective(self, weight: Tensor) -> Tensor:
+        """(gamma / sigma) W, after a power step."""
         with torch.no_grad():
-            matrix = self.weight.T if self.keep_left else self.weight
+            matrix = weight.T if self.keep_left else weight
             other = F.normalize(matrix @ self.kept, dim=0)
             kept = F.normalize(matrix.T @ other, dim=0)
             if self.training:
                 self.kept.copy_(kept)
             v_O, u_I = (kept, other) if self.keep_left else (other, kept)
-        sigma = torch.einsum("o,oi,i->", v_O, self.weight, u_I)
-        return F.linear(x, self.weight * (self.gamma / sigma), self.bias)
+        sigma = torch.einsum("o,oi,i->", v_O, weight, u_I)
+        return weight * (self.gamma / sigma)
