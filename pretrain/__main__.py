@@ -4,32 +4,68 @@ python -m pretrain CONFIG [--set section.key=value]...
 """
 
 import argparse
+import hashlib
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
 from pretrain.agreement import agreed
 from pretrain.assembly import assemble_engine
-from pretrain.checkpoint import Checkpointer, Identity
+from pretrain.checkpoint import LIBRARIES, Checkpointer
 from pretrain.config import RunConfig
 from pretrain.config_loader import dump_config, load_config
 from pretrain.durable import write_durably
-from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, SurefootError
+from pretrain.engine import TrainEngine
+from pretrain.errors import (
+    DATA_EXIT_CODE,
+    ConfigurationError,
+    PeerLost,
+    Preempted,
+    SurefootError,
+    TrainingDiverged,
+)
+from pretrain.heartbeat import Heartbeat
+from pretrain.identity import Identity
 from pretrain.journal import Journal, Journaling, SilentJournal
 from pretrain.judge import judge_finite
 from pretrain.kernels import Kernels, detect_kernels
 from pretrain.layout import Plan, plan
 from pretrain.random_state import seed_generators
 from pretrain.records import TrainState
+from pretrain.restored import Restored
+from pretrain.rollback import resumed
 from pretrain.run_lock import RunLock
+from pretrain.safekeeping import Safekeeping, record
 from pretrain.signals import StopSignals
 from pretrain.trainer import Collaborators, RunJudge, Trainer
+from pretrain.watchdog.chronicle import Chronicle
+from pretrain.watchdog.fault_plan import FaultPlan
+from pretrain.watchdog.faults import make_fault
+from pretrain.watchdog.record import Kind, Record, describe
+from pretrain.watchdog.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, beside the configuration."""
+
+    tag: str | None = None
+    """Checkpoint to go on from; none: the newest."""
+    force_condemned: bool = False
+    fault: FaultPlan | None = None
+    """To be planted."""
+    port: int = 0
+    """MASTER_PORT, which tells launches apart."""
 
 
 def train(
@@ -37,17 +73,26 @@ def train(
     mesh: ParallelMesh,
     signals: StopSignals,
     stack: ExitStack,
-    judge: RunJudge = judge_finite,
+    judge: RunJudge | None = None,
+    request: Request = Request(),
 ) -> TrainState:
-    """Put a run together and train it to its end; `stack` closes what was opened."""
+    """Put a run together and train it to its end; `stack` closes what was opened.
+
+    `judge` stands in for the watchdog's.
+    """
     layout = plan(config, mesh.world_size)
     seed_generators(config.run.seed, mesh.rank)
     # Data first: a run whose data is missing leaves no folder.
     batches, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
+    fault = make_fault(request.fault, config, mesh)
+    batches = fault.wrap_batches(batches)
     agreed(mesh, lambda: open_run_folder(config, mesh, stack))
+    heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
+    notes: list[str] = []
+    chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.append(describe(record)))
     kernels = detect_kernels(config.optimizer.implementation)
     engine = assemble_engine(config, layout, mesh, kernels)
-    notes: list[str] = [*start_lines(config, layout, mesh, kernels), *layout.warnings]
+    notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
     checkpointer = Checkpointer(
         config.run_folder / "checkpoints",
         config,
@@ -55,24 +100,95 @@ def train(
         Identity.of(config, mesh, batches.fingerprint),
         report=notes.append,
     )
-    restored = checkpointer.load_newest(engine)
-    state = restored.state if restored else TrainState()
+    watchdog = Watchdog(config)
+    restored = restore(checkpointer, engine, chronicle, request)
+    state = TrainState()
     if restored:
+        state = resumed(restored.state, chronicle)
+        if request.tag:
+            state = replace(state, attempt=chronicle.recovery.attempt, lineage=chronicle.recovery.lineage + 1)
         batches.seek(restored.data)
-        notes.append(f"resumed from checkpoint {restored.tag}")
+        watchdog.load_state_dict(restored.watchdog)
+        chronicle.tell(record(Kind.RESUMED, state, tag=str(restored.tag)))
+    else:
+        state = resumed(state, chronicle)
+        chronicle.tell(record(Kind.RUN_START, state, **identity_fields(config, layout)))
     journal = stack.enter_context(open_journal(config, layout, mesh, state))
     for note in notes:
         journal.event(state.step, note)
+    chronicle.report = lambda record: report_record(journal, record)
+    safekeeping = Safekeeping(config, engine, checkpointer, watchdog, chronicle)
+    if judge is None and not config.watchdog.enabled:
+        judge = judge_finite
     trainer = Trainer(
         config,
-        Collaborators(mesh, engine, batches, validation, checkpointer, journal, judge, signals),
+        Collaborators(
+            mesh=mesh,
+            engine=engine,
+            batches=batches,
+            validation=validation,
+            safekeeping=safekeeping,
+            journal=journal,
+            watchdog=watchdog,
+            chronicle=chronicle,
+            signals=signals,
+            heartbeat=heartbeat,
+            fault=fault,
+            judge=judge,
+        ),
     )
+    state = trainer.take_up(state)
     if restored:
         restored.restore_random_state()
-    state = trainer.run(state)
+    state = run_to_its_end(trainer, state, chronicle)
     for line in closing_lines(config, trainer.validation_loss, validation.unigram_loss):
         journal.event(state.step, line)
     return state
+
+
+def restore(
+    checkpointer: Checkpointer, engine: TrainEngine, chronicle: Chronicle, request: Request
+) -> Restored | None:
+    """The checkpoint that was asked for; else the newest one, of those from before a rollback that was cut short."""
+    if request.tag:
+        return checkpointer.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
+    pending = chronicle.recovery.pending
+    if pending is None:
+        return checkpointer.load_newest(engine)
+    checkpointer.condemn(pending.target_step, pending.reason)
+    if checkpointer.choose(pending.target_step) is None:
+        return None  # host memory is gone, and nothing older is on disk: the initial weights are
+    return checkpointer.load_newest(engine, pending.target_step)
+
+
+def run_to_its_end(trainer: Trainer, state: TrainState, chronicle: Chronicle) -> TrainState:
+    """Train, and let the ledger have the last word."""
+    try:
+        state = trainer.run(state)
+    except Preempted:
+        chronicle.tell(record(Kind.PREEMPTED, trainer.state))
+        raise
+    except TrainingDiverged as error:
+        chronicle.tell(record(Kind.STOPPED, trainer.state, code=error.exit_code, reason=str(error)))
+        raise
+    chronicle.tell(record(Kind.DONE, state))
+    return state
+
+
+def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
+    """What a run starts with, for its ledger."""
+    return {
+        "config_digest": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}",
+        "versions": {name: version(name) for name in LIBRARIES},
+        "host": socket.gethostname(),
+    }
+
+
+def report_record(journal: Journaling, record: Record) -> None:
+    """Records that people care about appear in the journal; of checkpoints the trainer tells."""
+    if record.kind not in (Kind.SEALED, Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
+        journal.event(record.step, describe(record))
 
 
 def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[BatchStream, ValidationSet]:
@@ -107,6 +223,8 @@ def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: Tra
         config.journal,
         total_steps=config.run.steps,
         first_step=state.step + 1,
+        undone=state.attempt - state.step,
+        lineage=state.lineage,
         flops_per_token=layout.flops_per_token,
         world_size=mesh.world_size,
         device_name=mesh.device_name,
@@ -141,6 +259,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pretrain", description="Train one rank of a run.")
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--resume", metavar="TAG", help="go on from this checkpoint, in a new lineage")
+    parser.add_argument("--force-condemned", action="store_true", help="even if it is condemned")
+    parser.add_argument("--fault", metavar="PLAN", help="plant a fault, as `surefoot rehearse` does")
     # The deepspeed launcher appends it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -154,7 +275,13 @@ def main(arguments: Sequence[str]) -> int:
         with StopSignals() as signals, ExitStack() as stack:
             config = load_config(options.config, options.overrides)
             plan(config, int(world["WORLD_SIZE"]))  # what cannot work is named before the ranks meet
-            train(config, ParallelMesh.create(config.parallel), signals, stack)
+            request = Request(
+                tag=options.resume,
+                force_condemned=options.force_condemned,
+                fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
+                port=int(world["MASTER_PORT"]),
+            )
+            train(config, ParallelMesh.create(config.parallel), signals, stack, request=request)
         return 0
     except (SurefootError, DataError) as error:
         code = DATA_EXIT_CODE if isinstance(error, DataError) else error.exit_code

@@ -194,6 +194,11 @@ class Checkpointer:
         settle_latest(self.folder, certified=self._watched)
         return tags
 
+    def uncertified(self) -> tuple[Tag, ...]:
+        """Sealed candidates that have no certificate yet and are not condemned, newest first."""
+        found: Candidates = self._do(lambda: candidates(self.folder))
+        return tuple(tag for tag in found.sealed if tag not in found.certified)
+
     # Loading
 
     def choose(self, limit_step: int, oldest: bool = False) -> Tag | None:

@@ -57,6 +57,10 @@ class PeerLost(SurefootError):
     exit_code = 6
 
 
+class RanksDisagree(PeerLost):
+    """Ranks have decided differently: none of them can be trusted, and nothing is saved."""
+
+
 class Preempted(SurefootError):
     """A signal asked the run to stop; a checkpoint is sealed and the run can be resumed."""
 

@@ -46,6 +46,9 @@ _TAGS = {
     "tev_std": "embedding/tev_std",
     "tev_p99": "embedding/tev_p99",
     "tev_max": "embedding/tev_max",
+    "tev_reach": "embedding/tev_reach",
+    "replicas_differ": "embedding/replicas_differ",
+    "replicas_odd_rank": "embedding/replicas_odd_rank",
     "tev_head_mean": "embedding/tev_head_mean",
     "tev_head_std": "embedding/tev_head_std",
     "tev_head_p99": "embedding/tev_head_p99",
@@ -66,7 +69,16 @@ _TAGS = {
 What is measured by layer, NAME/LAYER, has the layer behind the tag of its name.
 """
 
-_NOT_CURVES = {"step", "samples", "tokens", "wait_seconds", "validation_tokens", "validation_seconds"}
+_NOT_CURVES = {
+    "step",
+    "attempt",
+    "lineage",
+    "samples",
+    "tokens",
+    "wait_seconds",
+    "validation_tokens",
+    "validation_seconds",
+}
 
 
 class Journaling(ABC):
@@ -83,6 +95,14 @@ class Journaling(ABC):
     @abstractmethod
     def histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
         """The distribution of many values after a step; to TensorBoard alone."""
+
+    @abstractmethod
+    def curves(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Values of a step by tag; to TensorBoard alone."""
+
+    @abstractmethod
+    def rewind(self, undone: int, lineage: int) -> None:
+        """The run has gone back, in `undone` attempts more than steps: curves go on, they do not overlap."""
 
     @abstractmethod
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
@@ -110,6 +130,10 @@ class SilentJournal(Journaling):
 
     def histogram(self, step: int, tag: str, values: Sequence[float]) -> None: ...
 
+    def curves(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def rewind(self, undone: int, lineage: int) -> None: ...
+
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None: ...
 
     def event(self, step: int, text: str) -> None: ...
@@ -127,6 +151,8 @@ class Journal(Journaling):
         *,
         total_steps: int,
         first_step: int,
+        undone: int = 0,
+        lineage: int = 1,
         flops_per_token: float,
         world_size: int,
         device_name: str,
@@ -137,6 +163,8 @@ class Journal(Journaling):
         Args:
             total_steps: steps of the whole run.
             first_step: the first step that will be recorded; curves of an earlier session end before it.
+            undone: attempts that rollbacks have undone so far; the axis of curves counts them.
+            lineage: of the run; grows with every rollback.
             flops_per_token: of the model, forward and backward.
             device_name: what torch calls the accelerator, for its peak.
 
@@ -147,20 +175,30 @@ class Journal(Journaling):
         self._throughput = Throughput(flops_per_token, world_size, peak)
         self._console = open_console(config, total_steps)
         self._metrics = MetricsFile(folder / "metrics.jsonl")
-        self._curves = _Curves(folder / "tensorboard", first_step) if config.tensorboard else _NoCurves()
+        self.rewind(undone, lineage)
+        first = first_step + undone
+        self._curves = _Curves(folder / "tensorboard", first) if config.tensorboard else _NoCurves()
         self._console_guard = _Guard("the console", lambda text: None, clock)
         self._metrics_guard = _Guard("metrics.jsonl", self._say, clock)
         self._curves_guard = _Guard("tensorboard", self._say, clock)
 
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None:
-        measures = _measures(report, measurements, self._throughput)
+        place = {"attempt": report.step + self._undone, "lineage": self._lineage}
+        measures = {**_measures(report, measurements, self._throughput), **place}
         self._append({**measures, **_verdict_columns(verdict)})
         self._draw({**measures, "perplexity": _perplexity(report.loss)}, report.step)
         line = _step_line(report, verdict, measures["tokens_per_second"])
         self._console_guard.attempt(lambda: self._console.step(line))
 
     def histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
-        self._curves_guard.attempt(lambda: self._curves.histogram(tag, values, step))
+        self._curves_guard.attempt(lambda: self._curves.histogram(tag, values, step + self._undone))
+
+    def curves(self, step: int, scalars: Mapping[str, float]) -> None:
+        if scalars:
+            self._curves_guard.attempt(lambda: self._curves.scalars(scalars, step + self._undone))
+
+    def rewind(self, undone: int, lineage: int) -> None:
+        self._undone, self._lineage = undone, lineage
 
     def validation(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         measures = {
@@ -179,7 +217,7 @@ class Journal(Journaling):
 
     def event(self, step: int, text: str) -> None:
         self._say(f"step {step}: {text}")
-        self._curves_guard.attempt(lambda: self._curves.text("run/events", text, step))
+        self._curves_guard.attempt(lambda: self._curves.text("run/events", text, step + self._undone))
 
     def close(self) -> None:
         for sink in (self._curves, self._metrics, self._console):
@@ -190,7 +228,7 @@ class Journal(Journaling):
         self._metrics_guard.attempt(lambda: self._metrics.append(row))
 
     def _draw(self, measures: Mapping[str, float], step: int) -> None:
-        self._curves_guard.attempt(lambda: self._curves.scalars(_tagged(measures), step))
+        self._curves_guard.attempt(lambda: self._curves.scalars(_tagged(measures), step + self._undone))
 
     def _say(self, text: str) -> None:
         self._console_guard.attempt(lambda: self._console.say(text))

@@ -11,15 +11,20 @@ from data_pipeline.errors import DataError
 from data_pipeline.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh
 from pretrain.agreement import guarded, raise_first
-from pretrain.checkpoint import Checkpointer
 from pretrain.config import RunConfig
 from pretrain.engine import BatchesMissing, TrainEngine
-from pretrain.errors import CheckpointError, Preempted, TrainingDiverged
+from pretrain.errors import CheckpointError, Preempted, RanksDisagree, TrainingDiverged
 from pretrain.evaluate import validate
+from pretrain.heartbeat import Heartbeat, Phase
 from pretrain.journal import Journaling
 from pretrain.optim import learning_rate
 from pretrain.records import Action, StepReport, TrainState, Verdict
+from pretrain.rollback import Rescue
+from pretrain.safekeeping import Safekeeping
 from pretrain.signals import StopSignals
+from pretrain.watchdog.chronicle import Chronicle
+from pretrain.watchdog.faults import Fault
+from pretrain.watchdog.watchdog import Watchdog
 
 RunJudge = Callable[[StepReport, TrainState], Verdict]
 """Judges a step, given the state before it; must be pure, so that all ranks come to the same verdict."""
@@ -33,10 +38,15 @@ class Collaborators:
     engine: TrainEngine
     batches: BatchStream
     validation: ValidationSet
-    checkpointer: Checkpointer
+    safekeeping: Safekeeping
     journal: Journaling
-    judge: RunJudge
+    watchdog: Watchdog
+    chronicle: Chronicle
     signals: StopSignals
+    heartbeat: Heartbeat
+    fault: Fault
+    judge: RunJudge | None = None
+    """In place of the watchdog's."""
 
 
 class Trainer:
@@ -48,17 +58,32 @@ class Trainer:
         self.engine = collaborators.engine
         self.batches = collaborators.batches
         self.validation = collaborators.validation
-        self.checkpointer = collaborators.checkpointer
+        self.safekeeping = collaborators.safekeeping
         self.journal = collaborators.journal
-        self.judge = collaborators.judge
+        self.watchdog = collaborators.watchdog
+        self.chronicle = collaborators.chronicle
         self.signals = collaborators.signals
+        self.heartbeat = collaborators.heartbeat
+        self.fault = collaborators.fault
+        self.judge = collaborators.judge
+        self.rescue = Rescue(config, collaborators)
         self._steps = guarded(self.batches)
         self.validation_loss: float | None = None
         """The last validation loss that this process has taken."""
+        self.state = TrainState()
+        """Where the run stands, for the last words of one that ends early."""
         self._lost = ""
         """What to say of a stop if the last save failed."""
         self._saved = 0
         """The last step that a checkpoint was taken of, or tried."""
+
+    def take_up(self, state: TrainState) -> TrainState:
+        """What is to be done before the first step of a process: a rollback that a crash has cut short."""
+        if self.chronicle.recovery.pending is not None:
+            state = self.rescue.complete(state)
+        self.batches.skip(self.chronicle.recovery.skips)
+        self.safekeeping.await_certificates(state.step)
+        return state
 
     def run(self, state: TrainState) -> TrainState:
         """Train from `state`, which is that of the newest checkpoint if there is one, to the last step.
@@ -70,14 +95,17 @@ class Trainer:
             CheckpointError: the last checkpoint could not be saved.
         """
         self._saved = state.step
+        self._remember(state)
         stopping = self._asked_to_stop()
         while not stopping and not self._complete(state):
+            self.state = state
             if self._validation_due(state):
                 state, stopping = self._validate(state)
             elif self._checkpoint_due(state):
                 self._save(state)
             else:
                 state, stopping = self._advance(state)
+        self.state = state
         if stopping:
             self._leave(state)
         return state
@@ -97,28 +125,50 @@ class Trainer:
         return state.step % every == 0 or state.step == self.config.run.steps
 
     def _advance(self, state: TrainState) -> tuple[TrainState, bool]:
-        """One optimizer step; also whether a rank was asked to stop."""
+        """One optimizer step, or a return to an earlier one; also whether a rank was asked to stop."""
         started = time.perf_counter()
+        self.heartbeat.beat(state.step, Phase.STEP, state.attempt)
         report, verdict = self._step(state)
         self.journal.record(report, verdict, self._measure(started))  # also the step that ends the run
         for tag, values in report.histograms.items():
             self.journal.histogram(report.step, tag, values)
+        self.journal.curves(report.step, self.watchdog.findings.scalars)
+        self.rescue.tell(report, verdict, state)
+        if not report.unanimous:
+            raise RanksDisagree(f"step {report.step}: ranks have decided differently; nothing of it is saved")
         if verdict.action is Action.HALT:
             raise TrainingDiverged(verdict.reason)
+        if verdict.action is Action.ROLLBACK:
+            return self._go_back(state, verdict), report.interrupted
         state = state.after(report, verdict)
         self._check_damage(state)
+        if self.safekeeping.remember_due(state.step):
+            self._remember(state)
+        self.safekeeping.certify(state)
         return state, report.interrupted
+
+    def _go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
+        self.heartbeat.beat(state.step, Phase.RESTORING, state.attempt)
+        state = self.rescue.go_back(state, verdict)
+        self._saved = state.step
+        return state
+
+    def _remember(self, state: TrainState) -> None:
+        if problem := self.safekeeping.remember(state, self.batches.state()):
+            self.journal.event(state.step, problem)
 
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
         batches, problem = next(self._steps)
-        peak, total = self.config.optimizer.learning_rate, self.config.run.steps
+        self.fault.before_step(self.engine, state.attempt + 1)
         try:
             report, verdict = self.engine.step(
                 batches,
-                judge=lambda report: self.judge(report, state),
+                judge=lambda report: self._judge(report, state),
                 step=state.step + 1,
-                learning_rate=learning_rate(state.updates, total, self.config.schedule, peak),
+                learning_rate=self._learning_rate(state.updates),
                 interrupted=self.signals.received is not None,
+                dense=self.watchdog.suspicious,
+                digest=self.watchdog.digest,
             )
         except BatchesMissing:
             raise_first(self.mesh, problem)
@@ -126,6 +176,19 @@ class Trainer:
         if report.damaged:
             self._name_damaged(report.step, [name for batch in batches for name in batch.damaged])
         return report, verdict
+
+    def _judge(self, report: StepReport, state: TrainState) -> Verdict:
+        if self.judge is not None:
+            return self.judge(report, state)
+        verdict = self.watchdog.judge(report, state, self.chronicle.recovery, self.batches.draws())
+        # Which of the ranks is right nobody knows: no update, and the end.
+        return verdict if report.unanimous else Verdict(Action.HALT, "ranks have decided differently")
+
+    def _learning_rate(self, updates: int) -> float:
+        """Of the next update: the schedule's, lowered where a rollback has asked for it."""
+        peak, total = self.config.optimizer.learning_rate, self.config.run.steps
+        rate = learning_rate(updates, total, self.config.schedule, peak)
+        return self.fault.learning_rate(updates, rate * self.chronicle.recovery.learning_rate_factor(updates))
 
     def _name_damaged(self, step: int, names: Sequence[str]) -> None:
         """Tell of the damaged samples of all ranks, each once."""
@@ -154,6 +217,7 @@ class Trainer:
 
     def _validate(self, state: TrainState) -> tuple[TrainState, bool]:
         """The validation loss; also whether it was broken off because a rank was asked to stop."""
+        self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
         result = validate(self.engine, self.validation, self._asked_to_stop)
         if result is None:
             return state, True
@@ -166,11 +230,13 @@ class Trainer:
 
     def _save(self, state: TrainState) -> None:
         """A save that fails costs this checkpoint, not the run, unless there is no later one to come."""
-        saved = self.checkpointer.save(self.engine, state, self.batches.state())
+        self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
+        saved = self.safekeeping.save(state, self.batches.state())
         self._saved = state.step
         if saved.tag is not None:
             self._lost = ""
             self.journal.event(state.step, f"checkpoint {saved.tag} saved")
+            self.safekeeping.certify(state)
         elif state.step == self.config.run.steps:
             raise CheckpointError(f"the last checkpoint could not be saved: {saved.problem}")
         else:

@@ -1,0 +1,116 @@
+"""Going back: from a verdict to a run that stands at an earlier step and goes on from there."""
+
+import time
+from dataclasses import asdict, replace
+from typing import Protocol
+
+from data_pipeline.stream import BatchStream
+from pretrain.config import RunConfig
+from pretrain.errors import TrainingDiverged
+from pretrain.journal import Journaling
+from pretrain.records import Action, StepReport, TrainState, Verdict
+from pretrain.safekeeping import Safekeeping, record
+from pretrain.watchdog.chronicle import Chronicle
+from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.recovery import LearningRateEdit, Rollback
+from pretrain.watchdog.watchdog import Watchdog
+
+
+class Crew(Protocol):
+    """Whom it takes."""
+
+    @property
+    def batches(self) -> BatchStream: ...
+    @property
+    def safekeeping(self) -> Safekeeping: ...
+    @property
+    def journal(self) -> Journaling: ...
+    @property
+    def watchdog(self) -> Watchdog: ...
+    @property
+    def chronicle(self) -> Chronicle: ...
+
+
+class Rescue:
+    """Tells the ledger what was found, and takes the run back when a verdict says so."""
+
+    def __init__(self, config: RunConfig, crew: Crew) -> None:
+        self._return_updates = config.watchdog.learning_rate_return
+        self._batches = crew.batches
+        self._safekeeping = crew.safekeeping
+        self._journal = crew.journal
+        self._watchdog = crew.watchdog
+        self._chronicle = crew.chronicle
+        self._told: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+        """Signals of the alarms and suspicions that the ledger has last heard of."""
+
+    def tell(self, report: StepReport, verdict: Verdict, state: TrainState) -> None:
+        """Write down what is new: alarms, suspicions, a veto. `state` is that before the step."""
+        findings = self._watchdog.findings
+        signals = frozenset(a.signal for a in findings.alarms), frozenset(a.signal for a in findings.suspects)
+        before, self._told = self._told, signals
+
+        def tell(kind: Kind, **fields: object) -> None:
+            self._chronicle.tell(Record(kind, report.step, state.attempt + 1, state.lineage, fields))
+
+        if signals[0] - before[0] or (verdict.alarms and verdict.action is not Action.PROCEED):
+            tell(Kind.ALARM, alarms=[asdict(alarm) for alarm in findings.alarms or verdict.alarms])
+        if signals[1] - before[1] - before[0]:
+            tell(Kind.SUSPECT, signals=sorted(signals[1]))
+        if verdict.action is Action.VETO:
+            tell(Kind.VETO, reason=verdict.reason, draws=list(self._batches.draws()))
+
+    def go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
+        """Return to a candidate from before the trouble; the state that the run goes on from.
+
+        Raises:
+            TrainingDiverged: there is no such candidate.
+        """
+        started = time.perf_counter()
+        plan = self._watchdog.plan(verdict)
+        target = self._safekeeping.choose(plan)
+        if target is None:
+            raise TrainingDiverged(
+                f"{verdict.reason}; nothing is left to go back to from before step {plan.limit_step + 1}"
+            )
+        rollback = plan.to(target.step, str(target.tag) if target.tag else None)
+        self._chronicle.commit(rollback.intent(state.lineage))
+        self._safekeeping.condemn(target.step, verdict.reason, state)
+        restored, tier = self._safekeeping.restore(target)
+        state = replace(restored.state, attempt=state.attempt + 1, lineage=state.lineage + 1)
+        self._batches.seek(restored.data)
+        self._watchdog.load_state_dict(restored.watchdog)
+        self._journal.rewind(state.attempt - state.step, state.lineage)
+        self._conclude(rollback, state, tier, restored.proof, started)
+        restored.restore_random_state()
+        return state
+
+    def complete(self, state: TrainState) -> TrainState:
+        """After a crash between an intent and its deed: the run was taken up at `state`, not later than intended."""
+        pending = self._chronicle.recovery.pending
+        assert pending is not None, "there is something to complete"
+        rollback = replace(pending, target_step=state.step)
+        self._chronicle.commit(rollback.intent(state.lineage))
+        state = replace(state, attempt=self._chronicle.recovery.attempt, lineage=state.lineage + 1)
+        self._journal.rewind(state.attempt - state.step, state.lineage)
+        self._conclude(rollback, state, "disk", "", time.perf_counter())
+        return state
+
+    def _conclude(self, rollback: Rollback, state: TrainState, tier: str, proof: str, started: float) -> None:
+        """What the ledger has learned holds from here on: samples to leave out, a lower learning rate."""
+        self._batches.skip(self._chronicle.recovery.skips)
+        if rollback.learning_rate_factor != 1:
+            edit = LearningRateEdit(state.updates, rollback.learning_rate_factor, self._return_updates)
+            self._chronicle.tell(record(Kind.LEARNING_RATE_EDIT, state, **asdict(edit)))
+        seconds = time.perf_counter() - started
+        self._chronicle.tell(record(Kind.ROLLBACK_DONE, state, seconds=seconds, tier=tier, proof=proof))
+        self._told = (frozenset(), frozenset())
+        self._journal.event(state.step, f"goes on from step {state.step}, from {tier}, after {seconds:.1f} s")
+
+
+def resumed(saved: TrainState, chronicle: Chronicle) -> TrainState:
+    """The counters of a run that a process takes up: attempts and lineages go on where the ledger has them."""
+    recovery = chronicle.recovery
+    if saved.lineage >= recovery.lineage:
+        return saved
+    return replace(saved, lineage=recovery.lineage, attempt=max(saved.attempt, recovery.attempt))

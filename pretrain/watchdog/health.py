@@ -1,0 +1,53 @@
+"""When a candidate has proven healthy: steps without a suspicion, and a loss that has not moved up for good."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+LEVEL_SIGMAS = 4.0
+"""By how many standard errors the median loss may rise across a candidate."""
+LEVEL_FLOOR = 2e-3
+"""Rise of the median that is never held against it, relative."""
+
+
+class Health:
+    """Follows the losses of accepted steps and the last unhealthy step of a run."""
+
+    def __init__(self, horizon: int) -> None:
+        self.horizon = horizon
+        self._unhealthy = 0
+        self._losses: deque[tuple[int, float]] = deque(maxlen=2 * horizon)
+
+    def note(self, step: int, loss: float, *, healthy: bool) -> None:
+        """One step that was looked at. Of an unhealthy one only its number counts."""
+        if healthy:
+            self._losses.append((step, loss))
+        else:
+            self._unhealthy = step
+
+    def proven(self, candidate: int, step: int) -> bool:
+        """Whether a candidate of step `candidate` has had its horizon of healthy steps up to `step`."""
+        return step - max(candidate, self._unhealthy) >= self.horizon
+
+    def damaged(self, candidate: int) -> bool:
+        """Whether the loss has settled higher after the candidate than it was before: small, permanent harm that is
+        too slow for an alarm. A falling loss hides as much as it falls."""
+        before = [loss for step, loss in self._losses if step <= candidate]
+        after = [loss for step, loss in self._losses if step > candidate]
+        if min(len(before), len(after)) < self.horizon // 2:
+            return False
+        level = np.median(before)
+        sigma = 1.4826 * np.median(np.abs(np.array(before) - level))
+        # The standard error of a median is 1.25 that of a mean.
+        error = 1.25 * sigma * (1 / len(before) + 1 / len(after)) ** 0.5
+        return bool(np.median(after) > level + LEVEL_SIGMAS * error + LEVEL_FLOOR * abs(level))
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"unhealthy": self._unhealthy, "losses": list(self._losses)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._unhealthy = state["unhealthy"]
+        self._losses = deque(((step, loss) for step, loss in state["losses"]), maxlen=2 * self.horizon)

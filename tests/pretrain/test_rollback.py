@@ -1,0 +1,153 @@
+"""A run that slips, goes back, and goes on: in every layout to the same end as one that was told beforehand."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import run_distributed
+from runs import contents, differences, metrics, newest_checkpoint, run_config
+from training import Layout, make_mesh
+
+from pretrain.__main__ import Request, train
+from pretrain.checkpoint_files import LATEST
+from pretrain.config import RunConfig
+from pretrain.durable import write_durably
+from pretrain.errors import TrainingDiverged
+from pretrain.signals import StopSignals
+from pretrain.watchdog.fault_plan import FaultPlan
+from pretrain.watchdog.ledger import LEDGER, Ledger, read_ledger
+from pretrain.watchdog.record import Kind, Record
+
+LAYOUTS = [
+    Layout(),
+    Layout(data=2, zero=1),
+    Layout(data=2, zero=2, dtype="bf16"),
+    Layout(data=2, zero=3),
+    Layout(tensor=2),
+    Layout(pipeline=2),
+    Layout(tensor=2, pipeline=2),
+]
+STEPS = 30
+WATCHDOG = {
+    "window": 16,
+    "horizon": 6,
+    "margin": 2,
+    "skip_after": 3,
+    "memory_every_steps": 4,
+    "skipped_fraction": 0.9,
+}
+
+
+def watched(layout: Layout, folder: Path, corpus: Path, **watchdog: Any) -> RunConfig:
+    return run_config(
+        layout,
+        folder,
+        corpus,
+        run={"folder": str(folder), "steps": STEPS},
+        checkpoint={"every_steps": 10, "keep_last": 10},
+        evaluation={"every_steps": 15, "samples": 12},
+        watchdog={**WATCHDOG, **watchdog},
+    )
+
+
+def run(config: RunConfig, fault: str | None = None) -> str:
+    plan = FaultPlan.parse(fault, config.run.steps) if fault else None
+    try:
+        with StopSignals() as signals, ExitStack() as stack:
+            train(config, make_mesh(config.parallel), signals, stack, request=Request(fault=plan))
+    except TrainingDiverged as error:
+        return f"diverged: {error}"
+    return "finished"
+
+
+def story(folder: Path) -> list[Record]:
+    return list(read_ledger(folder / "test" / LEDGER))
+
+
+def kinds(folder: Path) -> list[str]:
+    return [str(record.kind) for record in story(folder)]
+
+
+def one(folder: Path, kind: Kind) -> Record:
+    (record,) = [record for record in story(folder) if record.kind is kind]
+    return record
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_rollback_equals_a_run_that_was_told_beforehand(
+    layout: Layout, corpus: Path, tmp_path: Path
+) -> None:
+    """NaN in four gradients of one rank: three vetoes, then back and on without those samples."""
+    slipped, told = tmp_path / "slipped", tmp_path / "told"
+    config = watched(layout, slipped, corpus)
+    ends = run_distributed(run, layout.world_size, config, "nan_gradient@20+4")
+    assert ends == ["finished"] * layout.world_size
+    assert kinds(slipped).count("veto") == 3
+    intent = one(slipped, Kind.ROLLBACK_INTENT)
+    assert (intent.step, intent.fields["onset"], intent.fields["target_step"]) == (23, 20, 12)
+    assert one(slipped, Kind.ROLLBACK_DONE).fields["tier"] == "memory"
+    assert kinds(slipped)[-1] == "done"
+
+    (told / "test").mkdir(parents=True)
+    ledger = Ledger(told / "test" / LEDGER)
+    ledger.append(Record(intent.kind, 0, 0, 1, {**intent.fields, "target_step": 0}))
+    ledger.append(Record(Kind.ROLLBACK_DONE, 0, 0, 1, {"seconds": 0.0, "tier": "disk", "proof": ""}))
+    ledger.close()
+    assert run_distributed(run, layout.world_size, watched(layout, told, corpus)) == ends
+    assert metrics(slipped) == metrics(told)
+    ours, theirs = contents(newest_checkpoint(slipped)), contents(newest_checkpoint(told))
+    shared = [name for name in ours if not name.startswith("rank_")]
+    assert shared
+    assert [d for name in shared for d in differences(ours[name], theirs[name], name)] == []
+
+
+def test_a_healthy_run_is_left_alone_and_its_last_checkpoint_is_certified(
+    corpus: Path, tmp_path: Path
+) -> None:
+    assert run_distributed(run, 2, watched(Layout(data=2, zero=1), tmp_path, corpus)) == ["finished"] * 2
+    assert set(kinds(tmp_path)) <= {"run_start", "sealed", "certified", "done", "suspect", "alarm"}
+    latest = (tmp_path / "test/checkpoints" / LATEST).read_text()
+    assert latest == newest_checkpoint(tmp_path).name
+
+
+def test_curves_go_on_where_steps_are_taken_again(corpus: Path, tmp_path: Path) -> None:
+    run_distributed(run, 1, watched(Layout(), tmp_path, corpus), "nan_gradient@20+4")
+    rows = [json.loads(line) for line in (tmp_path / "test/metrics.jsonl").read_text().splitlines()]
+    steps = [(row["step"], row["attempt"], row["lineage"]) for row in rows if "loss" in row]
+    assert [attempt for _, attempt, _ in steps] == list(range(1, len(steps) + 1))
+    assert steps[22] == (23, 23, 1)
+    assert steps[23] == (13, 24, 2)
+
+
+def test_trouble_that_does_not_end_stops_the_run_and_the_ledger_says_why(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (end,) = run_distributed(run, 1, watched(Layout(), tmp_path, corpus), "nan_gradient@12+200")
+    assert end.startswith("diverged")
+    last = story(tmp_path)[-1]
+    assert (last.kind, last.fields["code"]) == (Kind.STOPPED, 5)
+
+
+def test_a_dry_run_withholds_what_is_not_finite_and_goes_on(corpus: Path, tmp_path: Path) -> None:
+    config = watched(Layout(), tmp_path, corpus, dry_run=True)
+    assert run_distributed(run, 1, config, "nan_gradient@20+4") == ["finished"]
+    assert "rollback_intent" not in kinds(tmp_path)
+
+
+def test_a_crash_between_intent_and_deed_is_made_up_for(corpus: Path, tmp_path: Path) -> None:
+    """The ledger ends with an intent: the next start does it, from disk, and does not forget the skip."""
+    config = watched(Layout(), tmp_path, corpus)
+    run_distributed(run, 1, config, "nan_gradient@20+4")
+    path = tmp_path / "test" / LEDGER
+    lines = path.read_bytes().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "rollback_intent")
+    write_durably(path, b"".join(lines[: cut + 1]).decode())
+    intended = [tuple(r) for r in json.loads(lines[cut])["skip"]]
+    assert run_distributed(run, 1, config) == ["finished"]
+    after = story(tmp_path)[cut + 1 :]
+    again = next(record for record in after if record.kind is Kind.ROLLBACK_INTENT)
+    assert again.fields["target_step"] == 10
+    assert [tuple(r) for r in again.fields["skip"]] == intended
+    assert [record.kind for record in after][-1] is Kind.DONE
