@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
@@ -80,10 +82,14 @@ def train(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.set)
     wanted = launch_options(options)
 
-    def build() -> Command:
-        return build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    # A checkpoint that was asked for is where the first launch begins; the others go on from the newest.
+    orders = chain([wanted], repeat(replace(wanted, arguments=())))
 
-    command = build()
+    def build() -> Command:
+        return build_command(next(orders), this_machine(), model_parallel)
+
+    command = build_command(wanted, this_machine(), model_parallel)
     planned = plan(config, command.world_size)
     deepspeed_json(config, planned)
     policy = supervision(options, config)
@@ -131,7 +137,19 @@ def launch_options(options: argparse.Namespace) -> LaunchOptions:
         launcher=options.launcher,
         ssh_port=options.ssh_port,
         extra=options.extra,
+        arguments=tuple(resume_arguments(options)),
     )
+
+
+def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
+    """What the ranks are told about the checkpoint to begin with."""
+    tag, force = getattr(options, "resume", None), getattr(options, "force_condemned", False)
+    if force and not tag:
+        raise ConfigurationError("--force-condemned: only with --resume TAG")
+    if tag:
+        yield f"--resume={tag}"
+    if force:
+        yield "--force-condemned"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -233,6 +251,12 @@ def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
     parser.add_argument(
         "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
     )
+    parser.add_argument(
+        "--resume",
+        metavar="TAG",
+        help="go on from this checkpoint, for example step00001200-a3, in a new lineage",
+    )
+    parser.add_argument("--force-condemned", action="store_true", help="with --resume: even a condemned one")
     parser.add_argument("--ssh-port", type=positive, metavar="PORT", help="port of ssh on the hosts")
 
 

@@ -14,7 +14,7 @@ from pretrain.__main__ import Request, train
 from pretrain.checkpoint_files import LATEST
 from pretrain.config import RunConfig
 from pretrain.durable import write_durably
-from pretrain.errors import TrainingDiverged
+from pretrain.errors import CheckpointError, TrainingDiverged
 from pretrain.signals import StopSignals
 from pretrain.watchdog.fault_plan import FaultPlan
 from pretrain.watchdog.ledger import LEDGER, Ledger, read_ledger
@@ -52,11 +52,14 @@ def watched(layout: Layout, folder: Path, corpus: Path, **watchdog: Any) -> RunC
     )
 
 
-def run(config: RunConfig, fault: str | None = None) -> str:
+def run(config: RunConfig, fault: str | None = None, tag: str | None = None, force: bool = False) -> str:
     plan = FaultPlan.parse(fault, config.run.steps) if fault else None
+    request = Request(tag=tag, force_condemned=force, fault=plan)
     try:
         with StopSignals() as signals, ExitStack() as stack:
-            train(config, make_mesh(config.parallel), signals, stack, request=Request(fault=plan))
+            train(config, make_mesh(config.parallel), signals, stack, request=request)
+    except CheckpointError as error:
+        return f"refused: {error}"
     except TrainingDiverged as error:
         return f"diverged: {error}"
     return "finished"
@@ -151,3 +154,20 @@ def test_a_crash_between_intent_and_deed_is_made_up_for(corpus: Path, tmp_path: 
     assert again.fields["target_step"] == 10
     assert [tuple(r) for r in again.fields["skip"]] == intended
     assert [record.kind for record in after][-1] is Kind.DONE
+
+
+def test_a_run_is_resumed_by_hand_from_a_checkpoint_and_not_from_a_condemned_one(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = watched(Layout(), tmp_path, corpus)
+    assert run_distributed(run, 1, config) == ["finished"]
+    tags = {record.fields["tag"] for record in story(tmp_path) if record.kind is Kind.SEALED}
+    first, middle, _ = sorted(tags)
+    before = metrics(tmp_path)
+    assert run_distributed(run, 1, config, None, first) == ["finished"]
+    assert metrics(tmp_path) == before
+    assert story(tmp_path)[-1].lineage == 2
+    (end,) = run_distributed(run, 1, config, None, middle)
+    assert end.startswith("refused")
+    assert run_distributed(run, 1, config, None, middle, True) == ["finished"]
+    assert metrics(tmp_path) == before
