@@ -17,6 +17,7 @@ from pretrain.shapes import parameter_shapes
 
 SHIPPED = {
     "demo.toml": 2,
+    "rehearsal.toml": 2,
     "gpt-124m.toml": 8,
     "gpt-1.3b.toml": 8,
     "gpt-6.7b-many-hosts.toml": 32,
