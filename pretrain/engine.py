@@ -243,15 +243,18 @@ class TrainEngine:
         )
 
     def _reduce(self, local: _Facts, digest: int) -> tuple[_Facts, bool, Measures]:
-        """Sum over all ranks, in one vector with the slots of the probes; also whether all have the same digest.
+        """Sum facts and the slots of the probes over all ranks; also whether all have the same digest.
 
-        NaN and inf travel as they are: any of them makes the sum in its place non-finite everywhere.
+        In two messages: gloo adds in an order that depends on a message's length, and the gradient norm, which
+        clips, must not depend by a bit on which probes look. NaN and inf travel as they are: any of them makes the
+        sum in its place non-finite everywhere.
         """
-        own = torch.tensor([*slots_of(digest), *vars(local).values()], dtype=torch.float64)
-        values = self.mesh.agree_sum(torch.cat((own, self._probes.local())))
-        digests, facts = values[:SLOTS].tolist(), values[SLOTS : len(own)].tolist()
-        alike = unanimous(digests, self.mesh.world_size)
-        return _Facts(*facts), alike, self._probes.finish(values[len(own) :])
+        own = self.mesh.agree_sum(
+            torch.tensor([*slots_of(digest), *vars(local).values()], dtype=torch.float64)
+        ).tolist()
+        slots = self._probes.local()
+        measures = self._probes.finish(self.mesh.agree_sum(slots) if len(slots) else slots)
+        return _Facts(*own[SLOTS:]), unanimous(own[:SLOTS], self.mesh.world_size), measures
 
     # What lies outside of a step
 
