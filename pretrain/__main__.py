@@ -186,8 +186,9 @@ def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
 
 
 def report_record(journal: Journaling, record: Record) -> None:
-    """Records that people care about appear in the journal; of checkpoints the trainer tells."""
-    if record.kind not in (Kind.SEALED, Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
+    """Records that people care about appear in the journal; of candidates the rollback that needs one will tell."""
+    quiet = (Kind.SEALED, Kind.CERTIFIED, Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED)
+    if record.kind not in quiet:
         journal.event(record.step, describe(record))
 
 

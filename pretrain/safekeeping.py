@@ -83,7 +83,7 @@ class Safekeeping:
         health = self._watchdog.health
         ended = state.step == self._last_step and not self._watchdog.suspicious
         for step, tag in sorted(self._candidates.items()):
-            if not (ended or health.proven(step, state.step)):
+            if not (health.proven(step, state.step) or (ended and tag)):
                 continue
             del self._candidates[step]
             if not health.damaged(step):
