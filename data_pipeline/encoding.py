@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 
@@ -55,7 +56,8 @@ def encode_chunks(
     pending: deque[tuple[Chunk, Future[list[Ids]]]] = deque()
     try:
         for chunk in chunks:
-            pending.append((chunk, pool.submit(encode_texts, tokenizer, chunk.texts)))
+            with _interrupts_held():
+                pending.append((chunk, pool.submit(encode_texts, tokenizer, chunk.texts)))
             if len(pending) > CHUNKS_AHEAD * workers:
                 yield _result(pending)
         while pending:
@@ -69,6 +71,19 @@ def encode_chunks(
 def _result(pending: deque[tuple[Chunk, Future[list[Ids]]]]) -> tuple[Chunk, list[Ids]]:
     chunk, ids = pending.popleft()
     return chunk, ids.result()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while workers are started: they inherit it held, and none dies of it before it is ready.
+
+    The pool of Python 3.11.2 can wait for such a worker for ever when it is shut down.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _start_worker() -> None:

@@ -258,8 +258,9 @@ class WatchdogConfig(Section):
     """Steps' worth of samples after the alarm that a rollback skips."""
     memory_every_steps: int = Field(default=64, gt=0)
     """Steps between the candidates that are kept in host memory."""
-    memory_keep: int = Field(default=4, ge=0)
-    """Candidates in host memory; each takes as much of it as a checkpoint of this rank."""
+    memory_keep: int = Field(default=3, ge=0)
+    """Candidates in host memory; each takes as much of it as a checkpoint of this rank. None is taken that would not
+    leave as much free."""
     vetoes_in_a_row: int = Field(default=3, gt=0)
     """Updates withheld in a row; the next one is a rollback."""
     veto_fraction: float = Field(default=0.01, gt=0, le=1)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 
 from pretrain.agreement import first_problem
-from pretrain.deepspeed_state import Tree, copied
+from pretrain.deepspeed_state import Tree, copied, tensors_of
 from pretrain.engine import TrainEngine
 from pretrain.random_state import capture_random_state
 from pretrain.records import TrainState
@@ -58,14 +59,9 @@ class MemoryTier:
             return ""
         snapshot, problem = None, ""
         try:
-            snapshot = Snapshot(
-                state=state,
-                data=json.dumps(data),
-                watchdog=json.dumps(watchdog),
-                random=capture_random_state(),
-                engine=self._copy(engine),
-                checksum=engine.checksum(),
-            )
+            problem = self._lack(engine)
+            if not problem:
+                snapshot = self._snapshot(engine, state, data, watchdog)
         except (RuntimeError, MemoryError) as error:  # torch reports a lack of host memory as a RuntimeError
             problem = f"rank {engine.mesh.rank} has no room for a snapshot: {str(error).splitlines()[0]}"
         problem = first_problem(engine.mesh, problem)
@@ -111,6 +107,33 @@ class MemoryTier:
             watchdog=json.loads(snapshot.watchdog),
             random=snapshot.random,
             proof=proof,
+        )
+
+    def _snapshot(
+        self, engine: TrainEngine, state: TrainState, data: Mapping[str, Any], watchdog: Mapping[str, Any]
+    ) -> Snapshot:
+        return Snapshot(
+            state=state,
+            data=json.dumps(data),
+            watchdog=json.dumps(watchdog),
+            random=capture_random_state(),
+            engine=self._copy(engine),
+            checksum=engine.checksum(),
+        )
+
+    def _lack(self, engine: TrainEngine) -> str:
+        """Linux hands out memory that it does not have, and then kills: look first, for all devices of the host."""
+        if self._spare:
+            return ""
+        needed = sum(tensor.nbytes for tensor in tensors_of(engine.state())) * max(
+            torch.cuda.device_count(), 1
+        )
+        free = psutil.virtual_memory().available
+        if free > 2 * needed:
+            return ""
+        return (
+            f"no snapshot: rank {engine.mesh.rank} finds {free / 2**30:.1f} GiB of host memory free, and one takes "
+            f"{needed / 2**30:.1f}; lower watchdog.memory_keep"
         )
 
     def _copy(self, engine: TrainEngine) -> Tree:

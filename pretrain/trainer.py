@@ -74,6 +74,8 @@ class Trainer:
         """Where the run stands, for the last words of one that ends early."""
         self._lost = ""
         """What to say of a stop if the last save failed."""
+        self._forgetful = False
+        """Host memory had no room for the last candidate, and that was told."""
         self._saved = 0
         """The last step that a checkpoint was taken of, or tried."""
 
@@ -154,8 +156,10 @@ class Trainer:
         return state
 
     def _remember(self, state: TrainState) -> None:
-        if problem := self.safekeeping.remember(state, self.batches.state()):
+        problem = self.safekeeping.remember(state, self.batches.state())
+        if problem and not self._forgetful:
             self.journal.event(state.step, problem)
+        self._forgetful = bool(problem)
 
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
         batches, problem = next(self._steps)

@@ -248,6 +248,7 @@ def test_deepspeed_a_signal_is_passed_on_and_ends_the_run(start: Start) -> None:
     assert run.left_behind() == []
 
 
+@pytest.mark.slow
 def test_deepspeed_survives_one_loss_after_the_other(start: Start) -> None:
     """A rank, the parent of the ranks, the command itself: each killed; then a rank that hangs; then it is done."""
     run = start("work,work,work,work,done", "relaunches=4", "hang_after=3", launcher="deepspeed")

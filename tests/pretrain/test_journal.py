@@ -68,6 +68,8 @@ def test_row_of_a_step(tmp_path: Path) -> None:
             "tflops": 0.256,
             "mfu": 0.128,
             "wait_fraction": 0.25,
+            "attempt": 1,
+            "lineage": 1,
             "verdict": "proceed",
             "session": 1,
         }

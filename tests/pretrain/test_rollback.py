@@ -23,11 +23,11 @@ from pretrain.watchdog.record import Kind, Record
 LAYOUTS = [
     Layout(),
     Layout(data=2, zero=1),
-    Layout(data=2, zero=2, dtype="bf16"),
-    Layout(data=2, zero=3),
     Layout(tensor=2),
     Layout(pipeline=2),
     Layout(tensor=2, pipeline=2),
+    pytest.param(Layout(data=2, zero=2, dtype="bf16"), marks=pytest.mark.slow),
+    pytest.param(Layout(data=2, zero=3), marks=pytest.mark.slow),
 ]
 STEPS = 30
 WATCHDOG = {
