@@ -2,7 +2,7 @@
 #   make demo        prepare a small corpus and pretrain a GPT on two ranks (minutes on two cores)
 #   make test        static checks and all tests that need neither minutes each nor a GPU
 #   make check       static checks only
-#   make test-slow   the tests that take minutes
+#   make test-slow   the tests that take minutes, and the layouts that `make test` leaves out
 #   make bench       every benchmark; tables on the console, JSON in benchmarks/results
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Package index for torch alone, for example PyTorch's own index of CPU builds. Empty: pip's configuration.

@@ -97,7 +97,14 @@ def alone(config: RunConfig) -> Course:
     return course
 
 
-@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1.3b-one-host",
+        "6.7b-many-hosts",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("1.3b-many-hosts", "6.7b-one-host")),
+    ],
+)
 def test_tiny_cluster_trains_as_one_process_does(name: str, tmp_path: Path) -> None:
     courses = run_distributed(train, WORLD_SIZE, tiny(name, tmp_path, **SCALED[name]))
     assert all(course == courses[0] for course in courses), "ranks report different numbers"

@@ -31,10 +31,15 @@ LAYOUTS = [
     *(Layout(data=2, zero=stage) for stage in range(4)),
     Layout(tensor=2, pipeline=2, accumulation=3),
     Layout(pipeline=2, data=2, zero=1, accumulation=3),
-    Layout(dtype="bf16", data=2, zero=0),
-    Layout(dtype="bf16", data=2, zero=1),
-    Layout(dtype="bf16", data=2, zero=3, checkpointing=True),
     Layout(dtype="bf16", pipeline=2, zero=1, accumulation=3),
+    *(
+        pytest.param(layout, marks=pytest.mark.slow)
+        for layout in (
+            Layout(dtype="bf16", data=2, zero=0),
+            Layout(dtype="bf16", data=2, zero=1),
+            Layout(dtype="bf16", data=2, zero=3, checkpointing=True),
+        )
+    ),
 ]
 
 
