@@ -6,7 +6,7 @@
 Arms take turns in one process, each on a disk with nothing left to write, and ratios are taken turn by turn:
   stock    DeepSpeed's save_checkpoint, which returns when the operating system has the bytes
   durable  the same, and its files forced to disk
-  sealed   Checkpointer.save: durable, CRC of every record and SHA-256 of every file read back, checksum, manifest
+  sealed   Checkpointer.save: durable, SHA-256 of every file on its way out, checksum of the state, manifest
 A rollback from disk verifies, loads and proves; one from host memory copies back and proves.
 """
 
@@ -31,7 +31,7 @@ from pretrain.assembly import assemble_engine
 from pretrain.checkpoint import Checkpointer, Identity
 from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import quiet
-from pretrain.durable import sync_file, sync_folder
+from pretrain.durable import sync_folder
 from pretrain.kernels import detect_kernels
 from pretrain.layout import plan
 from pretrain.memory_tier import MemoryTier
@@ -85,7 +85,8 @@ class Bench:
             engine.checkpoint_engine = ours
         if durable:
             for path in self.stock_files():
-                sync_file(path)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
             sync_folder(self.folder / "stock/stock")
 
     def stock_files(self) -> Iterator[Path]:

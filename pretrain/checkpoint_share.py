@@ -10,9 +10,10 @@ import torch
 
 from parallel.mesh import ParallelMesh
 from pretrain.deepspeed_runtime import load_plain
+from pretrain.durable import sync_folder
 from pretrain.engine import TrainEngine
-from pretrain.errors import CheckpointError
-from pretrain.manifest import FileRecord, Manifest, hash_files, verify
+from pretrain.hashed_file import save_hashed
+from pretrain.manifest import FileRecord, Manifest, verify
 from pretrain.random_state import capture_random_state
 from pretrain.restored import Restored, proof_of
 from pretrain.tags import Tag
@@ -37,17 +38,18 @@ def write_share(
     try:
         if saved.failure:
             raise saved.failure
-        own = folder / rank_file(rank)
         state = {
             "data": json.dumps(data),
             "watchdog": json.dumps(watchdog),
             "random": capture_random_state(),
             "engine": engine.extra_state(),
         }
-        torch.save(state, own)
-        names = [path.name for path in saved.paths] + [own.name]
-        return Share(hash_files(folder, names, rank=rank), engine.checksum())
-    except (OSError, RuntimeError, CheckpointError) as error:
+        own = save_hashed(state, folder / rank_file(rank))
+        sync_folder(folder)
+        digests = {**saved.digests, rank_file(rank): own}
+        files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=rank) for name, d in digests.items()}
+        return Share(files, engine.checksum())
+    except (OSError, RuntimeError) as error:
         return Share(problem=f"rank {rank} could not write to {folder}: {error}")
 
 

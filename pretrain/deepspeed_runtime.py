@@ -30,6 +30,7 @@ from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec, SequentialLayers
+from pretrain.hashed_file import Digest, save_hashed
 
 Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
 
@@ -90,18 +91,17 @@ class GuardedCheckpointEngine(TorchCheckpointEngine):
         super().__init__()
         self.zipfile_serialization = True
         copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
-        self.written: list[Path] = []
+        self.written: dict[Path, Digest] = {}
         self.failure: Exception | None = None
 
     def begin(self) -> None:
         """Forget the last save."""
-        self.written, self.failure = [], None
+        self.written, self.failure = {}, None
 
     def save(self, state_dict: object, path: str) -> None:
-        self.written.append(Path(path))
         try:
-            torch.save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of iostream
+            self.written[Path(path)] = save_hashed(state_dict, Path(path))
+        except (OSError, RuntimeError) as error:
             self.failure = self.failure or error
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:

@@ -4,15 +4,6 @@ import os
 from pathlib import Path
 
 
-def sync_file(path: Path) -> None:
-    """Force the bytes of a file to disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_folder(folder: Path) -> None:
     """Force the entries of a folder to disk: files made, renamed or removed in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -24,6 +24,7 @@ from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
 from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
 from pretrain.deepspeed_update import LocalWeight, make_gate
+from pretrain.hashed_file import Digest
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.records import Action, StepReport, Verdict
@@ -47,7 +48,8 @@ class ModelParts:
 class SavedFiles:
     """What this rank wrote of a checkpoint."""
 
-    paths: tuple[Path, ...]
+    digests: dict[str, Digest]
+    """By file name."""
     failure: Exception | None
 
 
@@ -274,7 +276,8 @@ class TrainEngine:
         guard.begin()
         with quiet():
             self._engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False)
-        return SavedFiles(tuple(guard.written), guard.failure)
+        digests = {path.name: digest for path, digest in guard.written.items()}
+        return SavedFiles(digests, guard.failure)
 
     def load(self, checkpoints: Path, tag: str) -> None:
         """Read weights and optimizer of a checkpoint that has been verified."""

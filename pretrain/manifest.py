@@ -7,17 +7,14 @@ its files have been compared with it.
 import hashlib
 import os
 import stat
-import zipfile
-import zlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from pretrain.durable import sync_file, sync_folder, write_durably
+from pretrain.durable import write_durably
 from pretrain.errors import CheckpointError
 from pretrain.records import TrainState
 
@@ -76,31 +73,6 @@ class Manifest(Document):
     @property
     def total_bytes(self) -> int:
         return sum(record.size for record in self.files.values())
-
-
-def hash_files(folder: Path, names: Iterable[str], *, rank: int) -> dict[str, FileRecord]:
-    """Make files that this rank has written durable and describe them.
-
-    A SHA-256 taken after writing blesses whatever has reached the file. The checksums inside torch's files
-    were taken from memory, before the file system saw a byte, so they are compared too.
-    Raises CheckpointError for a damaged file and OSError.
-    """
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        records = {name: _describe(folder / name, rank, pool) for name in names}
-    sync_folder(folder)
-    return records
-
-
-def _describe(path: Path, rank: int, pool: ThreadPoolExecutor) -> FileRecord:
-    """The disk writes and one more core checks while this one hashes."""
-    others = [pool.submit(sync_file, path)]
-    if path.suffix == ".pt":
-        others.append(pool.submit(_check_zip, path))
-    with _open_regular(path) as file:
-        record = FileRecord(size=_size(file), sha256=_sha256(file), rank=rank)
-    for other in others:
-        other.result()
-    return record
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -198,22 +170,7 @@ def _open_regular(path: Path) -> BufferedReader:
     return file
 
 
-def _check_zip(path: Path) -> None:
-    try:
-        with _open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged while it was written ({error})") from error
-    if damaged:
-        raise CheckpointError(f"{path}: damaged while it was written (checksum of {damaged} differs)")
-
-
-def _size(file: BufferedReader) -> int:
-    return os.fstat(file.fileno()).st_size
-
-
 def _sha256(file: BufferedReader) -> str:
-    file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,12 +1,15 @@
-"""Small file systems that can be filled."""
+"""Small file systems that can be filled, and what a file holds."""
 
+import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from pretrain.manifest import FileRecord
 
 
 @contextmanager
@@ -39,3 +42,12 @@ def _write_while_possible(descriptor: int, size: int) -> None:
             pass
     except OSError:
         return
+
+
+def records(folder: Path, names: Iterable[str], *, rank: int) -> dict[str, FileRecord]:
+    """What a manifest says of files as they are now."""
+    contents = {name: (folder / name).read_bytes() for name in names}
+    return {
+        name: FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest(), rank=rank)
+        for name, content in contents.items()
+    }

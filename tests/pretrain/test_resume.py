@@ -19,9 +19,10 @@ from runs import (
 )
 from training import Layout
 
-from pretrain import deepspeed_runtime, manifest
+from pretrain import hashed_file, manifest
 from pretrain.checkpoint_files import candidates
 from pretrain.config import RunConfig
+from pretrain.hashed_file import HashedFile
 from pretrain.judge import judge_finite
 
 LAYOUTS = [
@@ -94,10 +95,10 @@ def die_in_step(config: RunConfig, step: int) -> str:
 
 
 def die_in_save(config: RunConfig, moment: str, rank: int) -> str:
-    """A rank is killed in its second save: before its second file, while files are hashed, or before the manifest."""
+    """A rank is killed in its second save: before its second file, before one is on disk, or before the manifest."""
     module, name = {
-        "write": (deepspeed_runtime.torch, "save"),
-        "hash": (manifest, "_sha256"),
+        "write": (hashed_file.torch, "save"),
+        "sync": (HashedFile, "close"),
         "seal": (manifest, "write_durably"),
     }[moment]
     original, calls = getattr(module, name), []
@@ -129,7 +130,7 @@ def test_killed_in_a_step(layout: Layout, corpus: Path, tmp_path: Path) -> None:
     assert_same_end(tmp_path / "run", tmp_path / "twin")
 
 
-@pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("hash", 1), ("seal", 0)])
+@pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("sync", 1), ("seal", 0)])
 def test_killed_in_a_save(moment: str, rank: int, corpus: Path, tmp_path: Path) -> None:
     layout = Layout(data=2, zero=1)
     # Without a watchdog, `latest` is the newest sealed one.
