@@ -17,6 +17,7 @@ import psutil
 
 from launch.ranks import find_launchers, find_orphans, send
 from pretrain.heartbeat import Beat, is_alive, read_beats
+from pretrain.stacks import request_stacks
 
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0
@@ -28,9 +29,12 @@ def reap(
 ) -> tuple[int, int]:
     """Ask what is left to stop, end it after `grace` seconds; returns how many there were and how many remain.
 
-    Ranks that were asked seal a checkpoint if all of them still live. `hurry` cuts the grace short.
+    Ranks that were asked seal a checkpoint if all of them still live; before that they leave their stacks in the run
+    folder. `hurry` cuts the grace short.
     """
     found = remains(master_port, run_folder)
+    for pid in recorded(master_port, run_folder):
+        request_stacks(pid)
     send(heads(found), signal.SIGTERM)
     await_end(found, grace, hurry)
     left = [*remains(master_port, run_folder), *find_launchers(master_port)]
@@ -40,15 +44,19 @@ def reap(
 
 def remains(master_port: int, run_folder: Path) -> list[psutil.Process]:
     """Ranks of the launch, and processes that they started, which run on this machine."""
-    beats = read_beats(run_folder).values()
-    recorded = [beat.pid for beat in beats if beat.port == master_port and lives_here(beat)]
     found = {process.pid: process for process in find_orphans(master_port)}
-    for pid in recorded:
+    for pid in recorded(master_port, run_folder):
         try:
             found.setdefault(pid, psutil.Process(pid))
         except psutil.NoSuchProcess:
             continue
     return [process for process in found.values() if process.is_running()]
+
+
+def recorded(master_port: int, run_folder: Path) -> list[int]:
+    """Ids of the launch's ranks that their heartbeats name and that still run on this machine."""
+    beats = read_beats(run_folder).values()
+    return [beat.pid for beat in beats if beat.port == master_port and lives_here(beat)]
 
 
 def lives_here(beat: Beat) -> bool:

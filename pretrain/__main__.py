@@ -47,6 +47,7 @@ from pretrain.rollback import resumed
 from pretrain.run_lock import RunLock
 from pretrain.safekeeping import Safekeeping, record
 from pretrain.signals import StopSignals
+from pretrain.stacks import stacks_on_request
 from pretrain.trainer import Collaborators, RunJudge, Trainer
 from pretrain.watchdog.chronicle import Chronicle
 from pretrain.watchdog.fault_plan import FaultPlan
@@ -87,6 +88,7 @@ def train(
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(batches)
     agreed(mesh, lambda: open_run_folder(config, mesh, stack))
+    stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
     notes: list[str] = []
     chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.append(describe(record)))

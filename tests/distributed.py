@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 TIMEOUT_SECONDS = 120.0
 CALLS_PER_POOL = 10
 COLLECTIVE_TIMEOUT_SECONDS = 60
+ASK_FOR_STACK = signal.SIGRTMIN
 
 
 class RankFailed(AssertionError):
@@ -122,7 +123,7 @@ class _Pool:
         """Stacks of the ranks that are still alive."""
         for process in self._processes:
             if process.is_alive() and process.pid:
-                os.kill(process.pid, signal.SIGUSR2)
+                os.kill(process.pid, ASK_FOR_STACK)
         multiprocessing.connection.wait([p.sentinel for p in self._processes], 0.5)
         return "\n".join(
             f"stack of {path.stem}:\n{path.read_text()}" for path in sorted(self._stacks.glob("*.stack"))
@@ -141,7 +142,7 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     import torch
     import torch.distributed as dist
 
-    faulthandler.register(signal.SIGUSR2, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
+    faulthandler.register(ASK_FOR_STACK, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from data_pipeline.batches import TokenBatch
 from parallel.config import ParallelConfig
@@ -99,3 +101,8 @@ def proceed(report: StepReport) -> Verdict:
 def make_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
     """The engine of a run, as `python -m pretrain` assembles it."""
     return assemble_engine(config, plan(config, mesh.world_size), mesh, detect_kernels())
+
+
+def slow(*values: Any) -> ParameterSet:
+    """A case that repeats in another layout what a faster one shows; `make test-slow` runs it."""
+    return pytest.param(*values, marks=pytest.mark.slow)

@@ -84,7 +84,7 @@ class Recovery:
     learning_rate_edits: tuple[LearningRateEdit, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
     vetoes: tuple[int, ...] = ()
-    """Attempts whose update was withheld, of the last `VETO_WINDOW` ones."""
+    """Attempts whose update was withheld, of the last `VETO_WINDOW` ones; not those that a rollback has answered."""
     certified: frozenset[str] = frozenset()
     """Tags of checkpoints that were certified and neither condemned nor damaged since."""
     condemned: frozenset[str] = frozenset()
@@ -166,8 +166,13 @@ def _quarantined(state: Recovery, record: Record) -> dict[str, Any]:
 
 
 def _intent(state: Recovery, record: Record) -> dict[str, Any]:
-    """One more rollback; or the pending one, planned again because its target could not be loaded."""
+    """One more rollback; or the pending one, planned again because its target could not be loaded.
+
+    The vetoes that it answers are paid for by its own budget: counted further, they would make rollbacks of single
+    bad steps long after.
+    """
     rollback = Rollback.of(record)
+    onset_attempt = rollback.attempt - (rollback.step - rollback.onset)
     decided = len(state.rollbacks) - bool(state.pending)
     progress = max(state.certified_step, rollback.target_step)
     return {
@@ -176,6 +181,7 @@ def _intent(state: Recovery, record: Record) -> dict[str, Any]:
         "certified_step": progress,
         "pending": rollback,
         "skips": merge_ranges([*state.skips, *rollback.skip]),
+        "vetoes": tuple(attempt for attempt in state.vetoes if attempt < onset_attempt),
     }
 
 

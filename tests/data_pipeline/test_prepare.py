@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,14 @@ LARGE_OPTIONS = ("--sequence-length", "512")
 def spawn(source: object, out: Path, *options: str, **popen: object) -> "subprocess.Popen[str]":
     argv = [sys.executable, "-m", "data_pipeline", "text", str(source), "--out", str(out), *OPTIONS]
     return subprocess.Popen(
-        [*argv, *options], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE, start_new_session=True, **popen
+        [*argv, *options],
+        cwd=REPOSITORY,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        **popen,
     )
 
 

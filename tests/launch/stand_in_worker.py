@@ -20,6 +20,7 @@ from pretrain.heartbeat import Heartbeat, Phase
 from pretrain.manifest import MANIFEST
 from pretrain.run_lock import RunLock
 from pretrain.signals import StopSignals
+from pretrain.stacks import stacks_on_request
 from pretrain.watchdog.ledger import LEDGER, Ledger
 from pretrain.watchdog.record import Kind, Record
 
@@ -29,6 +30,7 @@ def main(folder: Path, launch: int, deed: str) -> int:
     with StopSignals() as signals, ExitStack() as stack:
         if rank == 0:
             stack.enter_context(RunLock(folder))
+        stack.enter_context(stacks_on_request(folder, rank))
         heartbeat = stack.enter_context(Heartbeat(folder, rank, port))
         heartbeat.beat(launch, Phase.STEP)
         if rank == 0 and deed in ("done", "seal"):

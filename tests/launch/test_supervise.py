@@ -18,6 +18,7 @@ from launch.supervise import FINAL
 from pretrain.errors import ConfigurationError
 from pretrain.heartbeat import HEARTBEATS, Beat, read_beats
 from pretrain.run_lock import RunLock
+from pretrain.stacks import stacks_file
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -121,6 +122,16 @@ def test_a_hung_rank_is_noticed(start: Start, rank: int) -> None:
     assert run.kinds() == ["started", "hung", "relaunch", "started", "done"]
     assert f"rank {rank} " in run.events("hung")[0]["reason"]
     assert run.left_behind() == []
+
+
+def test_ranks_that_are_given_up_leave_their_stacks(start: Start) -> None:
+    run = start("mute,done", "hang_after=2", "grace=0.5")
+    run.started(1)
+    assert run.end() == 0
+    for rank in (0, 1):
+        text = stacks_file(run.folder, rank).read_text()
+        assert text.count("process ") == 1
+        assert "stand_in_worker.py" in text
 
 
 def test_a_launcher_that_does_not_notice_a_lost_rank(start: Start) -> None:

@@ -114,6 +114,7 @@ def drift(layout: Layout, steps: int) -> list[float]:
     return [report.measures["tev_mean"] for report in reports]
 
 
+@pytest.mark.slow
 def test_drift_is_one_vector_for_all_rows_in_every_layout() -> None:
     (alone,) = run_distributed(drift, 1, Layout(accumulation=1), 41)
     common = 40 * 0.002 * 5 * 0.02

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 from distributed import run_distributed
-from training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
+from training import Layout, make_batches, make_config, make_engine, make_mesh, proceed, slow
 
 STEPS = 20
 
@@ -25,7 +25,7 @@ FP32 = [
     Layout(tensor=2, pipeline=2),
     Layout(tensor=2, pipeline=2, accumulation=3, checkpointing=True),
     Layout(tensor=2, data=2, zero=1),
-    Layout(tensor=2, data=2, zero=3, accumulation=3),
+    slow(Layout(tensor=2, data=2, zero=3, accumulation=3)),
     Layout(pipeline=2, data=2, zero=1),
     Layout(pipeline=2, data=2, zero=1, accumulation=3, checkpointing=True),
     Layout(pipeline=2, data=2, zero=0, accumulation=3),
@@ -33,10 +33,7 @@ FP32 = [
 BF16 = [
     *(Layout(dtype="bf16", zero=stage) for stage in range(4)),
     *(Layout(dtype="bf16", data=2, zero=stage, accumulation=3) for stage in (1, 3)),
-    *(
-        pytest.param(Layout(dtype="bf16", data=2, zero=stage, accumulation=3), marks=pytest.mark.slow)
-        for stage in (0, 2)
-    ),
+    *(slow(Layout(dtype="bf16", data=2, zero=stage, accumulation=3)) for stage in (0, 2)),
     Layout(dtype="bf16", tensor=2, accumulation=3, checkpointing=True),
     Layout(dtype="bf16", pipeline=2, zero=1, accumulation=3),
     Layout(dtype="bf16", tensor=2, pipeline=2, zero=1, accumulation=3),

@@ -12,7 +12,17 @@ from distributed import run_distributed
 from runs import differences
 from test_engine import state
 from torch import Tensor, nn
-from training import SEQUENCE, VOCABULARY, Layout, make_batches, make_config, make_engine, make_mesh, proceed
+from training import (
+    SEQUENCE,
+    VOCABULARY,
+    Layout,
+    make_batches,
+    make_config,
+    make_engine,
+    make_mesh,
+    proceed,
+    slow,
+)
 
 from pretrain.config import ProbesConfig, RunConfig
 from pretrain.engine import TrainEngine
@@ -42,14 +52,14 @@ LAYOUTS = [
     (Layout(data=2, accumulation=3), TIED),
     (Layout(data=2, accumulation=3, zero=2), TIED),
     (Layout(data=2, accumulation=3, zero=3, checkpointing=True), UNTIED),
-    (Layout(tensor=2, data=2, accumulation=3, zero=3), TIED),
+    slow(Layout(tensor=2, data=2, accumulation=3, zero=3), TIED),
     (Layout(tensor=2, accumulation=6), LOW_RANK),
     (Layout(tensor=2, data=2, accumulation=3, zero=2), SIGMA),
 ]
 BF16 = [
     Layout(dtype="bf16", accumulation=6),
     *(Layout(dtype="bf16", data=2, accumulation=3, zero=stage) for stage in (1, 2, 3)),
-    Layout(dtype="bf16", tensor=2, pipeline=2, accumulation=6, zero=1, checkpointing=True),
+    slow(Layout(dtype="bf16", tensor=2, pipeline=2, accumulation=6, zero=1, checkpointing=True)),
 ]
 WITHOUT = {field: False for field, value in ProbesConfig() if value is True}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from distributed import run_distributed
 from runs import contents, differences, newest_checkpoint, run_and_stop, run_config, run_to_end
-from training import SEQUENCE, Layout, make_batches, make_config, make_engine, make_mesh, proceed
+from training import SEQUENCE, Layout, make_batches, make_config, make_engine, make_mesh, proceed, slow
 
 from data_pipeline.batches import TokenBatch
 from parallel.spectral import find_spectral_layers
@@ -24,7 +24,7 @@ LAYOUTS = [
     Layout(tensor=4, accumulation=3),
     Layout(pipeline=2, accumulation=3),
     *(Layout(data=2, zero=stage) for stage in (0, 2)),
-    Layout(tensor=2, data=2, zero=1, accumulation=3),
+    slow(Layout(tensor=2, data=2, zero=1, accumulation=3)),
     Layout(tensor=2, pipeline=2, accumulation=3, checkpointing=True),
     Layout(pipeline=2, data=2, zero=1, accumulation=3),
 ]

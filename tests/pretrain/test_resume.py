@@ -17,7 +17,7 @@ from runs import (
     run_config,
     run_to_end,
 )
-from training import Layout
+from training import Layout, slow
 
 from pretrain import hashed_file, manifest
 from pretrain.checkpoint_files import candidates
@@ -32,15 +32,10 @@ LAYOUTS = [
     *(Layout(data=2, zero=stage) for stage in range(4)),
     Layout(tensor=2, pipeline=2, accumulation=3),
     Layout(pipeline=2, data=2, zero=1, accumulation=3),
-    Layout(dtype="bf16", pipeline=2, zero=1, accumulation=3),
-    *(
-        pytest.param(layout, marks=pytest.mark.slow)
-        for layout in (
-            Layout(dtype="bf16", data=2, zero=0),
-            Layout(dtype="bf16", data=2, zero=1),
-            Layout(dtype="bf16", data=2, zero=3, checkpointing=True),
-        )
-    ),
+    Layout(dtype="bf16", data=2, zero=1),
+    slow(Layout(dtype="bf16", data=2, zero=0)),
+    slow(Layout(dtype="bf16", data=2, zero=3, checkpointing=True)),
+    slow(Layout(dtype="bf16", pipeline=2, zero=1, accumulation=3)),
 ]
 
 

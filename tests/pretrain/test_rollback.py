@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from distributed import run_distributed
 from runs import contents, differences, metrics, newest_checkpoint, run_config
-from training import Layout, make_mesh
+from training import Layout, make_mesh, slow
 
 from pretrain.__main__ import Request, train
 from pretrain.checkpoint_files import LATEST
@@ -26,8 +26,8 @@ LAYOUTS = [
     Layout(tensor=2),
     Layout(pipeline=2),
     Layout(tensor=2, pipeline=2),
-    pytest.param(Layout(data=2, zero=2, dtype="bf16"), marks=pytest.mark.slow),
-    pytest.param(Layout(data=2, zero=3), marks=pytest.mark.slow),
+    slow(Layout(data=2, zero=2, dtype="bf16")),
+    slow(Layout(data=2, zero=3)),
 ]
 STEPS = 30
 WATCHDOG = {

@@ -1,0 +1,65 @@
+"""What every thread of a rank is at, for whoever asks with a signal: `stacks/rank_00000.txt` in the run folder.
+
+The handler is in C and takes no lock of the interpreter, so a rank answers that hangs in a collective or in a kernel
+driver's call. One that was stopped, or waits for a disk without end, does not.
+"""
+
+import faulthandler
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+STACKS = "stacks"
+"""Folder of the files, in the run folder."""
+REQUEST = signal.SIGUSR2
+
+
+def stacks_file(run_folder: Path, rank: int) -> Path:
+    return run_folder / STACKS / f"rank_{rank:05d}.txt"
+
+
+@contextmanager
+def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
+    """Append all stacks to this rank's file at each `REQUEST`; without a disk to write to there are none."""
+    path = stacks_file(run_folder, rank)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    except OSError:
+        yield
+        return
+    with file:
+        size = file.tell()
+        with suppress(OSError):
+            file.write(f"process {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+        heading = file.tell()
+        faulthandler.register(REQUEST, file)
+        try:
+            yield
+        finally:
+            faulthandler.unregister(REQUEST)
+            with suppress(OSError):
+                if os.fstat(file.fileno()).st_size == heading:  # nobody has asked
+                    file.truncate(size)
+                if size == os.fstat(file.fileno()).st_size == 0:
+                    path.unlink()
+                    path.parent.rmdir()
+
+
+def request_stacks(pid: int) -> None:
+    """Ask a process, if it is one that answers; the signal would end another one."""
+    with suppress(OSError):
+        if _catches(pid, REQUEST):
+            os.kill(pid, REQUEST)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
