@@ -10,6 +10,9 @@ from pretrain.watchdog.recovery import VETO_WINDOW, Recovery
 ROLLBACK_WINDOW = 10_000
 """Attempts within which plain rollbacks are counted; the other remedies are counted in the whole run."""
 
+STEPS_TO_ALARM = 32
+"""Steps from onset to alarm that the first rollback of a short run may take."""
+
 REMEDY_KEYS: Mapping[Remedy, str] = {
     Remedy.SKIP: "rollbacks",
     Remedy.REPLAY: "replays",
@@ -74,11 +77,13 @@ def veto_budget(recovery: Recovery, config: RunConfig, attempt: int) -> Budget:
 
 
 def skip_budget(recovery: Recovery, config: RunConfig) -> Budget:
-    """Of samples that rollbacks leave out."""
+    """Of samples that rollbacks leave out. One rollback there is always room for: a short run should not end where a
+    long one goes on."""
     total = config.run.steps * config.data.global_batch_size
+    one = (config.watchdog.margin + STEPS_TO_ALARM + config.watchdog.skip_after) * config.data.global_batch_size
     return Budget(
         key="watchdog.skipped_fraction",
         used=recovery.skipped_samples,
-        allowed=int(config.watchdog.skipped_fraction * total),
+        allowed=max(int(config.watchdog.skipped_fraction * total), one),
         what="skipped samples in the run",
     )

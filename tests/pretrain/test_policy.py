@@ -228,13 +228,20 @@ def test_ground_that_was_won_counts() -> None:
 def test_samples_that_may_be_skipped_are_limited_before_they_are_skipped() -> None:
     total = 2000 * BATCH
     window = 2 + CONFIG.watchdog.margin + CONFIG.watchdog.skip_after
-    enough = make_config(skipped_fraction=(window * BATCH + 0.5) / total)
-    short = make_config(skipped_fraction=(window * BATCH - 0.5) / total)
-    assert judge(evidence("loss"), enough).action is Action.ROLLBACK
-    verdict = judge(evidence("loss"), short)
+    before = Recovery(skips=((0, 100 * BATCH),))
+    enough = make_config(skipped_fraction=((window + 100) * BATCH + 0.5) / total)
+    short = make_config(skipped_fraction=((window + 100) * BATCH - 0.5) / total)
+    assert judge(evidence("loss", recovery=before), enough).action is Action.ROLLBACK
+    verdict = judge(evidence("loss", recovery=before), short)
     assert verdict.action is Action.HALT
     assert "watchdog.skipped_fraction" in verdict.reason
-    assert judge(evidence("reach"), short).action is Action.ROLLBACK, "a replay skips nothing"
+    assert judge(evidence("reach", recovery=before), short).action is Action.ROLLBACK, "a replay skips nothing"
+
+
+def test_a_short_run_has_room_for_one_rollback() -> None:
+    short = make_config(skipped_fraction=1e-9)
+    assert judge(evidence("loss"), short).action is Action.ROLLBACK
+    assert judge(evidence("loss", recovery=Recovery(skips=((0, 40 * BATCH),))), short).action is Action.HALT
 
 
 # Plans
