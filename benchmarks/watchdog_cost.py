@@ -1,0 +1,159 @@
+"""What the watchdog adds to a step: signals, their reduction over the ranks, detectors, policy and digest.
+
+    python benchmarks/watchdog_cost.py                two data-parallel gloo ranks, one thread each
+    python benchmarks/watchdog_cost.py --pairs 20
+
+Arms train in the same processes and take turns step by step, in an order that changes; a pair is a block of ten steps
+of an arm and of the base, since some probes look at every tenth step. The figure is the median over pairs of the
+ratio of their times on rank 0.
+  base      no probes, non-finite updates withheld
+  signals   + what the watchdog looks at in every step: TEV, its reach, the digest (the probes of every tenth step are
+            in benchmarks/methods.py)
+  watchdog  + Watchdog.judge on every rank
+Host memory's candidates, one every 64 steps, are in benchmarks/checkpoint.py (`snapshot`).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from methods import BLOCK, MICRO_BATCHES, NO_PROBES, SIZES
+
+from data_pipeline.batches import TokenBatch
+from parallel.mesh import ParallelMesh
+from pretrain.assembly import assemble_engine
+from pretrain.config import RunConfig
+from pretrain.judge import judge_finite
+from pretrain.kernels import detect_kernels
+from pretrain.layout import plan
+from pretrain.records import StepReport, TrainState, Verdict
+from pretrain.watchdog.recovery import Recovery
+from pretrain.watchdog.watchdog import Watchdog
+
+RANKS = 2
+GOAL = 0.01
+ARMS = {"base": NO_PROBES, "signals": {**NO_PROBES, "tev": True}, "watchdog": {**NO_PROBES, "tev": True}}
+
+
+def make_config(probes: dict[str, bool]) -> RunConfig:
+    layers, hidden, heads, vocabulary, sequence, micro = SIZES["tiny"]
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "benchmark", "steps": 100_000},
+            "model": {
+                "num_layers": layers,
+                "hidden_size": hidden,
+                "vocabulary_size": vocabulary,
+                "attention": {"num_heads": heads},
+            },
+            "parallel": {"zero_stage": 1},
+            "data": {
+                "sources": [{"path": "none"}],
+                "sequence_length": sequence,
+                "micro_batch_size": micro,
+                "global_batch_size": micro * MICRO_BATCHES * RANKS,
+            },
+            "optimizer": {"learning_rate": 1e-4},
+            "precision": {"dtype": "fp32"},
+            "probes": {**probes, "every_steps": BLOCK},
+            # A short window, else the detectors have no baseline to compare with; and random tokens must not roll back.
+            "watchdog": {"window": 16, "dry_run": True},
+        }
+    )
+
+
+def make_step(config: RunConfig, mesh: ParallelMesh, *, watched: bool) -> Callable[[list[TokenBatch]], float]:
+    """Train one step; returns the seconds that it took on this rank."""
+    engine = assemble_engine(config, plan(config, RANKS), mesh, detect_kernels())
+    watchdog, recovery, state = Watchdog(config), Recovery(), TrainState()
+
+    def judge(report: StepReport) -> Verdict:
+        if not watched:
+            return judge_finite(report, state)
+        draws = (state.samples, state.samples + config.data.global_batch_size)
+        return watchdog.judge(report, state, recovery, draws)
+
+    def step(batches: list[TokenBatch]) -> float:
+        nonlocal state
+        dist.barrier()
+        started = time.perf_counter()
+        report, verdict = engine.step(
+            batches,
+            judge,
+            step=state.step + 1,
+            learning_rate=1e-4,
+            digest=watchdog.digest,
+        )
+        state = state.after(report, verdict)
+        return time.perf_counter() - started
+
+    return step
+
+
+def make_batches(config: RunConfig, number: int, rank: int) -> list[TokenBatch]:
+    """Random tokens, the same for every arm."""
+    generator = torch.Generator().manual_seed(number * RANKS + rank)
+    shape = (MICRO_BATCHES, config.data.micro_batch_size, config.data.sequence_length + 1)
+    blocks = torch.randint(config.model.vocabulary_size, shape, generator=generator)
+    return [TokenBatch(b[:, :-1], b[:, 1:], torch.ones(b[:, 1:].shape)) for b in blocks]
+
+
+def work(rank: int, options: argparse.Namespace, store: str) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    configs = {name: make_config(probes) for name, probes in ARMS.items()}
+    mesh = ParallelMesh.over_world(configs["base"].parallel, rank, RANKS, rank, torch.device("cpu"))
+    steps = {name: make_step(config, mesh, watched=name == "watchdog") for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for block in range(-4, options.pairs):  # the first blocks warm up and fill the detectors' windows
+        spent = dict.fromkeys(names, 0.0)
+        for number in range((block + 4) * BLOCK, (block + 5) * BLOCK):
+            batches, turn = make_batches(configs["base"], number, rank), number % len(names)
+            for name in names[turn:] + names[:turn]:
+                spent[name] += steps[name](batches)
+        for name in names if block >= 0 else ():
+            seconds[name].append(spent[name])
+    if rank == 0:
+        report(seconds, options)
+    dist.destroy_process_group()
+
+
+def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
+    base = seconds["base"]
+    print(
+        f"{RANKS} gloo ranks of one thread, {options.pairs} pairs; base {statistics.median(base) / BLOCK:.3f} s a step"
+    )
+    result: dict[str, Any] = {"seconds": seconds}
+    for name in ("signals", "watchdog"):
+        ratios = [ours / theirs - 1 for ours, theirs in zip(seconds[name], base, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        goal = f", goal {GOAL:.0%}" if name == "watchdog" else ""
+        print(f"  {name:9} adds {middle:+.2%}   quartiles {low:+.2%} to {high:+.2%}{goal}")
+        result[name] = middle
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/watchdog_cost.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(work, args=(options, f"{folder}/store"), nprocs=RANKS, start_method="spawn")
+
+
+if __name__ == "__main__":
+    main()
