@@ -56,6 +56,7 @@ class Arm:
 
 ARMS = {
     "base": Arm(),
+    "base again": Arm(),  # what the machine cannot tell apart
     "sigma": Arm({"model": {"reparametrization": "sigma"}}, goal=0.05),
     "sigma, 1": Arm({"model": {"reparametrization": "sigma", "sigma_vectors": 1}}, goal=0.05),
     "naive sigma": Arm(naive_sigma=True),

@@ -15,6 +15,7 @@ Host memory's candidates, one every 64 steps, are in benchmarks/checkpoint.py (`
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -109,6 +110,8 @@ def make_batches(config: RunConfig, number: int, rank: int) -> list[TokenBatch]:
 def work(rank: int, options: argparse.Namespace, store: str) -> None:
     """One rank."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}  # DeepSpeed asks for them
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     configs = {name: make_config(probes) for name, probes in ARMS.items()}
     mesh = ParallelMesh.over_world(configs["base"].parallel, rank, RANKS, rank, torch.device("cpu"))
