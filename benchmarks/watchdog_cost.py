@@ -110,7 +110,11 @@ def make_batches(config: RunConfig, number: int, rank: int) -> list[TokenBatch]:
 def work(rank: int, options: argparse.Namespace, store: str) -> None:
     """One rank."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}  # DeepSpeed asks for them
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(RANKS),
+    }  # DeepSpeed asks for them
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     configs = {name: make_config(probes) for name, probes in ARMS.items()}

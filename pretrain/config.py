@@ -208,7 +208,8 @@ class ProbesConfig(Section):
     histogram_every_steps: int = Field(default=100, gt=0)
     """Of those looks, the ones at multiples of this step also draw histograms in TensorBoard."""
     tev: bool = True
-    """Token embedding variability (arXiv 2409.07787) of the embedding table: mean, std, max, every so often p99."""
+    """Token embedding variability (arXiv 2409.07787) of the embedding table: mean, std, max, every so often p99;
+    and how far the mean row moves."""
     tev_head: bool = False
     """The same of the head's table, where it is not tied."""
     attention_entropy: bool = True

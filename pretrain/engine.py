@@ -292,11 +292,15 @@ class TrainEngine:
 
     def extra_state(self) -> dict[str, Any]:
         """What is in none of DeepSpeed's files; of tensors and plain values."""
-        return {"reparametrization": self._reparametrization.state_dict()}
+        return {
+            "reparametrization": self._reparametrization.state_dict(),
+            "probes": self._probes.state_dict(),
+        }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """To be called after `load`."""
         self._reparametrization.load_state_dict(state["reparametrization"])
+        self._probes.load_state_dict(state.get("probes", {}))
 
     # State in memory
 
@@ -307,8 +311,8 @@ class TrainEngine:
     def restore(self, state: Tree) -> None:
         """Put a copy of an earlier `state` back in place; all ranks together."""
         restore_state(self._engine, self.optimizer, state)
-        self.load_extra_state(copied(state["extra"]))
         self.forget()
+        self.load_extra_state(copied(state["extra"]))
 
     def checksum(self) -> int:
         """Of all bits of `state` on this rank, in [0, 2^63)."""

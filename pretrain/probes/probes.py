@@ -1,6 +1,7 @@
 """All probes of a run, and the one vector that their slots lie in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pretrain.probes.embedding import EmbeddingProbe
 from pretrain.probes.gradients import GradientNormProbe, GradientVarianceProbe
 from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel
 from pretrain.probes.replicas import ReplicaProbe, replicas_apply
+from pretrain.probes.shift import ShiftProbe
 from pretrain.probes.spectral import SpectralProbe
 from pretrain.probes.update import UpdateProbe
 
@@ -24,7 +26,9 @@ class Probes:
         self._config = model.config
         self._mesh = model.mesh
         self._update = UpdateProbe(model) if model.config.probes.update_rms else None
-        self._all = [*make_probes(model), *([self._update] if self._update else [])]
+        self._shift = ShiftProbe(model) if model.config.probes.tev else None
+        extra = [probe for probe in (self._shift, self._update) if probe]
+        self._all: list[Probe] = [*make_probes(model), *extra]
         self._active: list[Probe] = []
         self._asked = False
         self._sizes: list[int] = []
@@ -81,6 +85,15 @@ class Probes:
         for probe in self._all:
             probe.forget()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step's measures rest on; of tensors and plain values, equal on all ranks."""
+        return {"shift": self._shift.state_dict()} if self._shift else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """To be called after `forget`; a state that lacks something leaves the next step without it."""
+        if self._shift:
+            self._shift.load_state_dict(state.get("shift", {}))
+
     def _dense(self, step: int) -> bool:
         """Whether a step is a dense one by its number."""
         return step % self._config.probes.every_steps == 0
@@ -92,7 +105,7 @@ class Probes:
 
 
 def make_probes(model: ProbedModel) -> list[Probe]:
-    """The probes that the configuration asks for, without that of the update."""
+    """The probes that the configuration asks for, without those that the engine must know."""
     config, head = model.config.probes, len(model.names) - 1
     probes: list[tuple[bool, Probe]] = [
         (config.tev, EmbeddingProbe(model, layer=0, prefix="tev")),

@@ -80,7 +80,9 @@ def skip_budget(recovery: Recovery, config: RunConfig) -> Budget:
     """Of samples that rollbacks leave out. One rollback there is always room for: a short run should not end where a
     long one goes on."""
     total = config.run.steps * config.data.global_batch_size
-    one = (config.watchdog.margin + STEPS_TO_ALARM + config.watchdog.skip_after) * config.data.global_batch_size
+    one = (
+        config.watchdog.margin + STEPS_TO_ALARM + config.watchdog.skip_after
+    ) * config.data.global_batch_size
     return Budget(
         key="watchdog.skipped_fraction",
         used=recovery.skipped_samples,

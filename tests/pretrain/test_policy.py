@@ -235,7 +235,9 @@ def test_samples_that_may_be_skipped_are_limited_before_they_are_skipped() -> No
     verdict = judge(evidence("loss", recovery=before), short)
     assert verdict.action is Action.HALT
     assert "watchdog.skipped_fraction" in verdict.reason
-    assert judge(evidence("reach", recovery=before), short).action is Action.ROLLBACK, "a replay skips nothing"
+    assert judge(evidence("reach", recovery=before), short).action is Action.ROLLBACK, (
+        "a replay skips nothing"
+    )
 
 
 def test_a_short_run_has_room_for_one_rollback() -> None:

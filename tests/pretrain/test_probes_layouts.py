@@ -106,6 +106,11 @@ def weight_facts(config: RunConfig, module: Any) -> dict[str, float]:
     return facts
 
 
+def mean_row(module: Any) -> Tensor:
+    mean: Tensor = module.layers[0].weight[:VOCABULARY].detach().double().mean(0)
+    return mean
+
+
 def gradient_facts(config: RunConfig, module: Any, objective: Any, batches: Any) -> dict[str, float]:
     """Norm and variance of the gradient, from the gradients of each micro-batch one by one."""
     owners = ["embedding", "positions", *(f"layer_{n:02d}" for n in range(4)), "final_norm", "head"]
@@ -168,12 +173,14 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     engine = make_engine(config, mesh)
     module = engine.module
     before = [p.detach().double().clone() for p in module.parameters()]
+    mean_before = mean_row(module)
     take(engine, config, mesh, 1)
     pairs = zip(module.parameters(), before, strict=True)
     changes = torch.cat([(p.detach() - q).view(-1) for p, q in pairs])
     padding = (config.model.padded_vocabulary_size - VOCABULARY) * config.model.hidden_size
     tables = 1 if config.model.tied_embeddings else 2
-    facts = {"update_rms": (changes.square().sum() / (changes.numel() - tables * padding)).sqrt().item()}
+    facts = {"tev_shift": (mean_row(module) - mean_before).square().mean().sqrt().item()}
+    facts |= {"update_rms": (changes.square().sum() / (changes.numel() - tables * padding)).sqrt().item()}
     batches = make_batches(config, mesh, 2)
     module.eval()
     facts |= weight_facts(config, module) | forward_facts(config, module, batches[0])

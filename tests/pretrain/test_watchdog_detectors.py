@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.spike_rules import RelativeJump, Rule, SixSigma, TenTimesTheMaximum, TwiceTheMean
 from pretrain.config import RunConfig
 from pretrain.records import StepReport
+from pretrain.watchdog.alarm_memory import family
 from pretrain.watchdog.baseline import REFILL
 from pretrain.watchdog.calibration import HIGHEST, LOWEST, calibrated_threshold
 from pretrain.watchdog.cusum import HIGH, LOW, Channel, ChannelSettings, Drift
@@ -461,6 +462,33 @@ class TestTev:
             found = detectors.look(report(step, rate=rate, tev_mean=tev))
             assert not found.alarms
             tev += 0.1 * rate
+
+
+class TestShift:
+    """The mean row's speed, in learning rates: healthy ones scatter by a fifth, in waves of some twenty steps."""
+
+    def reports(self, steps: int, factor: Callable[[int], float]) -> list[StepReport]:
+        waves = np.convolve(noise(steps + 40, spread=1.0), np.ones(20) / math.sqrt(20), "valid")
+        rates = [1e-3 * (1 - 0.9 * s / steps) for s in range(steps + 1)]
+        return [
+            report(s, rate=rates[s], tev_shift=0.06 * rates[s - 1] * math.exp(0.2 * waves[s]) * factor(s))
+            for s in range(1, steps + 1)
+        ]
+
+    def test_waves_are_healthy(self) -> None:
+        assert first_alarm(follow(make_detectors(), self.reports(20_000, lambda s: 1.0))) is None
+
+    def test_a_vector_that_all_rows_take_up_alarms_in_tens_of_steps(self) -> None:
+        """Twice the speed of the others together, at a right angle to it."""
+        alarm = first_alarm(
+            follow(make_detectors(), self.reports(700, lambda s: 1.0 if s <= 600 else math.sqrt(5)))
+        )
+        assert alarm is not None
+        assert alarm[1:3] == ("tev_shift", "high")
+        assert 600 < alarm[0] <= 640
+
+    def test_it_is_of_the_family_of_tev(self) -> None:
+        assert family("tev_shift") == "tev"
 
 
 class TestDeterminism:
