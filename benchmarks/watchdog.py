@@ -79,13 +79,13 @@ def losses(run: Run, folder: Path) -> list[float]:
     return [math.nan if row["loss"] is None else row["loss"] for row in rows if "loss" in row]
 
 
-def first_signs(run: Run) -> dict[str, int]:
-    """Signal -> steps from the fault to its first alarm."""
+def first_alarms(run: Run, since: int) -> dict[str, int]:
+    """Signal -> attempts from `since` to its first alarm."""
     found: dict[str, int] = {}
     for record in run.records:
-        if record.kind is Kind.ALARM and record.attempt >= START:
+        if record.kind is Kind.ALARM and record.attempt >= since:
             for alarm in record.fields["alarms"]:
-                found.setdefault(alarm["signal"], record.attempt - START)
+                found.setdefault(alarm["signal"], record.attempt - since)
     return found
 
 
@@ -118,7 +118,9 @@ def row(fault: str, seed: int, runs: dict[str, Run], course: list[float]) -> dic
         "loss": relative("guarded"),
         "without": relative("told"),
         **dict(zip((make().name for make in RULES), delays_of_rules(course), strict=True)),
-        "first alarms": ", ".join(f"{name} {step}" for name, step in first_signs(runs["told"]).items()),
+        "first alarms": ", ".join(
+            f"{name} {step}" for name, step in first_alarms(runs["told"], START).items()
+        ),
     }
 
 

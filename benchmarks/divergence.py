@@ -1,0 +1,139 @@
+"""Runs that diverge by themselves: what becomes of them without the watchdog and with it, and which signal tells first.
+
+    python benchmarks/divergence.py                          all cases, seed 1
+    python benchmarks/divergence.py --seeds 1 2 3 --cases "no norm, no clipping"
+
+Nothing is planted. The cases are configs/gpt/rehearsal.toml made unsound: no normalisation, and a learning rate that
+climbs for 200 steps to one that is too high and stays there. Each runs three times on one rank: without the watchdog, under one that only tells (`dry_run`),
+for the first alarm of each signal, and under one that acts. `maximum_loss` is 12 nats in both, which is 1.6 times the
+loss of a uniform guess. Runs that have ended are not run again.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from watchdog import DEEDS, first_alarms, one_run, prepare_data, print_table
+
+from launch.inspect import Run
+from parallel.mesh import ParallelMesh
+from pretrain.config import RunConfig
+from pretrain.config_loader import load_config
+from pretrain.watchdog.record import Kind
+
+CONFIG = Path(__file__).parents[1] / "configs/gpt/rehearsal.toml"
+CASES = {
+    "no norm, no clipping": (
+        "model.num_layers=4",
+        "optimizer.learning_rate=2e-2",
+        "optimizer.gradient_clipping=0",
+    ),
+    "no norm, beta2 0.999": ("model.num_layers=6", "optimizer.learning_rate=1.5e-2", "optimizer.beta2=0.999"),
+    "no norm, SwiGLU": ("model.num_layers=4", "optimizer.learning_rate=2e-2", "model.activation=swiglu"),
+    "no norm, 12 layers": ("model.num_layers=12", "optimizer.learning_rate=5e-3"),
+}
+STEPS = 600
+COMMON = (
+    "model.norm_placement=none",
+    "schedule.kind=constant",
+    "schedule.warmup_steps=200",
+    f"run.steps={STEPS}",
+    "watchdog.window=64",
+    "watchdog.margin=8",
+    "watchdog.skip_after=8",
+    "watchdog.skipped_fraction=1",
+)
+WAYS = {
+    "without": ("watchdog.enabled=false",),
+    "told": ("watchdog.dry_run=true", "watchdog.maximum_loss=12"),
+    "guarded": ("watchdog.maximum_loss=12",),
+}
+
+
+def make_config(options: argparse.Namespace, case: str, seed: int, way: str) -> RunConfig:
+    name = "".join(c if c.isalnum() else "-" for c in f"{case} seed{seed} {way}")
+    return load_config(
+        CONFIG,
+        [
+            *COMMON,
+            *CASES[case],
+            *WAYS[way],
+            f"run.folder={json.dumps(str(options.out))}",
+            f"run.name={name}",
+            f"run.seed={seed}",
+            f"data.sources=[{{path={json.dumps(str(options.data))}}}]",
+            "checkpoint.every_steps=50",
+            "evaluation.every_steps=100",
+            "journal.console=none",
+            "journal.tensorboard=false",
+        ],
+    )
+
+
+def outcome(run: Run) -> str:
+    """How a run ended, in words."""
+    value = run.last("validation_loss")
+    loss = "none" if value is None else f"{value:.3f}" if value < 1e4 else f"{value:.1e}"
+    stopped = next((r for r in run.records if r.kind is Kind.STOPPED), None)
+    if stopped:
+        return f"stopped at step {run.step}"
+    return loss if run.step >= STEPS else f"{loss} at step {run.step}"
+
+
+def worst(run: Run) -> str:
+    """The highest training loss, and the step that had it."""
+    rows = [
+        row
+        for row in map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+        if "loss" in row
+    ]
+    top = max(rows, key=lambda row: math.inf if row["loss"] is None else row["loss"])
+    return f"{'not finite' if top['loss'] is None else format(top['loss'], '.3g')} at step {top['step']}"
+
+
+def row(case: str, seed: int, runs: dict[str, Run]) -> dict[str, str]:
+    guarded = runs["guarded"]
+    deeds = [word for kind, word in DEEDS.items() for r in guarded.records if r.kind is kind]
+    remedies = [str(r.fields["remedy"]) for r in guarded.records if r.kind is Kind.ROLLBACK_INTENT]
+    alarms = first_alarms(runs["told"], since=0)
+    return {
+        "case": case,
+        "seed": str(seed),
+        "without: highest loss": worst(runs["without"]),
+        "without: final": outcome(runs["without"]),
+        "with: final": outcome(guarded),
+        "vetoes": str(deeds.count("veto")),
+        "rollbacks": ", ".join(remedies) or "none",
+        "steps undone": str(guarded.lost.undone_steps),
+        "first alarms": ", ".join(f"{name} {step}" for name, step in alarms.items()) or "none",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="made where it is not there")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/divergence"), help="folder")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    prepare_data(options.data)
+    rows = []
+    mesh = None
+    for seed in options.seeds:
+        for case in options.cases:
+            configs = {way: make_config(options, case, seed, way) for way in WAYS}
+            mesh = mesh or ParallelMesh.create(configs["guarded"].parallel)
+            runs = {way: one_run(config, mesh, None) for way, config in configs.items()}
+            rows.append(row(case, seed, runs))
+            print(json.dumps(rows[-1]), flush=True)
+    print_table(rows)
+    (options.out / "divergence.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
