@@ -251,15 +251,25 @@ def test_a_rank_without_room_costs_all_ranks_the_snapshot() -> None:
     data=st.data(),
 )
 def test_a_checksum_tells_exchanged_and_changed_tensors(values: list[float], data: st.DataObject) -> None:
-    tensors = [torch.tensor([value]) for value in values]
+    tensors = [torch.tensor([value] * data.draw(st.integers(1, 5))) for value in values]
     whole = checksum({"weights": tensors})
     first, second = data.draw(st.permutations(range(len(values))))[:2]
     exchanged = list(tensors)
     exchanged[first], exchanged[second] = exchanged[second], exchanged[first]
     assert checksum({"weights": exchanged}) != whole
     changed = copied(tensors)
-    changed[first].view(torch.int32)[0] ^= 1 << data.draw(st.integers(0, 31))
+    place = data.draw(st.integers(0, len(changed[first]) - 1))
+    changed[first].view(torch.int32)[place] ^= 1 << data.draw(st.integers(0, 31))
     assert checksum({"weights": changed}) != whole
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+def test_a_checksum_does_not_depend_on_where_a_tensor_lies(dtype: torch.dtype) -> None:
+    base = torch.arange(23).to(dtype)
+    for start in range(9):
+        part = base[start : start + 13]
+        assert checksum({"weights": part}) == checksum({"weights": part.clone()})
+    assert checksum({"weights": base[:3]}) != checksum({"weights": base[1:4]})
 
 
 def test_copies_share_nothing_and_write_over_only_what_fits() -> None:
