@@ -99,15 +99,21 @@ class Safekeeping:
         self._chronicle.tell(record(Kind.CERTIFIED, state, tag=name, horizon=horizon))
 
     def choose(self, plan: RollbackPlan) -> Target | None:
-        """The newest certified candidate that is old enough; from memory where that is no older than from disk."""
-        tag = self._checkpointer.choose(plan.limit_step, oldest=plan.oldest)
-        snapshot = self._memory.newest(plan.limit_step)
+        """The newest certified candidate that is old enough; where none is, the oldest from before the onset: a run
+        that has been there before goes on from it at a lower learning rate."""
+        found = self._choose(plan.limit_step, oldest=plan.oldest)
+        return found or self._choose(plan.draft.onset - 1, oldest=True)
+
+    def _choose(self, limit_step: int, *, oldest: bool) -> Target | None:
+        """From memory where that is no older than from disk."""
+        tag = self._checkpointer.choose(limit_step, oldest=oldest)
+        snapshot = self._memory.newest(limit_step)
         if tag is None and snapshot is None:
             return None
         certified = tag is not None and str(tag) in self._chronicle.recovery.certified
         on_disk = (certified, tag.step) if tag else (False, -1)
         in_memory = (snapshot.certified, snapshot.step) if snapshot else (False, -1)
-        if snapshot is not None and (tag is None or (in_memory >= on_disk and not plan.oldest)):
+        if snapshot is not None and (tag is None or (in_memory >= on_disk and not oldest)):
             return Target(snapshot.step, None, snapshot)
         assert tag is not None
         return Target(tag.step, tag, None)
