@@ -223,8 +223,7 @@ def spawn(source: object, out: Path, *options: str, **popen: object) -> "subproc
         stderr=subprocess.PIPE,
         start_new_session=True,
         # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        **popen,
+        **{"preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **popen},
     )
 
 
