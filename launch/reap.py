@@ -66,7 +66,15 @@ def lives_here(beat: Beat) -> bool:
 def heads(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that were not started by another of them: a rank decides itself what becomes of its helpers."""
     ids = {process.pid for process in processes}
-    return [process for process in processes if process.is_running() and process.ppid() not in ids]
+    return [process for process in processes if parent_of(process) not in (None, *ids)]
+
+
+def parent_of(process: psutil.Process) -> int | None:
+    """Id of its parent; none once it has ended, which it may do at any moment."""
+    try:
+        return process.ppid() if process.is_running() else None
+    except psutil.NoSuchProcess:
+        return None
 
 
 def await_end(

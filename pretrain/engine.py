@@ -315,8 +315,9 @@ class TrainEngine:
         self.load_extra_state(copied(state["extra"]))
 
     def checksum(self) -> int:
-        """Of all bits of `state` on this rank, in [0, 2^63)."""
-        return checksum(self.state())
+        """Of all bits of `state` that training rests on, on this rank, in [0, 2^63); probes may come and go."""
+        state = self.state()
+        return checksum({**state, "extra": {**state["extra"], "probes": {}}})
 
 
 def _pairs(batches: Sequence[Batch]) -> Any:

@@ -286,3 +286,21 @@ def test_copies_share_nothing_and_write_over_only_what_fits() -> None:
         tensor.data_ptr() == address for tensor, address in zip(tensors_of(second), addresses, strict=True)
     ]
     assert reused == [True, False, True]
+
+
+def probed_and_not() -> tuple[bool, int, int]:
+    config = make_config(Layout())
+    mesh = make_mesh(config.parallel)
+    engine = make_engine(config, mesh)
+    engine.step(make_batches(config, mesh, 1), proceed, step=1, learning_rate=1e-3)
+    remembered = bool(engine.extra_state()["probes"]["shift"])
+    before = engine.checksum()
+    engine.load_extra_state({**engine.extra_state(), "probes": {}})
+    return remembered, before, engine.checksum()
+
+
+def test_a_checksum_is_not_of_what_probes_remember() -> None:
+    """A run that is resumed with a probe switched off has the same weights."""
+    ((remembered, before, after),) = run_distributed(probed_and_not, 1)
+    assert remembered
+    assert before == after
