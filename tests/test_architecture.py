@@ -34,6 +34,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.run_lock",
     "pretrain.records",
     "pretrain.schema",
+    "pretrain.stacks",
     "pretrain.tags",
     "pretrain.watchdog.fault_plan",
     "pretrain.watchdog.ledger",
