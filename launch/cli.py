@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
@@ -16,6 +15,7 @@ from launch.inspect import inspect
 from launch.machine import this_machine
 from launch.outcome import judge, last_step
 from launch.process import note, run
+from launch.progress import has_resumed, records
 from launch.rehearse import rehearse
 from launch.report import fault_document, plan_document, plan_rows, print_rows
 from launch.supervise import Policy, Supervisor
@@ -83,11 +83,13 @@ def train(options: argparse.Namespace) -> int:
     wanted = launch_options(options)
 
     model_parallel = config.parallel.tensor * config.parallel.pipeline
-    # A checkpoint that was asked for is where the first launch begins; the others go on from the newest.
-    orders = chain([wanted], repeat(replace(wanted, arguments=())))
+    known = len(records(config.run_folder))
 
     def build() -> Command:
-        return build_command(next(orders), this_machine(), model_parallel)
+        """Once the checkpoint that was asked for was taken up, further launches go on from the newest."""
+        done = options.resume and has_resumed(config.run_folder, known, options.resume)
+        orders = replace(wanted, arguments=()) if done else wanted
+        return build_command(orders, this_machine(), model_parallel)
 
     command = build_command(wanted, this_machine(), model_parallel)
     planned = plan(config, command.world_size)

@@ -55,6 +55,8 @@ class Launch:
     pending: deque[int] = field(default_factory=deque)
     stopping: bool = False
     """A signal has reached the ranks: they were asked to seal a checkpoint and stop."""
+    killed: bool = False
+    """They were ended at once, and have no use for more time."""
 
     @classmethod
     def start(
@@ -114,12 +116,13 @@ class Launch:
 
     def kill(self) -> None:
         """End ranks and launcher at once."""
+        self.killed = True
         self.signal_ranks(signal.SIGKILL)
         os.killpg(self.process.pid, signal.SIGKILL)
 
     def finish(self, grace: float) -> Remains:
         """End what is left of ranks, after `grace` seconds to seal a checkpoint, and of the launcher."""
-        remains = self.silence(grace)
+        remains = self.silence(0.0 if self.killed else grace)
         # No other signal will do: DeepSpeed answers SIGTERM by killing all launchers of this user on the hosts.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)

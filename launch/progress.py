@@ -18,6 +18,12 @@ def is_done(run_folder: Path, after: int) -> bool:
     return any(record.kind is Kind.DONE for record in records(run_folder)[after:])
 
 
+def has_resumed(run_folder: Path, after: int, tag: str) -> bool:
+    """Whether the run was taken up from this checkpoint, in a record behind the first `after` ones."""
+    new = records(run_folder)[after:]
+    return any(record.kind is Kind.RESUMED and record.fields["tag"] == tag for record in new)
+
+
 def records(run_folder: Path) -> tuple[Record, ...]:
     """The ledger; empty where there is none yet. Raises CheckpointError if it was tampered with."""
     try:

@@ -156,11 +156,13 @@ def restore(
         return checkpointer.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
     pending = chronicle.recovery.pending
     if pending is None:
-        return checkpointer.load_newest(engine)
+        return checkpointer.load_newest(engine, sealed=chronicle.recovery.sealed)
     checkpointer.condemn(pending.target_step, pending.reason)
     if checkpointer.choose(pending.target_step) is None:
         return None  # host memory is gone, and nothing older is on disk: the initial weights are
-    return checkpointer.load_newest(engine, pending.target_step)
+    restored = checkpointer.load_preferred(engine, pending.target_step)
+    checkpointer.condemn(restored.state.step, pending.reason)
+    return restored
 
 
 def run_to_its_end(trainer: Trainer, state: TrainState, chronicle: Chronicle) -> TrainState:

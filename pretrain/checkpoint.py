@@ -16,6 +16,7 @@ from pretrain.agreement import first_problem, from_first
 from pretrain.certificate import Fact, certify
 from pretrain.checkpoint_files import (
     CONDEMNED,
+    QUARANTINED,
     Candidates,
     acquit,
     candidates,
@@ -95,7 +96,7 @@ class Checkpointer:
         data: Mapping[str, Any],
         watchdog: Mapping[str, Any] | None = None,
     ) -> Saved:
-        """Write, verify and seal a checkpoint; on failure remove it and say why.
+        """Write and seal a checkpoint; on failure remove it and say why. Its bytes are read again when it is certified.
 
         `data` and `watchdog`, the states of the data stream and of the watchdog, are kept as JSON.
         """
@@ -194,52 +195,60 @@ class Checkpointer:
         settle_latest(self.folder, certified=self._watched)
         return tags
 
-    def uncertified(self) -> tuple[Tag, ...]:
-        """Sealed candidates that have no certificate yet and are not condemned, newest first."""
+    def sealed(self) -> tuple[Tag, ...]:
+        """The checkpoints that are not condemned, newest first."""
         found: Candidates = self._do(lambda: candidates(self.folder))
-        return tuple(tag for tag in found.sealed if tag not in found.certified)
+        return found.sealed
 
     # Loading
 
-    def choose(self, limit_step: int, oldest: bool = False) -> Tag | None:
+    def choose(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, bool] | None:
         """The newest (or oldest) certified checkpoint of at most this step; if none is certified, the newest (or
-        oldest) sealed one. Condemned ones never are."""
-        return next(iter(self._preferred(limit_step, oldest=oldest)), None)
-
-    def _preferred(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, ...]:
+        oldest) sealed one. Condemned ones never are. Also whether it is certified."""
         found: Candidates = self._do(lambda: candidates(self.folder))
-        return found.preferred(limit_step, oldest=oldest)
+        tags = found.preferred(limit_step, oldest=oldest)
+        return (tags[0], tags[0] in found.certified) if tags else None
 
-    def load_newest(self, engine: TrainEngine, at_most_step: int | None = None) -> Restored | None:
-        """Load the newest sound checkpoint, certified or not, of at most this step if one is given.
+    def load_newest(self, engine: TrainEngine, *, sealed: bool = False) -> Restored | None:
+        """Load the newest sound checkpoint, certified or not.
 
-        None if the run has never begun to save one. Condemned ones are passed over.
+        None if the run has never completed one, as far as can be seen here or the caller knows (`sealed`). Condemned
+        ones are passed over.
 
         Raises:
-            CheckpointError: there are checkpoints, but none that is sound, or the newest one does not fit this run.
+            CheckpointError: there were checkpoints, but none is sound, or the newest one does not fit this run.
         """
         found = self._look_around()
-        within = [tag for tag in found.sealed if at_most_step is None or tag.step <= at_most_step]
-        if restored := self._load_first(engine, within):
+        if restored := self._load_first(engine, found.sealed):
             return restored
-        if self._do(lambda: any(self.folder.glob("step*"))):
-            limit = "" if at_most_step is None else f" of at most step {at_most_step}"
+        if sealed or found.condemned or self._do(lambda: any(self.folder.glob(f"*{QUARANTINED}"))):
+            way_out = "repair one"
+            if found.condemned:
+                way_out += f", go on from a condemned one (--resume {found.condemned[0]} --force-condemned)"
             raise CheckpointError(
-                f"{self.folder}: no usable checkpoint{limit} is left, and the run does not start from scratch by "
-                "itself; repair one, or choose another run.name to begin anew"
+                f"{self.folder}: no usable checkpoint is left, and the run does not start from scratch by itself; "
+                f"{way_out}, or choose another run.name to begin anew"
             )
         return None
 
-    def load(self, engine: TrainEngine, tag: Tag) -> Restored:
-        """Load this checkpoint into an engine that may have trained; if it is damaged, the next older one.
+    def load_preferred(self, engine: TrainEngine, limit_step: int) -> Restored:
+        """Load what `choose` prefers into an engine that may have trained; if it is damaged, what comes next.
 
         Raises:
             CheckpointError: no sound one is left.
         """
-        older = [other for other in self._preferred(tag.step) if other != tag]
-        if restored := self._load_first(engine, [tag, *older]):
+        found = self._look_around()
+        if restored := self._load_first(engine, found.preferred(limit_step)):
             return restored
-        raise CheckpointError(f"{self.folder}: no usable checkpoint of at most step {tag.step} is left")
+        raise CheckpointError(f"{self.folder}: no usable checkpoint of at most step {limit_step} is left")
+
+    def load(self, engine: TrainEngine, tag: Tag) -> Restored:
+        """The same, but this checkpoint first of all.
+
+        Raises:
+            CheckpointError: no sound one is left.
+        """
+        return self._load_first(engine, [tag]) or self.load_preferred(engine, tag.step)
 
     def load_tag(self, engine: TrainEngine, name: str, *, allow_condemned: bool = False) -> Restored:
         """Load the checkpoint that a user asks for, and condemn those of the course that is left by that.

@@ -45,6 +45,13 @@ def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
+def memory_tier_turns_over(config: RunConfig, world_size: int) -> Iterator[Fault]:
+    """A lone candidate could never go: the next one ripens beside it."""
+    if config.watchdog.memory_keep == 1:
+        rule = "there is always one that stays while the next one proves itself"
+        yield Fault("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")
+
+
 def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
     """The batch equation: global = micro x accumulation x data."""
     micro, whole = config.data.micro_batch_size, config.data.global_batch_size
@@ -218,4 +225,5 @@ RULES: tuple[Rule, ...] = (
     zero_fits_reparametrization,
     schedule_fits_run,
     kept_checkpoints_exist,
+    memory_tier_turns_over,
 )

@@ -69,11 +69,12 @@ class MemoryTier:
             self._snapshots.append(snapshot)
         return problem
 
-    def newest(self, limit_step: int) -> Snapshot | None:
-        """The newest certified snapshot of at most this step; if none is certified, the newest one."""
+    def choose(self, limit_step: int, *, oldest: bool = False) -> Snapshot | None:
+        """The newest (or oldest) certified snapshot of at most this step; if none is certified, the newest (or
+        oldest) one."""
         within = [snapshot for snapshot in self._snapshots if snapshot.step <= limit_step]
-        certified = [snapshot for snapshot in within if snapshot.certified]
-        return next(reversed(certified or within), None)
+        preferred = [snapshot for snapshot in within if snapshot.certified] or within
+        return next(iter(preferred if oldest else reversed(preferred)), None)
 
     def certify(self, step: int) -> None:
         """Mark the snapshot of this step, if there is one."""

@@ -60,8 +60,9 @@ class Rescue:
         if verdict.action is Action.VETO:
             tell(Kind.VETO, reason=verdict.reason, draws=list(self._batches.draws()))
 
-    def go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
-        """Return to a candidate from before the trouble; the state that the run goes on from.
+    def go_back(self, state: TrainState, verdict: Verdict) -> tuple[TrainState, str]:
+        """Return to a candidate from before the trouble; the state that the run goes on from, and the tier that it
+        came from.
 
         Raises:
             TrainingDiverged: there is no such candidate.
@@ -77,13 +78,17 @@ class Rescue:
         self._chronicle.commit(rollback.intent(state.lineage))
         self._safekeeping.condemn(target.step, verdict.reason, state)
         restored, tier = self._safekeeping.restore(target)
+        if (
+            restored.state.step < target.step
+        ):  # it was damaged: what lies in between belongs to what is left behind
+            self._safekeeping.condemn(restored.state.step, verdict.reason, state)
         state = replace(restored.state, attempt=state.attempt + 1, lineage=state.lineage + 1)
         self._batches.seek(restored.data)
         self._watchdog.load_state_dict(restored.watchdog)
         self._journal.rewind(state.attempt - state.step, state.lineage)
         self._conclude(rollback, state, tier, restored.proof, started)
         restored.restore_random_state()
-        return state
+        return state, tier
 
     def complete(self, state: TrainState) -> TrainState:
         """After a crash between an intent and its deed: the run was taken up at `state`, not later than intended."""

@@ -56,14 +56,16 @@ class Safekeeping:
         """Step -> tag on disk, of what is neither certified nor given up; none: in host memory alone."""
 
     def await_certificates(self, step: int) -> None:
-        """Take up the candidates on disk that an earlier session has left, up to this step."""
-        for tag in self._checkpointer.uncertified():
-            if tag.step <= step:
+        """Take up the candidates on disk that an earlier session has left, up to this step; also one whose
+        certificate the ledger has not heard of."""
+        known = self._chronicle.recovery.certified
+        for tag in self._checkpointer.sealed():
+            if tag.step <= step and str(tag) not in known and not self._watchdog.health.refused(tag.step):
                 self._candidates[tag.step] = tag
 
     def save(self, state: TrainState, data: dict[str, Any]) -> Saved:
         """A candidate on disk."""
-        saved = self._checkpointer.save(self._engine, state, data, self._watchdog.state_dict())
+        saved = self._checkpointer.save(self._engine, state, data, self._watchdog_state())
         if saved.tag is not None:
             self._candidates[state.step] = saved.tag
             self._chronicle.tell(record(Kind.SEALED, state, tag=str(saved.tag)))
@@ -71,22 +73,34 @@ class Safekeeping:
 
     def remember(self, state: TrainState, data: dict[str, Any]) -> str:
         """A candidate in host memory; returns the problem where there is no room."""
-        problem = self._memory.take(self._engine, state, data, self._watchdog.state_dict())
+        problem = self._memory.take(self._engine, state, data, self._watchdog_state())
         if state.step in self._memory.steps:
             self._candidates.setdefault(state.step, None)
         return problem
 
-    def certify(self, state: TrainState) -> None:
-        """Certify the candidates that have proven healthy; after the last step all that nothing speaks against."""
+    def _watchdog_state(self) -> dict[str, Any]:
+        """A watchdog that was switched off has seen none of the last steps: when it is on again, it begins anew."""
+        return self._watchdog.state_dict() if self._watched else {}
+
+    def ripe(self, state: TrainState) -> tuple[int, ...]:
+        """Steps of the candidates that have proven healthy; after the last step of all that nothing speaks against."""
         if not self._watched:
-            return
-        health = self._watchdog.health
+            return ()
         ended = state.step == self._last_step and not self._watchdog.suspicious
-        for step, tag in sorted(self._candidates.items()):
-            if not (health.proven(step, state.step) or (ended and tag)):
-                continue
-            del self._candidates[step]
-            if not health.damaged(step):
+        proven = self._watchdog.health.proven
+        return tuple(
+            step
+            for step, tag in sorted(self._candidates.items())
+            if proven(step, state.step) or (ended and tag)
+        )
+
+    def certify(self, state: TrainState) -> None:
+        """Certify the ripe candidates, or give them up. Reads what is on disk again, which may take long."""
+        for step in self.ripe(state):
+            tag = self._candidates.pop(step)
+            if self._watchdog.health.damaged(step):
+                self._watchdog.health.refuse(step)
+            else:
                 self._certify(step, tag, state)
 
     def _certify(self, step: int, tag: Tag | None, state: TrainState) -> None:
@@ -105,18 +119,16 @@ class Safekeeping:
         return found or self._choose(plan.draft.onset - 1, oldest=True)
 
     def _choose(self, limit_step: int, *, oldest: bool) -> Target | None:
-        """From memory where that is no older than from disk."""
-        tag = self._checkpointer.choose(limit_step, oldest=oldest)
-        snapshot = self._memory.newest(limit_step)
-        if tag is None and snapshot is None:
-            return None
-        certified = tag is not None and str(tag) in self._chronicle.recovery.certified
-        on_disk = (certified, tag.step) if tag else (False, -1)
-        in_memory = (snapshot.certified, snapshot.step) if snapshot else (False, -1)
-        if snapshot is not None and (tag is None or (in_memory >= on_disk and not oldest)):
-            return Target(snapshot.step, None, snapshot)
-        assert tag is not None
-        return Target(tag.step, tag, None)
+        """A certified one if there is one; from memory where the disk has none that is better."""
+        found: list[tuple[bool, Target]] = []
+        if snapshot := self._memory.choose(limit_step, oldest=oldest):
+            found.append((snapshot.certified, Target(snapshot.step, None, snapshot)))
+        if on_disk := self._checkpointer.choose(limit_step, oldest=oldest):
+            tag, certified = on_disk
+            found.append((certified, Target(tag.step, tag, None)))
+        sign = -1 if oldest else 1
+        best = max(found, key=lambda one: (one[0], sign * one[1].step), default=None)  # the first of equals
+        return best[1] if best else None
 
     def condemn(self, target_step: int, reason: str, state: TrainState) -> None:
         """Nothing later than the target of a rollback is gone back to, or resumed from."""
@@ -131,12 +143,14 @@ class Safekeeping:
             restored = self._memory.restore(self._engine, target.snapshot)
             if restored is not None:
                 return restored, "memory"
-            older = self._checkpointer.load_newest(self._engine, target.step)
-            if older is None:
-                raise RuntimeError("the snapshot in host memory is damaged, and there is no checkpoint")
-            return older, "disk"
+            return self._checkpointer.load_preferred(self._engine, target.step), "disk"
         assert target.tag is not None
         return self._checkpointer.load(self._engine, target.tag), "disk"
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether there is a checkpoint that a new process could go on from."""
+        return bool(self._checkpointer.sealed())
 
     def remember_due(self, step: int) -> bool:
         return self._watched and step % self._every == 0

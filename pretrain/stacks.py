@@ -27,16 +27,15 @@ def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
     path = stacks_file(run_folder, rank)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
+        file = path.open("ab", buffering=0)  # nothing is left to be written when it is closed
     except OSError:
         yield
         return
     with file:
-        size = file.tell()
+        size = os.fstat(file.fileno()).st_size
         with suppress(OSError):
-            file.write(f"process {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-            file.flush()
-        heading = file.tell()
+            file.write(f"process {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        heading = os.fstat(file.fileno()).st_size
         faulthandler.register(REQUEST, file)
         try:
             yield
@@ -45,7 +44,7 @@ def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
             with suppress(OSError):
                 if os.fstat(file.fileno()).st_size == heading:  # nobody has asked
                     file.truncate(size)
-                if size == os.fstat(file.fileno()).st_size == 0:
+                if os.fstat(file.fileno()).st_size == 0:
                     path.unlink()
                     path.parent.rmdir()
 

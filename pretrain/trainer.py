@@ -110,6 +110,7 @@ class Trainer:
         self.state = state
         if stopping:
             self._leave(state)
+        self._certify(state)  # what a crash has kept from its certificate
         return state
 
     def _complete(self, state: TrainState) -> bool:
@@ -146,13 +147,21 @@ class Trainer:
         self._check_damage(state)
         if self.safekeeping.remember_due(state.step):
             self._remember(state)
-        self.safekeeping.certify(state)
+        self._certify(state)
         return state, report.interrupted
 
+    def _certify(self, state: TrainState) -> None:
+        if self.safekeeping.ripe(state):
+            self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
+            self.safekeeping.certify(state)
+
     def _go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
+        """To an earlier step; what was restored from host memory is put on disk at once if nothing else is there."""
         self.heartbeat.beat(state.step, Phase.RESTORING, state.attempt)
-        state = self.rescue.go_back(state, verdict)
-        self._saved = state.step
+        state, tier = self.rescue.go_back(state, verdict)
+        self._saved = state.step if tier == "disk" else state.step - 1
+        if not self.safekeeping.on_disk:
+            self._save(state)
         return state
 
     def _remember(self, state: TrainState) -> None:
@@ -240,7 +249,7 @@ class Trainer:
         if saved.tag is not None:
             self._lost = ""
             self.journal.event(state.step, f"checkpoint {saved.tag} saved")
-            self.safekeeping.certify(state)
+            self._certify(state)
         elif state.step == self.config.run.steps:
             raise CheckpointError(f"the last checkpoint could not be saved: {saved.problem}")
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from parallel.mesh import ParallelMesh
@@ -25,6 +25,8 @@ class Chronicle:
     """On rank 0."""
     report: Report
     """Is told every record, on every rank."""
+    untold: list[Record] = field(default_factory=list)
+    """On rank 0: what the disk had no room for; it is written before anything else is."""
 
     @classmethod
     def open(cls, run_folder: Path, mesh: ParallelMesh, stack: ExitStack, report: Report) -> "Chronicle":
@@ -47,11 +49,12 @@ class Chronicle:
 
     def tell(self, record: Record) -> None:
         """Write down what was seen; every rank must call this with the same record. A disk that is full does not
-        end the run: what was seen then lives as long as the process."""
+        end the run: what was seen then is written with the next record that there is room for."""
         self.recovery = self.recovery.after(record)
         if self.ledger is not None:
+            self.untold.append(record)
             try:
-                self.ledger.append(record)
+                self._write(self.ledger)
             except OSError as error:
                 print(f"surefoot: {LEDGER} cannot be written: {error}", flush=True)
         self.report(record)
@@ -62,9 +65,16 @@ class Chronicle:
         Raises:
             CheckpointError: it is not on the disk; on all ranks.
         """
-        ledger = self.ledger
-        _, problem = from_first(self.mesh, lambda: ledger.append(record) if ledger else None)
+        _, problem = from_first(self.mesh, lambda: self._write(self.ledger, record) if self.ledger else None)
         if problem:
             raise CheckpointError(f"nothing is undone that the ledger does not know of: {problem}")
         self.recovery = self.recovery.after(record)
         self.report(record)
+
+    def _write(self, ledger: Ledger, *records: Record) -> None:
+        """Append what is untold, then these. Raises OSError."""
+        while self.untold:
+            ledger.append(self.untold[0])
+            del self.untold[0]
+        for record in records:
+            ledger.append(record)

@@ -84,7 +84,9 @@ class Recovery:
     learning_rate_edits: tuple[LearningRateEdit, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
     vetoes: tuple[int, ...] = ()
-    """Attempts whose update was withheld, of the last `VETO_WINDOW` ones; not those that a rollback has answered."""
+    """Attempts whose update was withheld since the last rollback, of the last `VETO_WINDOW` ones."""
+    sealed: bool = False
+    """Whether a checkpoint of the run was ever complete."""
     certified: frozenset[str] = frozenset()
     """Tags of checkpoints that were certified and neither condemned nor damaged since."""
     condemned: frozenset[str] = frozenset()
@@ -168,11 +170,10 @@ def _quarantined(state: Recovery, record: Record) -> dict[str, Any]:
 def _intent(state: Recovery, record: Record) -> dict[str, Any]:
     """One more rollback; or the pending one, planned again because its target could not be loaded.
 
-    The vetoes that it answers are paid for by its own budget: counted further, they would make rollbacks of single
-    bad steps long after.
+    The vetoes before it are paid for by its own budget: counted further, they would make rollbacks of single bad steps
+    long after, and those of steps that are taken again would count twice.
     """
     rollback = Rollback.of(record)
-    onset_attempt = rollback.attempt - (rollback.step - rollback.onset)
     decided = len(state.rollbacks) - bool(state.pending)
     progress = max(state.certified_step, rollback.target_step)
     return {
@@ -181,7 +182,7 @@ def _intent(state: Recovery, record: Record) -> dict[str, Any]:
         "certified_step": progress,
         "pending": rollback,
         "skips": merge_ranges([*state.skips, *rollback.skip]),
-        "vetoes": tuple(attempt for attempt in state.vetoes if attempt < onset_attempt),
+        "vetoes": (),
     }
 
 
@@ -200,6 +201,7 @@ def _step(tag: str) -> int:
 _CHANGES: Mapping[Kind, Change] = {
     Kind.RUN_START: lambda state, record: {"finished": False},
     Kind.RESUMED: lambda state, record: {"finished": False},
+    Kind.SEALED: lambda state, record: {"sealed": True},
     Kind.VETO: _veto,
     Kind.CERTIFIED: _certified,
     Kind.CONDEMNED: _condemned,

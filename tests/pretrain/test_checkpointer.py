@@ -184,16 +184,19 @@ def certified_run(folder: Path) -> list[str]:
     for tag in (first, second, second):
         assert run.checkpointer.certify(tag, 1, {"median_loss": 2.5}) == ""
         seen.append(latest(folder))
-    seen.append(str(run.checkpointer.choose(3)))
-    seen.append(str(run.checkpointer.choose(1)))
-    seen.append(str(run.checkpointer.choose(3, oldest=True)))
-    seen.append(str(run.checkpointer.choose(0)))
+    seen += [chosen(run, 3), chosen(run, 1), chosen(run, 3, oldest=True), chosen(run, 0)]
     return seen
+
+
+def chosen(run: Run, limit_step: int, *, oldest: bool = False) -> str:
+    """What a rollback to at most this step would load, with a star if it is certified."""
+    choice = run.checkpointer.choose(limit_step, oldest=oldest)
+    return f"{choice[0]}{'*' * choice[1]}" if choice else "nothing"
 
 
 def test_latest_and_choice_go_by_certificates(tmp_path: Path) -> None:
     first, second = "step00000001-a1", "step00000002-a2"
-    expected = ["", first, second, second, second, first, first, "None"]
+    expected = ["", first, second, second, f"{second}*", f"{first}*", f"{first}*", "nothing"]
     assert run_distributed(certified_run, 2, tmp_path) == [expected] * 2
     certificate = read_certificate(tmp_path / second)
     assert (certificate.step, certificate.horizon, certificate.facts) == (3, 1, {"median_loss": 2.5})
@@ -211,14 +214,14 @@ def flipped(folder: Path, owner: int) -> tuple[str, str, list[str]]:
         path.write_bytes(content)
     run.mesh.gather(None)
     problem = run.checkpointer.certify(second, 1, {})
-    return problem, str(run.checkpointer.choose(9)), run.notes
+    return problem, chosen(run, 9), run.notes
 
 
 @pytest.mark.parametrize("owner", [0, 1])
 def test_what_has_changed_on_disk_is_not_certified_but_set_aside(owner: int, tmp_path: Path) -> None:
-    for problem, chosen, notes in run_distributed(flipped, 2, tmp_path, owner):
+    for problem, choice, notes in run_distributed(flipped, 2, tmp_path, owner):
         assert f"rank_{owner:05d}.pt: the content has changed" in problem
-        assert chosen == "step00000001-a1"
+        assert choice == "step00000001-a1*"
         assert "set aside" in notes[0]
     assert latest(tmp_path) == "step00000001-a1"
     assert not (tmp_path / "step00000002-a2").exists()
@@ -250,17 +253,17 @@ def condemned_run(folder: Path) -> list[Any]:
         run.checkpointer.certify(tag, 1, {})
     condemned = run.checkpointer.condemn(1, "loss high since step 2")
     again = run.checkpointer.condemn(1, "loss high since step 2")
-    chosen = run.checkpointer.choose(9)
+    choice = chosen(run, 9)
     loaded = run.take_up(run.checkpointer.load_newest(run.engine))
     new = run.save_at(2)[0]
     newest = run.take_up(run.checkpointer.load_newest(run.engine))
-    limited = run.take_up(run.checkpointer.load_newest(run.engine, at_most_step=1))
-    return [tuple(map(str, condemned)), again, str(chosen), loaded, str(new), newest, limited]
+    certified = run.take_up(run.checkpointer.load_preferred(run.engine, 2))
+    return [tuple(map(str, condemned)), again, choice, loaded, str(new), newest, certified]
 
 
 def test_a_restart_passes_over_condemned_ones(tmp_path: Path) -> None:
     first, second, third, new = (f"step{step:08d}-a{n}" for n, step in enumerate((1, 2, 3, 2), start=1))
-    expected = [(third, second), (), first, first, new, new, first]
+    expected = [(third, second), (), f"{first}*", first, new, new, first]
     assert run_distributed(condemned_run, 2, tmp_path) == [expected] * 2
     assert latest(tmp_path) == first
     assert found_in(tmp_path).condemned == (Tag(step=3, attempt=3), Tag(step=2, attempt=2))
@@ -277,6 +280,24 @@ def only_condemned(folder: Path) -> str:
 def test_a_run_with_nothing_but_condemned_ones_does_not_start_from_scratch(tmp_path: Path) -> None:
     for answer in run_distributed(only_condemned, 2, tmp_path):
         assert "no usable checkpoint is left" in answer
+        assert "--resume step00000001-a1 --force-condemned" in answer
+
+
+def only_torn(folder: Path) -> tuple[str, str]:
+    """One save that never ended, for a run whose ledger knows of no other, and for one whose ledger does."""
+    run = Run(folder)
+    (tag,) = run.save_at(1)
+    if run.mesh.rank == 0:
+        (folder / str(tag) / MANIFEST).unlink()
+    run.mesh.gather(None)
+    load = run.checkpointer.load_newest
+    return attempt(lambda: load(run.engine)), attempt(lambda: load(run.engine, sealed=True))
+
+
+def test_only_a_run_that_never_completed_a_checkpoint_starts_from_scratch(tmp_path: Path) -> None:
+    for first, lost in run_distributed(only_torn, 2, tmp_path):
+        assert first == "None"
+        assert "no usable checkpoint is left" in lost
 
 
 # By hand

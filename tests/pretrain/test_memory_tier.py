@@ -50,7 +50,7 @@ def there_and_back(layout: Layout, model: dict[str, Any], start: int) -> tuple[l
     before = engine.checksum()
     course = train(engine, config, start + 1, start + 3)
     end = copied(engine.state())
-    snapshot = tier.newest(start)
+    snapshot = tier.choose(start)
     assert snapshot is not None
     restored = tier.restore(engine, snapshot)
     checksums = [before, engine.checksum(), snapshot.checksum]
@@ -91,7 +91,7 @@ def twice_and_damaged(layout: Layout) -> tuple[list[str], bool, tuple[int, ...]]
     tier.take(engine, TrainState(step=1), {}, {})
     ends = []
     for _ in range(2):
-        snapshot = tier.newest(1)
+        snapshot = tier.choose(1)
         assert snapshot is not None
         assert tier.restore(engine, snapshot)
         train(engine, config, 2, 3)
@@ -168,15 +168,19 @@ def tier_with(keep: int, *steps: int, horizon: int = 25) -> Iterator[tuple[Any, 
 
 def test_newest_prefers_certified_ones_within_the_limit() -> None:
     with tier_with(4, 10, 20, 30, 40) as (engine, tier):
-        assert tier.newest(35) == tier._snapshots[2]
+        assert tier.choose(35) == tier._snapshots[2]
         tier.certify(20)
         tier.certify(77)
-        snapshot = tier.newest(35)
+        snapshot = tier.choose(35)
         assert snapshot is not None
         assert snapshot.step == 20
         assert snapshot.certified
-        assert tier.newest(15) == tier._snapshots[0]
-        assert tier.newest(9) is None
+        assert tier.choose(15) == tier._snapshots[0]
+        assert tier.choose(9) is None
+        tier.certify(30)
+        oldest = tier.choose(35, oldest=True)
+        assert oldest is not None
+        assert oldest.step == 20
         tier.restore(engine, snapshot)
         assert engine.weight.tolist() == [20.0] * 3
         assert tier.steps == (10, 20)
@@ -222,7 +226,7 @@ def test_once_there_is_a_certified_one_there_always_is(
             tier.take(engine, TrainState(step=step), {}, {})
         assert len(tier.steps) + len(tier._spare) <= keep
         assert list(tier.steps) == sorted(set(tier.steps))
-        newest = tier.newest(step)
+        newest = tier.choose(step)
         if keep >= 2 and certified:
             assert newest is not None
             assert newest.certified

@@ -92,6 +92,11 @@ def test_vetoes_are_remembered_for_a_window_and_count_once() -> None:
     assert state.after(veto(6 + VETO_WINDOW)).vetoes == (4 + VETO_WINDOW, 6 + VETO_WINDOW)
 
 
+def test_a_rollback_begins_the_count_of_vetoes_anew() -> None:
+    state = fold([veto(100), veto(490), rollback().intent(1), DONE, veto(510)])
+    assert state.vetoes == (510,)
+
+
 def test_health_of_checkpoints() -> None:
     first, second = "step00000100-a1", "step00000200-a2"
     state = fold([record(Kind.CERTIFIED, tag=tag, horizon=8) for tag in (first, second)])

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from disk import fill, small_disk
+
 from pretrain.stacks import REQUEST, request_stacks, stacks_file, stacks_on_request
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +70,15 @@ def test_who_is_not_asked_leaves_nothing_and_evidence_stays(tmp_path: Path) -> N
     with stacks_on_request(tmp_path, 0):
         pass
     assert stacks_file(tmp_path, 0).read_text() == first
+
+
+def test_a_disk_that_is_full_ends_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size=64 * 1024) as disk:
+        (disk / "stacks").mkdir()
+        fill(disk)
+        with stacks_on_request(disk, 0):
+            os.kill(os.getpid(), REQUEST)
+        assert not (disk / "stacks").exists()
 
 
 def test_without_a_disk_there_are_none(tmp_path: Path) -> None:
