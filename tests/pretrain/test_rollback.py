@@ -12,7 +12,7 @@ from training import Layout, make_mesh, slow
 
 from pretrain.__main__ import Request, train
 from pretrain.checkpoint_files import LATEST
-from pretrain.config import RunConfig
+from pretrain.config import CheckpointConfig, RunConfig
 from pretrain.durable import write_durably
 from pretrain.errors import CheckpointError, TrainingDiverged
 from pretrain.signals import StopSignals
@@ -137,6 +137,21 @@ def test_a_dry_run_withholds_what_is_not_finite_and_goes_on(corpus: Path, tmp_pa
     config = watched(Layout(), tmp_path, corpus, dry_run=True)
     assert run_distributed(run, 1, config, "nan_gradient@20+4") == ["finished"]
     assert "rollback_intent" not in kinds(tmp_path)
+
+
+def test_a_run_taken_back_to_memory_leaves_something_on_disk_to_go_on_from(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Its only checkpoint is condemned: a process that ends now must not be the end of the run."""
+    config = watched(Layout(), tmp_path, corpus).model_copy(
+        update={"checkpoint": CheckpointConfig(every_steps=20)}
+    )
+    assert run_distributed(run, 1, config, "nan_gradient@22+4") == ["finished"]
+    done = one(tmp_path, Kind.ROLLBACK_DONE)
+    assert done.fields["tier"] == "memory"
+    sealed = [record for record in story(tmp_path) if record.kind is Kind.SEALED]
+    assert [record.step for record in sealed] == [20, done.step, 20, 30]
+    assert sealed[1].lineage == 2
 
 
 def test_a_crash_between_intent_and_deed_is_made_up_for(corpus: Path, tmp_path: Path) -> None:
