@@ -2,9 +2,13 @@
 
 Every decision is taken from what all ranks have said, so that no rank goes on with a checkpoint that another one
 could not read, and a failure on one rank is a failure of the save, not the end of the run.
+
+What takes long and needs no other rank (forcing files to disk, hashing them, reading them again) a thread does while
+the run goes on; the run comes back for the outcome.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +38,7 @@ from pretrain.checkpoint_share import (
     files_of,
     files_to_read,
     load_share,
+    settle_share,
     unsafe_files,
     write_share,
 )
@@ -57,6 +62,23 @@ class Saved:
     tag: Tag | None
     """None: the save failed and left nothing."""
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint that the operating system has and this rank's thread looks after."""
+
+    tag: Tag
+    state: TrainState
+    share: Future[Share]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A checkpoint whose bytes on disk this rank's thread reads again."""
+
+    tag: Tag
+    problem: Future[str]
 
 
 class Checkpointer:
@@ -86,6 +108,7 @@ class Checkpointer:
         self._identity = identity
         self._report = report
         self._size = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     # Saving
 
@@ -100,37 +123,50 @@ class Checkpointer:
 
         `data` and `watchdog`, the states of the data stream and of the watchdog, are kept as JSON.
         """
+        begun = self.begin(engine, state, data, watchdog)
+        return self.finish(begun) if isinstance(begun, Writing) else begun
+
+    def begin(
+        self,
+        engine: TrainEngine,
+        state: TrainState,
+        data: Mapping[str, Any],
+        watchdog: Mapping[str, Any] | None = None,
+    ) -> Writing | Saved:
+        """Write a checkpoint that `finish` seals. Training may go on in between; no other save may.
+
+        A Saved, on every rank, says why that failed.
+        """
         tag, problem = from_first(self._mesh, lambda: create_folder(self.folder, state.step))
         if tag is None:
             return Saved(None, problem)
-        problem = first_problem(self._mesh, self._space_problem())
+        if problem := first_problem(self._mesh, self._space_problem()):
+            return self._discarded(tag, problem)
+        written = write_share(engine, self.folder / str(tag), data, watchdog or {})
+        if problem := first_problem(self._mesh, written.problem):
+            return self._discarded(tag, problem)
+        return Writing(tag, state, self._thread.submit(settle_share, written))
+
+    def finish(self, writing: Writing) -> Saved:
+        """Seal what `begin` has written, once all ranks have it on disk."""
+        shares = self._mesh.gather(writing.share.result())
+        problem = next((share.problem for share in shares if share.problem), "")
         if not problem:
-            problem = self._write_and_seal(engine, tag, state, data, watchdog or {})
+            manifest = self._manifest(writing.tag, writing.state, shares)
+            self._size = manifest.total_bytes
+            _, problem = from_first(self._mesh, lambda: self._seal(writing.tag, manifest))
         if problem:
-            from_first(self._mesh, lambda: discard(self.folder, [tag]))
-            return Saved(None, problem)
+            return self._discarded(writing.tag, problem)
         self._retire()
-        return Saved(tag)
+        return Saved(writing.tag)
+
+    def _discarded(self, tag: Tag, problem: str) -> Saved:
+        from_first(self._mesh, lambda: discard(self.folder, [tag]))
+        return Saved(None, problem)
 
     def _space_problem(self) -> str:
         """Each rank looks, since folders of one name may lie on different disks of several hosts."""
         return space_problem(self.folder, self._size) or ""
-
-    def _write_and_seal(
-        self,
-        engine: TrainEngine,
-        tag: Tag,
-        state: TrainState,
-        data: Mapping[str, Any],
-        watchdog: Mapping[str, Any],
-    ) -> str:
-        shares = self._mesh.gather(write_share(engine, self.folder / str(tag), data, watchdog))
-        if problem := next((share.problem for share in shares if share.problem), ""):
-            return problem
-        manifest = self._manifest(tag, state, shares)
-        self._size = manifest.total_bytes
-        _, problem = from_first(self._mesh, lambda: self._seal(tag, manifest))
-        return problem
 
     def _manifest(self, tag: Tag, state: TrainState, shares: list[Share]) -> Manifest:
         return Manifest(
@@ -160,12 +196,25 @@ class Checkpointer:
         Each rank reads the files again that it wrote. Returns why it was not certified, or an empty string; a damaged
         checkpoint is set aside. To certify twice does no harm.
         """
+        examination = self.examine(tag)
+        return examination if isinstance(examination, str) else self.attest(examination, horizon, facts)
+
+    def examine(self, tag: Tag) -> Examination | str:
+        """Have each rank read the files again that it wrote; the problem, on all ranks, if there is no manifest."""
         folder = self.folder / str(tag)
         manifest, problem = from_first(self._mesh, lambda: read_manifest(folder))
         if manifest is None:
             return problem
         own = files_of(manifest, {self._mesh.rank})
-        if problem := first_problem(self._mesh, "; ".join(verify(folder, manifest, own, from_disk=True))):
+        return Examination(
+            tag, self._thread.submit(lambda: "; ".join(verify(folder, manifest, own, from_disk=True)))
+        )
+
+    def attest(self, examination: Examination, horizon: int, facts: Mapping[str, Fact]) -> str:
+        """Certify what was examined; see `certify`."""
+        tag = examination.tag
+        folder = self.folder / str(tag)
+        if problem := first_problem(self._mesh, examination.problem.result()):
             self._set_aside(tag, problem)
             return problem
         step = tag.step + horizon

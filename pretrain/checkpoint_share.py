@@ -12,27 +12,38 @@ from parallel.mesh import ParallelMesh
 from pretrain.deepspeed_runtime import load_plain
 from pretrain.durable import sync_folder
 from pretrain.engine import TrainEngine
-from pretrain.hashed_file import save_hashed
 from pretrain.manifest import FileRecord, Manifest, verify
 from pretrain.random_state import capture_random_state
 from pretrain.restored import Restored, proof_of
+from pretrain.state_file import settle, write_state
 from pretrain.tags import Tag
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a rank has written."""
+class Written:
+    """What a rank has handed to the operating system."""
 
-    files: dict[str, FileRecord] = field(default_factory=dict)
+    rank: int
+    folder: Path
+    paths: tuple[Path, ...] = ()
     checksum: int = 0
     """Of the bits of its weights and its part of the optimizer."""
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a rank has on its disk."""
+
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    checksum: int = 0
+    problem: str = ""
+
+
 def write_share(
     engine: TrainEngine, folder: Path, data: Mapping[str, Any], watchdog: Mapping[str, Any]
-) -> Share:
-    """Write this rank's files, durably; all ranks together."""
+) -> Written:
+    """Write this rank's files; all ranks together."""
     rank = engine.mesh.rank
     saved = engine.save(folder.parent, folder.name)
     try:
@@ -44,13 +55,22 @@ def write_share(
             "random": capture_random_state(),
             "engine": engine.extra_state(),
         }
-        own = save_hashed(state, folder / rank_file(rank))
-        sync_folder(folder)
-        digests = {**saved.digests, rank_file(rank): own}
-        files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=rank) for name, d in digests.items()}
-        return Share(files, engine.checksum())
+        own = folder / rank_file(rank)
+        write_state(state, own)
+        return Written(rank, folder, (*saved.paths, own), engine.checksum())
     except (OSError, RuntimeError) as error:
-        return Share(problem=f"rank {rank} could not write to {folder}: {error}")
+        return Written(rank, folder, problem=f"rank {rank} could not write to {folder}: {error}")
+
+
+def settle_share(written: Written) -> Share:
+    """Force to disk and describe what this rank has written; needs no other rank, and may run beside training."""
+    try:
+        digests = {path.name: settle(path) for path in written.paths}
+        sync_folder(written.folder)
+    except OSError as error:
+        return Share(problem=f"rank {written.rank} could not write to {written.folder}: {error}")
+    files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=written.rank) for name, d in digests.items()}
+    return Share(files, written.checksum)
 
 
 def damage(folder: Path, manifest: Manifest, mesh: ParallelMesh) -> str:

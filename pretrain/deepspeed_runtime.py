@@ -30,7 +30,7 @@ from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec, SequentialLayers
-from pretrain.hashed_file import Digest, save_hashed
+from pretrain.state_file import write_state
 
 Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
 
@@ -91,16 +91,17 @@ class GuardedCheckpointEngine(TorchCheckpointEngine):
         super().__init__()
         self.zipfile_serialization = True
         copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
-        self.written: dict[Path, Digest] = {}
+        self.written: list[Path] = []
         self.failure: Exception | None = None
 
     def begin(self) -> None:
         """Forget the last save."""
-        self.written, self.failure = {}, None
+        self.written, self.failure = [], None
 
     def save(self, state_dict: object, path: str) -> None:
         try:
-            self.written[Path(path)] = save_hashed(state_dict, Path(path))
+            write_state(state_dict, Path(path))
+            self.written.append(Path(path))
         except (OSError, RuntimeError) as error:
             self.failure = self.failure or error
 

@@ -24,7 +24,6 @@ from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
 from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
 from pretrain.deepspeed_update import LocalWeight, make_gate
-from pretrain.hashed_file import Digest
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.records import Action, StepReport, Verdict
@@ -48,8 +47,7 @@ class ModelParts:
 class SavedFiles:
     """What this rank wrote of a checkpoint."""
 
-    digests: dict[str, Digest]
-    """By file name."""
+    paths: tuple[Path, ...]
     failure: Exception | None
 
 
@@ -276,8 +274,7 @@ class TrainEngine:
         guard.begin()
         with quiet():
             self._engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False)
-        digests = {path.name: digest for path, digest in guard.written.items()}
-        return SavedFiles(digests, guard.failure)
+        return SavedFiles(tuple(guard.written), guard.failure)
 
     def load(self, checkpoints: Path, tag: str) -> None:
         """Read weights and optimizer of a checkpoint that has been verified."""

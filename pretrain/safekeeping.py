@@ -1,9 +1,10 @@
 """What a run can go back to: candidates on disk and in host memory, from taking to certifying to restoring."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.checkpoint import Checkpointer, Saved
+from pretrain.checkpoint import Checkpointer, Examination, Saved, Writing
 from pretrain.config import RunConfig
 from pretrain.engine import TrainEngine
 from pretrain.memory_tier import MemoryTier, Snapshot
@@ -14,6 +15,10 @@ from pretrain.watchdog.chronicle import Chronicle
 from pretrain.watchdog.plan import RollbackPlan
 from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.watchdog import Watchdog
+
+BACKGROUND_STEPS = 8
+"""Steps that a thread has for what takes long on disk; then the run waits for it. Not "until it is done": what a run
+does must not depend on how fast a disk was."""
 
 
 def record(kind: Kind, state: TrainState, **fields: Any) -> Record:
@@ -29,6 +34,15 @@ class Target:
     tag: Tag | None
     """On disk; none: `snapshot`."""
     snapshot: Snapshot | None
+
+
+@dataclass(frozen=True)
+class Proving:
+    """A candidate that has proven healthy and whose bytes are being read again."""
+
+    examination: Examination
+    step: int
+    """At which that was begun."""
 
 
 class Safekeeping:
@@ -54,6 +68,8 @@ class Safekeeping:
         self._memory = MemoryTier(keep, settings.horizon)
         self._candidates: dict[int, Tag | None] = {}
         """Step -> tag on disk, of what is neither certified nor given up; none: in host memory alone."""
+        self._writing: Writing | None = None
+        self._proving: list[Proving] = []
 
     def await_certificates(self, step: int) -> None:
         """Take up the candidates on disk that an earlier session has left, up to this step; also one whose
@@ -63,13 +79,29 @@ class Safekeeping:
             if tag.step <= step and str(tag) not in known and not self._watchdog.health.refused(tag.step):
                 self._candidates[tag.step] = tag
 
-    def save(self, state: TrainState, data: dict[str, Any]) -> Saved:
-        """A candidate on disk."""
-        saved = self._checkpointer.save(self._engine, state, data, self._watchdog_state())
+    def write(self, state: TrainState, data: dict[str, Any]) -> str:
+        """Begin a candidate on disk, once the one before is complete; returns the problem, if there is one."""
+        assert self._writing is None, "one at a time"
+        begun = self._checkpointer.begin(self._engine, state, data, self._watchdog_state())
+        if isinstance(begun, Saved):
+            return begun.problem
+        self._writing = begun
+        return ""
+
+    def writing(self, step: int | None = None) -> bool:
+        """Whether a candidate is begun and not complete; with `step` whether it must be by then."""
+        begun = self._writing
+        return begun is not None and (step is None or step >= begun.state.step + BACKGROUND_STEPS)
+
+    def seal(self) -> tuple[Saved, TrainState]:
+        """Complete the candidate that was begun; also the state that it is of."""
+        begun, self._writing = self._writing, None
+        assert begun is not None, "nothing was begun"
+        saved = self._checkpointer.finish(begun)
         if saved.tag is not None:
-            self._candidates[state.step] = saved.tag
-            self._chronicle.tell(record(Kind.SEALED, state, tag=str(saved.tag)))
-        return saved
+            self._candidates[begun.state.step] = saved.tag
+            self._chronicle.tell(record(Kind.SEALED, begun.state, tag=str(saved.tag)))
+        return saved, begun.state
 
     def remember(self, state: TrainState, data: dict[str, Any]) -> str:
         """A candidate in host memory; returns the problem where there is no room."""
@@ -94,23 +126,41 @@ class Safekeeping:
             if proven(step, state.step) or (ended and tag)
         )
 
-    def certify(self, state: TrainState) -> None:
-        """Certify the ripe candidates, or give them up. Reads what is on disk again, which may take long."""
+    def prove(self, state: TrainState) -> None:
+        """Give up the ripe candidates that have done harm; certify the others, on disk once they were read again."""
         for step in self.ripe(state):
             tag = self._candidates.pop(step)
             if self._watchdog.health.damaged(step):
                 self._watchdog.health.refuse(step)
+                continue
+            self._memory.certify(step)
+            if tag is None:
+                self._chronicle.tell(record(Kind.CERTIFIED, state, tag=None, horizon=state.step - step))
             else:
-                self._certify(step, tag, state)
+                self._examine(tag, state)
 
-    def _certify(self, step: int, tag: Tag | None, state: TrainState) -> None:
-        horizon = state.step - step
-        self._memory.certify(step)
-        if tag is not None and (problem := self._checkpointer.certify(tag, horizon, {})):
-            self._chronicle.tell(record(Kind.QUARANTINED, state, tag=str(tag), reason=problem))
-            return
-        name = None if tag is None else str(tag)
-        self._chronicle.tell(record(Kind.CERTIFIED, state, tag=name, horizon=horizon))
+    def _examine(self, tag: Tag, state: TrainState) -> None:
+        examination = self._checkpointer.examine(tag)
+        if isinstance(examination, str):
+            self._chronicle.tell(record(Kind.QUARANTINED, state, tag=str(tag), reason=examination))
+        else:
+            self._proving.append(Proving(examination, state.step))
+
+    def proven(self, step: int | None = None) -> tuple[Proving, ...]:
+        """What is being read again; with `step` what must be read by then."""
+        return tuple(one for one in self._proving if step is None or step >= one.step + BACKGROUND_STEPS)
+
+    def certify(self, state: TrainState, provings: Iterable[Proving]) -> None:
+        """Certify what was read again and is sound."""
+        for one in provings:
+            self._proving.remove(one)
+            tag = one.examination.tag
+            horizon = one.step - tag.step
+            problem = self._checkpointer.attest(one.examination, horizon, {})
+            if problem:
+                self._chronicle.tell(record(Kind.QUARANTINED, state, tag=str(tag), reason=problem))
+            else:
+                self._chronicle.tell(record(Kind.CERTIFIED, state, tag=str(tag), horizon=horizon))
 
     def choose(self, plan: RollbackPlan) -> Target | None:
         """The newest certified candidate that is old enough; where none is, the oldest from before the onset: a run
@@ -136,6 +186,7 @@ class Safekeeping:
             self._chronicle.tell(record(Kind.CONDEMNED, state, tag=str(tag), reason=reason))
         self._memory.drop(after_step=target_step)
         self._candidates = {step: tag for step, tag in self._candidates.items() if step <= target_step}
+        self._proving = [one for one in self._proving if one.examination.tag.step <= target_step]
 
     def restore(self, target: Target) -> tuple[Restored, str]:
         """Go back; the run as it was, and the tier that it came from. A damaged candidate is passed over."""

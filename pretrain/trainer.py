@@ -110,7 +110,7 @@ class Trainer:
         self.state = state
         if stopping:
             self._leave(state)
-        self._certify(state)  # what a crash has kept from its certificate
+        self._look_after_checkpoints(state, at_once=True)
         return state
 
     def _complete(self, state: TrainState) -> bool:
@@ -147,21 +147,29 @@ class Trainer:
         self._check_damage(state)
         if self.safekeeping.remember_due(state.step):
             self._remember(state)
-        self._certify(state)
+        self._look_after_checkpoints(state)
         return state, report.interrupted
 
-    def _certify(self, state: TrainState) -> None:
+    def _look_after_checkpoints(self, state: TrainState, *, at_once: bool = False) -> None:
+        """Complete what a thread had some steps for, or no more; certify what has proven healthy."""
+        due = None if at_once else state.step
+        if self.safekeeping.writing(due):
+            self._seal(state)
         if self.safekeeping.ripe(state):
+            self.safekeeping.prove(state)
+        if provings := self.safekeeping.proven(due):
             self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
-            self.safekeeping.certify(state)
+            self.safekeeping.certify(state, provings)
 
     def _go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
         """To an earlier step; what was restored from host memory is put on disk at once if nothing else is there."""
+        self._look_after_checkpoints(state, at_once=True)
         self.heartbeat.beat(state.step, Phase.RESTORING, state.attempt)
         state, tier = self.rescue.go_back(state, verdict)
         self._saved = state.step if tier == "disk" else state.step - 1
         if not self.safekeeping.on_disk:
             self._save(state)
+            self._look_after_checkpoints(state, at_once=True)
         return state
 
     def _remember(self, state: TrainState) -> None:
@@ -242,26 +250,37 @@ class Trainer:
         return self.mesh.agree_any(self.signals.received is not None)
 
     def _save(self, state: TrainState) -> None:
-        """A save that fails costs this checkpoint, not the run, unless there is no later one to come."""
+        """Begin a checkpoint; some steps later it is sealed."""
+        if self.safekeeping.writing():
+            self._seal(state)
         self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
-        saved = self.safekeeping.save(state, self.batches.state())
+        problem = self.safekeeping.write(state, self.batches.state())
         self._saved = state.step
-        if saved.tag is not None:
+        if problem:
+            self._lose(state.step, problem)
+
+    def _seal(self, state: TrainState) -> None:
+        """Complete the checkpoint that was begun."""
+        self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
+        saved, begun = self.safekeeping.seal()
+        if saved.tag is None:
+            self._lose(begun.step, saved.problem)
+        else:
             self._lost = ""
             self.journal.event(state.step, f"checkpoint {saved.tag} saved")
-            self._certify(state)
-        elif state.step == self.config.run.steps:
-            raise CheckpointError(f"the last checkpoint could not be saved: {saved.problem}")
-        else:
-            self._lost = (
-                f", from an older checkpoint: that of step {state.step} could not be saved ({saved.problem})"
-            )
-            self.journal.event(state.step, f"checkpoint not saved: {saved.problem}")
+
+    def _lose(self, step: int, problem: str) -> None:
+        """A save that fails costs this checkpoint, not the run, unless there is no later one to come."""
+        if step == self.config.run.steps:
+            raise CheckpointError(f"the last checkpoint could not be saved: {problem}")
+        self._lost = f", from an older checkpoint: that of step {step} could not be saved ({problem})"
+        self.journal.event(step, f"checkpoint not saved: {problem}")
 
     def _leave(self, state: TrainState) -> None:
         """End the run early, with a checkpoint of where it stands."""
         if self._saved < state.step:
             self._save(state)
+        self._look_after_checkpoints(state, at_once=True)
         raise Preempted(
             f"stopped by a signal at step {state.step}; the same command resumes the run{self._lost}"
         )

@@ -19,10 +19,9 @@ from runs import (
 )
 from training import Layout, slow
 
-from pretrain import hashed_file, manifest
+from pretrain import checkpoint_share, manifest, state_file
 from pretrain.checkpoint_files import candidates
 from pretrain.config import RunConfig
-from pretrain.hashed_file import HashedFile
 from pretrain.judge import judge_finite
 
 LAYOUTS = [
@@ -90,10 +89,11 @@ def die_in_step(config: RunConfig, step: int) -> str:
 
 
 def die_in_save(config: RunConfig, moment: str, rank: int) -> str:
-    """A rank is killed in its second save: before its second file, before one is on disk, or before the manifest."""
+    """A rank is killed in its second save: before its second file, in the thread that forces one to disk,
+    or before the manifest."""
     module, name = {
-        "write": (hashed_file.torch, "save"),
-        "sync": (HashedFile, "close"),
+        "write": (state_file.torch, "save"),
+        "settle": (checkpoint_share, "settle"),
         "seal": (manifest, "write_durably"),
     }[moment]
     original, calls = getattr(module, name), []
@@ -120,12 +120,12 @@ def test_killed_in_a_step(layout: Layout, corpus: Path, tmp_path: Path) -> None:
     twin, config = (run_config(layout, tmp_path / n, corpus, checkpoint=every) for n in ("twin", "run"))
     run_distributed(run_to_end, 2, twin)
     with pytest.raises(RankFailed, match="rank 1 died with exit code -9"):
-        run_distributed(die_in_step, 2, config, 5)
+        run_distributed(die_in_step, 2, config, 8)  # what step 3 has left is sealed by then
     assert set(run_distributed(run_to_end, 2, config)) == {"finished"}
     assert_same_end(tmp_path / "run", tmp_path / "twin")
 
 
-@pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("sync", 1), ("seal", 0)])
+@pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("settle", 1), ("seal", 0)])
 def test_killed_in_a_save(moment: str, rank: int, corpus: Path, tmp_path: Path) -> None:
     layout = Layout(data=2, zero=1)
     # Without a watchdog, `latest` is the newest sealed one.

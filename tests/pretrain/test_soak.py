@@ -16,16 +16,16 @@ from distributed import RankFailed, run_distributed
 from runs import contents, differences, metrics, newest_checkpoint, run_config
 from training import Layout, make_mesh
 
-from pretrain import manifest
+from pretrain import checkpoint_share, manifest
 from pretrain.__main__ import train
 from pretrain.checkpoint_files import CONDEMNED, LATEST, candidates
 from pretrain.config import RunConfig
 from pretrain.errors import Preempted
-from pretrain.hashed_file import HashedFile
 from pretrain.records import TrainState
 from pretrain.rollback import Rescue
 from pretrain.safekeeping import Safekeeping
 from pretrain.signals import StopSignals
+from pretrain.state_file import PieceWriter
 from pretrain.trainer import Trainer
 from pretrain.watchdog.fault_plan import FaultPlan
 from pretrain.watchdog.faults import make_fault
@@ -112,19 +112,19 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
         trainer.fault = make_fault(plan, trainer.config, trainer.mesh)
         return state
 
-    def refuse(file: HashedFile, piece: memoryview) -> None:
+    def refuse(file: PieceWriter, piece: memoryview) -> None:
         if judged in range(steps, steps + 5):
             file._failure = OSError(errno.ENOSPC, "No space left on device")
         else:
             write(file, piece)
 
-    judge_step, take_up_run, write = Trainer._judge, Trainer.take_up, HashedFile._write
+    judge_step, take_up_run, write = Trainer._judge, Trainer.take_up, PieceWriter._write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_judge", judge)
         if mishap in ("trouble", "killed between intent and deed", "killed before the deed is told"):
             patch.setattr(Trainer, "take_up", take_up)
         if here and mishap == "killed in a save":
-            patch.setattr(HashedFile, "close", due(HashedFile.close))
+            patch.setattr(checkpoint_share, "settle", due(checkpoint_share.settle))
         if here and mishap == "killed while sealing":
             patch.setattr(manifest, "write_durably", due(manifest.write_durably))
         if here and mishap == "killed between intent and deed":
@@ -132,7 +132,7 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
         if here and mishap == "killed before the deed is told":
             patch.setattr(Rescue, "_conclude", die)
         if here and mishap == "full disk":
-            patch.setattr(HashedFile, "_write", refuse)
+            patch.setattr(PieceWriter, "_write", refuse)
         yield
 
 
