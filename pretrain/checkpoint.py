@@ -108,6 +108,7 @@ class Checkpointer:
         self._identity = identity
         self._report = report
         self._size = 0
+        self._versions = {name: version(name) for name in LIBRARIES}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     # Saving
@@ -142,7 +143,7 @@ class Checkpointer:
             return Saved(None, problem)
         if problem := first_problem(self._mesh, self._space_problem()):
             return self._discarded(tag, problem)
-        written = write_share(engine, self.folder / str(tag), data, watchdog or {})
+        written = write_share(engine, self.folder / str(tag), data, watchdog or {}, self._thread)
         if problem := first_problem(self._mesh, written.problem):
             return self._discarded(tag, problem)
         return Writing(tag, state, self._thread.submit(settle_share, written))
@@ -176,7 +177,7 @@ class Checkpointer:
             data_fingerprint=self._identity.data_fingerprint,
             state=state,
             files={name: record for share in shares for name, record in share.files.items()},
-            versions={name: version(name) for name in LIBRARIES},
+            versions=self._versions,
             checksums=tuple(share.checksum for share in shares),
         )
 

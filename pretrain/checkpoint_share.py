@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,15 @@ class Share:
 
 
 def write_share(
-    engine: TrainEngine, folder: Path, data: Mapping[str, Any], watchdog: Mapping[str, Any]
+    engine: TrainEngine,
+    folder: Path,
+    data: Mapping[str, Any],
+    watchdog: Mapping[str, Any],
+    thread: Executor,
 ) -> Written:
-    """Write this rank's files; all ranks together."""
+    """Write this rank's files; all ranks together. `thread` computes meanwhile."""
     rank = engine.mesh.rank
+    checksum = thread.submit(engine.checksum)
     saved = engine.save(folder.parent, folder.name)
     try:
         if saved.failure:
@@ -57,8 +63,9 @@ def write_share(
         }
         own = folder / rank_file(rank)
         write_state(state, own)
-        return Written(rank, folder, (*saved.paths, own), engine.checksum())
+        return Written(rank, folder, (*saved.paths, own), checksum.result())
     except (OSError, RuntimeError) as error:
+        checksum.exception()  # nothing may look at the state once training goes on
         return Written(rank, folder, problem=f"rank {rank} could not write to {folder}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""What is described is what was handed over; what did not get through is an error."""
+"""What torch writes it reads; what did not get through is an error."""
 
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,6 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(file, "_file", whole)
     file.close()
     assert (tmp_path / "x").stat().st_size == 2**16 + 1
-
-
-@pytest.mark.parametrize("place", [0.0, 0.1, 0.5])
-def test_what_changes_on_the_way_is_not_blessed(place: float, tmp_path: Path) -> None:
-    """A digest taken from the file alone would be that of the damage. (Padding and dates in the archive may change.)"""
-    write_state(STATE, tmp_path / "x.pt")
-    damaged = bytearray((tmp_path / "x.pt").read_bytes())
-    damaged[int(place * len(damaged))] ^= 1
-    (tmp_path / "x.pt").write_bytes(damaged)
-    with pytest.raises(OSError, match="has changed while it was written"):
-        settle(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
