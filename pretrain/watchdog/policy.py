@@ -8,6 +8,8 @@ Pure functions of values that are equal on all ranks, so all ranks come to the s
     not finite, or over a cap                          -> veto; too many of them -> rollback (SKIP)
 
 A rollback whose trouble comes back climbs the ladder SKIP, DEEPER, DEEPEST, HALT; so does one whose budget is spent.
+Only a loss or bad numbers end a run: where it is other signals that nothing helps against, it goes on without
+certificates, and ends once the loss follows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,12 +71,17 @@ def judge(evidence: Evidence, config: RunConfig) -> Verdict:
     """What to do with the update of this step and with the run."""
     if faults := evidence.of_kind(MEMORY_FAULTS):
         return _replay(faults, evidence, config)
+    hopeless = ""
     if drifts := _corroborated(evidence):
-        return _climb(_summary(drifts), drifts, min(alarm.onset for alarm in drifts), evidence, config)
+        onset = min(alarm.onset for alarm in drifts)
+        verdict = _climb(_summary(drifts), drifts, onset, evidence, config)
+        if verdict.action is not Action.HALT or "loss" in map(_family_of, drifts):
+            return verdict
+        hopeless = f"goes on without certificates, as the loss has not moved: {verdict.reason}"
     bad = evidence.of_kind(BAD_NUMBERS)
     if bad or not evidence.report.finite:
         return _withhold(bad, evidence, config)
-    return Verdict(Action.PROCEED)
+    return Verdict(Action.PROCEED, hopeless)
 
 
 def in_dry_run(verdict: Verdict, evidence: Evidence) -> Verdict:
@@ -104,8 +111,12 @@ def _corroborated(evidence: Evidence) -> tuple[Alarm, ...]:
     )
 
 
+def _family_of(alarm: Alarm) -> str:
+    return family(alarm.signal)
+
+
 def _enough_alone(alarm: Alarm) -> bool:
-    name = family(alarm.signal)
+    name = _family_of(alarm)
     return name == "loss" or (name == "tev" and alarm.value >= OVERWHELMING * alarm.threshold)
 
 

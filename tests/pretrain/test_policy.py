@@ -159,6 +159,17 @@ def test_trouble_that_comes_back_climbs_the_ladder_to_its_end() -> None:
     assert targets[0] > targets[1] > targets[2] == 0
 
 
+def test_what_nothing_helps_against_ends_a_run_only_with_its_loss() -> None:
+    run = Run(CONFIG)
+    run.steps([HEALTHY] * 200)
+    run.steps(repeat("tev_mean gradient_norm", 20))
+    assert run.rollbacks() == ["skip", "deeper", "deepest"]
+    assert run.verdicts[-1].action is Action.PROCEED
+    assert "the loss has not moved" in run.verdicts[-1].reason
+    assert run.step("tev_mean gradient_norm nonfinite").action is Action.VETO
+    assert run.step("tev_mean gradient_norm loss").action is Action.HALT
+
+
 def test_trouble_that_follows_within_four_horizons_of_the_place_is_the_old_one() -> None:
     reach = 4 * CONFIG.watchdog.horizon
     for past, remedy in ((reach, "deeper"), (reach + 1, "skip")):
@@ -375,12 +386,15 @@ def test_no_budget_is_ever_exceeded(config: object, stretches: list[tuple[str, i
 
 @settings(max_examples=40, deadline=None)
 @given(LIMITS, STRETCHES, STORMS)
-def test_an_endless_storm_ends(config: object, stretches: list[tuple[str, int]], storm: str) -> None:
+def test_an_endless_storm_ends_or_is_lived_with(config: object, stretches: list[tuple[str, int]], storm: str) -> None:
     run = Run(config)
     run.steps(unfold(stretches))
     run.steps(repeat(storm, 500))
-    assert run.ended
-    assert run.verdicts[-1].action is Action.HALT
+    if {"loss", "nonfinite", "cap", "reach"} & set(storm.split()):
+        assert run.ended
+        assert run.verdicts[-1].action is Action.HALT
+    else:
+        assert "the loss has not moved" in run.verdicts[-1].reason
 
 
 @settings(max_examples=20, deadline=None)
