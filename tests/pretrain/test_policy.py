@@ -386,7 +386,9 @@ def test_no_budget_is_ever_exceeded(config: object, stretches: list[tuple[str, i
 
 @settings(max_examples=40, deadline=None)
 @given(LIMITS, STRETCHES, STORMS)
-def test_an_endless_storm_ends_or_is_lived_with(config: object, stretches: list[tuple[str, int]], storm: str) -> None:
+def test_an_endless_storm_ends_or_is_lived_with(
+    config: object, stretches: list[tuple[str, int]], storm: str
+) -> None:
     run = Run(config)
     run.steps(unfold(stretches))
     run.steps(repeat(storm, 500))
