@@ -4,9 +4,10 @@
     python benchmarks/divergence.py --seeds 1 2 3 --cases "4 layers, LR 0.02"
 
 Nothing is planted. The cases are configs/gpt/rehearsal.toml made unsound: no normalisation, no gradient clipping, and a
-learning rate that climbs to one that is too high and stays there. Each runs three times on one rank: without the watchdog,
-under one that only tells (`dry_run`), for the first alarm of each signal, and under one that acts. `maximum_loss` is
-12 nats in both, which is 1.6 times the loss of a uniform guess. Runs that have ended are not run again.
+learning rate that climbs to one that is too high and stays there. Each runs three times on one rank: without the
+watchdog, under one that only tells (`dry_run`), for the first alarm of each signal, and under one that acts.
+`maximum_loss` is 12 nats in both, which is 1.6 times the loss of a uniform guess. Runs that have ended are not run
+again.
 """
 
 import argparse
