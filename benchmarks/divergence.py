@@ -13,18 +13,17 @@ again.
 import argparse
 import json
 import math
-from pathlib import Path
 
 import torch
-from watchdog import DEEDS, first_alarms, one_run, prepare_data, print_table
+from rehearsals import first_alarms, make_config, make_parser, one_run, prepare_data, print_table
+from watchdog import DEEDS
 
 from launch.inspect import Run
+from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
 from pretrain.watchdog.record import Kind
 
-CONFIG = Path(__file__).parents[1] / "configs/gpt/rehearsal.toml"
 CASES = {
     "4 layers, LR 0.02": (4, 2e-2, 200, 0.95),
     "4 layers, LR 0.01, beta2 0.999": (4, 1e-2, 30, 0.999),
@@ -38,6 +37,8 @@ COMMON = (
     "schedule.kind=constant",
     "optimizer.gradient_clipping=0",
     f"run.steps={STEPS}",
+    "checkpoint.every_steps=50",
+    "evaluation.every_steps=100",
     "watchdog.window=64",
     "watchdog.margin=8",
     "watchdog.skip_after=8",
@@ -50,27 +51,19 @@ WAYS = {
 }
 
 
-def make_config(options: argparse.Namespace, case: str, seed: int, way: str) -> RunConfig:
-    name = "".join(c if c.isalnum() else "-" for c in f"{case} seed{seed} {way}")
+def case_config(options: argparse.Namespace, case: str, seed: int, way: str) -> RunConfig:
     layers, rate, warmup, beta2 = CASES[case]
-    return load_config(
-        CONFIG,
-        [
-            *COMMON,
-            f"model.num_layers={layers}",
-            f"optimizer.learning_rate={rate}",
-            f"optimizer.beta2={beta2}",
-            f"schedule.warmup_steps={warmup}",
-            *WAYS[way],
-            f"run.folder={json.dumps(str(options.out))}",
-            f"run.name={name}",
-            f"run.seed={seed}",
-            f"data.sources=[{{path={json.dumps(str(options.data))}}}]",
-            "checkpoint.every_steps=50",
-            "evaluation.every_steps=100",
-            "journal.console=none",
-            "journal.tensorboard=false",
-        ],
+    name = "".join(c if c.isalnum() else "-" for c in f"{case} seed{seed} {way}")
+    return make_config(
+        options,
+        name,
+        seed,
+        *COMMON,
+        *WAYS[way],
+        f"model.num_layers={layers}",
+        f"optimizer.learning_rate={rate}",
+        f"optimizer.beta2={beta2}",
+        f"schedule.warmup_steps={warmup}",
     )
 
 
@@ -114,23 +107,17 @@ def row(case: str, seed: int, runs: dict[str, Run]) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "divergence")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="made where it is not there")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/divergence"), help="folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare_data(options.data)
     rows = []
-    mesh = None
+    mesh = ParallelMesh.create(ParallelConfig())
     for seed in options.seeds:
         for case in options.cases:
-            configs = {way: make_config(options, case, seed, way) for way in WAYS}
-            mesh = mesh or ParallelMesh.create(configs["guarded"].parallel)
-            runs = {way: one_run(config, mesh, None) for way, config in configs.items()}
+            runs = {way: one_run(case_config(options, case, seed, way), mesh, None) for way in WAYS}
             rows.append(row(case, seed, runs))
             print(json.dumps(rows[-1]), flush=True)
     print_table(rows)

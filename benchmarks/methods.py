@@ -85,7 +85,7 @@ def make_config(size: str, dtype: str, arm: Arm) -> RunConfig:
     sections["model"]["attention"] = {"num_heads": heads}
     sections["data"]["global_batch_size"] = micro * MICRO_BATCHES
     for name, changes in arm.sections.items():
-        sections[name] = {**sections[name], **changes}
+        sections[name] = {**sections.get(name, {}), **changes}
     return RunConfig.model_validate(sections)
 
 

@@ -1,7 +1,7 @@
 """Draws a rehearsal: losses of the run that a fault was planted in and of its twin, and the watchdog's sums.
 
     surefoot rehearse configs/gpt/rehearsal.toml --num-accelerators 2 --fault poisoned_samples@400+40
-    python benchmarks/rehearsal_plot.py FOLDER/FAULT FOLDER/twin docs/rehearsal.png
+    python benchmarks/rehearsal_plot.py FOLDER/FAULT FOLDER/clean docs/rehearsal.png
 
 The axis is the attempt, as in TensorBoard: a step that is taken again comes further right.
 """

@@ -213,20 +213,15 @@ def one_run(config: RunConfig, mesh: ParallelMesh, course: Course, arm: str, lea
 
 def prepare_data(folder: Path) -> None:
     """The Python sources as blocks of `SEQUENCE` tokens; nothing to do where they lie there already."""
-    settings = TextSettings(
-        sources=("python-stdlib",),
-        out=folder,
-        vocabulary_size=VOCABULARY,
-        tokenizer=None,
-        sequence_length=SEQUENCE,
-        validation_fraction=0.02,
-        field="text",
-        workers=1,
-        shard_samples=65536,
-        seed=0,
-        overwrite=False,
+    prepare_text(
+        TextSettings(
+            sources=("python-stdlib",),
+            out=folder,
+            vocabulary_size=VOCABULARY,
+            sequence_length=SEQUENCE,
+            validation_fraction=0.02,
+        )
     )
-    prepare_text(settings)
 
 
 def run_grid(options: argparse.Namespace, journal: Path) -> None:

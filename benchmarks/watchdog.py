@@ -13,30 +13,21 @@ until it first acts after the fault began, or `early` where it had acted on a he
 each signal in the run that was only told. Runs that have ended are not run again.
 """
 
-import argparse
-import gc
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from rehearsals import first_alarms, make_config, make_parser, one_run, prepare_data, print_table
 from spike_rules import RULES
 
-from data_pipeline.prepare_text import TextSettings, prepare_text
-from launch.inspect import Run, read_run
+from launch.inspect import Run
+from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
-from pretrain.__main__ import Request, train
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
-from pretrain.errors import TrainingDiverged
-from pretrain.signals import StopSignals
-from pretrain.watchdog.fault_plan import FAULTS, FaultPlan
-from pretrain.watchdog.ledger import LEDGER, read_ledger
+from pretrain.watchdog.fault_plan import FAULTS
 from pretrain.watchdog.record import Kind
 
-CONFIG = Path(__file__).parents[1] / "configs/gpt/rehearsal.toml"
 START = 400
 ONE_REPLICA = tuple(name for name in FAULTS if name != "replica_flip")
 """A single rank has no second replica to differ from."""
@@ -44,49 +35,10 @@ SIGNS = (Kind.ALARM, Kind.VETO, Kind.ROLLBACK_INTENT)
 DEEDS = {Kind.VETO: "veto", Kind.ROLLBACK_INTENT: "rollback", Kind.STOPPED: "stop"}
 
 
-def make_config(options: argparse.Namespace, seed: int, name: str, *, dry_run: bool) -> RunConfig:
-    return load_config(
-        CONFIG,
-        [
-            f"run.folder={json.dumps(str(options.out))}",
-            f"run.name={name}-seed{seed}",
-            f"run.seed={seed}",
-            f"data.sources=[{{path={json.dumps(str(options.data))}}}]",
-            f"watchdog.dry_run={str(dry_run).lower()}",
-            "journal.console=none",
-            "journal.tensorboard=false",
-        ],
-    )
-
-
-def one_run(config: RunConfig, mesh: ParallelMesh, fault: str | None) -> Run:
-    """Train, unless it is done already, and read what came of it."""
-    ledger = config.run_folder / LEDGER
-    if not (ledger.exists() and read_ledger(ledger)[-1].kind in (Kind.DONE, Kind.STOPPED)):
-        plan = FaultPlan.parse(fault, config.run.steps) if fault else None
-        try:
-            with StopSignals() as signals, ExitStack() as stack:
-                train(config, mesh, signals, stack, request=Request(fault=plan))
-        except TrainingDiverged as error:
-            print(f"{config.run.name}: {error}", flush=True)
-        gc.collect()
-    return read_run(config.run_folder)
-
-
 def losses(run: Run, folder: Path) -> list[float]:
     """Of every attempt, in order."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [math.nan if row["loss"] is None else row["loss"] for row in rows if "loss" in row]
-
-
-def first_alarms(run: Run, since: int) -> dict[str, int]:
-    """Signal -> attempts from `since` to its first alarm."""
-    found: dict[str, int] = {}
-    for record in run.records:
-        if record.kind is Kind.ALARM and record.attempt >= since:
-            for alarm in record.fields["alarms"]:
-                found.setdefault(alarm["signal"], record.attempt - since)
-    return found
 
 
 def delays_of_rules(course: list[float]) -> Iterator[str]:
@@ -124,55 +76,23 @@ def row(fault: str, seed: int, runs: dict[str, Run], course: list[float]) -> dic
     }
 
 
-def print_table(rows: list[dict[str, str]]) -> None:
-    """Markdown."""
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + " --- |" * len(rows[0]))
-    for entry in rows:
-        print("| " + " | ".join(entry.values()) + " |", flush=True)
-
-
-def prepare_data(folder: Path) -> None:
-    """That of `make demo`; nothing to do where it lies there already."""
-    prepare_text(
-        TextSettings(
-            sources=("python-stdlib",),
-            out=folder,
-            vocabulary_size=2048,
-            tokenizer=None,
-            sequence_length=128,
-            validation_fraction=0.01,
-            field="text",
-            workers=1,
-            shard_samples=65536,
-            seed=0,
-            overwrite=False,
-        )
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "watchdog")
     parser.add_argument("--faults", nargs="+", choices=ONE_REPLICA, default=ONE_REPLICA, metavar="FAULT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="made where it is not there")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/watchdog"), help="folder")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prepare_data(options.data)
-    first = make_config(options, options.seeds[0], "clean", dry_run=False)
-    mesh = ParallelMesh.create(first.parallel)
+    mesh = ParallelMesh.create(ParallelConfig())
     rows = []
     for seed in options.seeds:
-        clean = one_run(make_config(options, seed, "clean", dry_run=False), mesh, None)
+        clean = one_run(make_config(options, f"clean-seed{seed}", seed), mesh, None)
         for fault in options.faults:
             plan = f"{fault}@{START}"
             guarded, told = (
-                make_config(options, seed, f"{fault}-{word}", dry_run=word == "told")
-                for word in ("guarded", "told")
+                make_config(options, f"{fault}-{word}-seed{seed}", seed, f"watchdog.dry_run={dry_run}")
+                for word, dry_run in (("guarded", "false"), ("told", "true"))
             )
             runs = {
                 "clean": clean,

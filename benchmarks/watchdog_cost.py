@@ -23,10 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import methods
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from methods import BLOCK, MICRO_BATCHES, NO_PROBES, SIZES
+from methods import BLOCK, MICRO_BATCHES, NO_PROBES, SIZES, Arm, make_batches
 
 from data_pipeline.batches import TokenBatch
 from parallel.mesh import ParallelMesh
@@ -45,30 +46,14 @@ ARMS = {"base": NO_PROBES, "signals": {**NO_PROBES, "tev": True}, "watchdog": {*
 
 
 def make_config(probes: dict[str, bool]) -> RunConfig:
-    layers, hidden, heads, vocabulary, sequence, micro = SIZES["tiny"]
-    return RunConfig.model_validate(
-        {
-            "run": {"name": "benchmark", "steps": 100_000},
-            "model": {
-                "num_layers": layers,
-                "hidden_size": hidden,
-                "vocabulary_size": vocabulary,
-                "attention": {"num_heads": heads},
-            },
-            "parallel": {"zero_stage": 1},
-            "data": {
-                "sources": [{"path": "none"}],
-                "sequence_length": sequence,
-                "micro_batch_size": micro,
-                "global_batch_size": micro * MICRO_BATCHES * RANKS,
-            },
-            "optimizer": {"learning_rate": 1e-4},
-            "precision": {"dtype": "fp32"},
-            "probes": {**probes, "every_steps": BLOCK},
-            # A short window, else the detectors have no baseline to compare with; and random tokens must not roll back.
-            "watchdog": {"window": 16, "dry_run": True},
-        }
-    )
+    # A short window, else the detectors have no baseline to compare with; and random tokens must not roll back.
+    sections: dict[str, dict[str, Any]] = {
+        "parallel": {"zero_stage": 1},
+        "data": {"global_batch_size": SIZES["tiny"][-1] * MICRO_BATCHES * RANKS},
+        "probes": probes,
+        "watchdog": {"enabled": True, "window": 16, "dry_run": True},
+    }
+    return methods.make_config("tiny", "fp32", Arm(sections))
 
 
 def make_step(config: RunConfig, mesh: ParallelMesh, *, watched: bool) -> Callable[[list[TokenBatch]], float]:
@@ -99,14 +84,6 @@ def make_step(config: RunConfig, mesh: ParallelMesh, *, watched: bool) -> Callab
     return step
 
 
-def make_batches(config: RunConfig, number: int, rank: int) -> list[TokenBatch]:
-    """Random tokens, the same for every arm."""
-    generator = torch.Generator().manual_seed(number * RANKS + rank)
-    shape = (MICRO_BATCHES, config.data.micro_batch_size, config.data.sequence_length + 1)
-    blocks = torch.randint(config.model.vocabulary_size, shape, generator=generator)
-    return [TokenBatch(b[:, :-1], b[:, 1:], torch.ones(b[:, 1:].shape)) for b in blocks]
-
-
 def work(rank: int, options: argparse.Namespace, store: str) -> None:
     """One rank."""
     torch.set_num_threads(1)
@@ -125,7 +102,8 @@ def work(rank: int, options: argparse.Namespace, store: str) -> None:
     for block in range(-4, options.pairs):  # the first blocks warm up and fill the detectors' windows
         spent = dict.fromkeys(names, 0.0)
         for number in range((block + 4) * BLOCK, (block + 5) * BLOCK):
-            batches, turn = make_batches(configs["base"], number, rank), number % len(names)
+            batches = make_batches(configs["base"], number * RANKS + rank)
+            turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 spent[name] += steps[name](batches)
         for name in names if block >= 0 else ():

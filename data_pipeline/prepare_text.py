@@ -35,14 +35,14 @@ class TextSettings:
     sources: tuple[str, ...]
     out: Path
     vocabulary_size: int
-    tokenizer: Path | None
     sequence_length: int
     validation_fraction: float
-    field: str
-    workers: int
-    shard_samples: int
-    seed: int
-    overwrite: bool
+    tokenizer: Path | None = None
+    field: str = "text"
+    workers: int = 1
+    shard_samples: int = 65536
+    seed: int = 0
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

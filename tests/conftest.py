@@ -22,14 +22,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources=(str(folder),),
         out=folder / "data",
         vocabulary_size=300,
-        tokenizer=None,
         sequence_length=32,
         validation_fraction=0.2,
-        field="text",
-        workers=1,
         shard_samples=100,
-        seed=0,
-        overwrite=False,
     )
     prepare_text(settings)
     return folder / "data"

@@ -4,7 +4,7 @@ V  real vocabulary, W  rows of the padded one on a tensor rank, D  hidden size
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.statistics import row_moments
 from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, observe_first_call
@@ -40,12 +40,8 @@ class EmbeddingProbe(Probe):
             observe_first_call(self._table, self._look)
 
     def _look(self, *arguments: Tensor) -> None:
-        assert self._table is not None
-        weight_WD = self._table.weight
-        assert isinstance(weight_WD, Tensor)
-        offset = self._model.mesh.tensor.rank * weight_WD.shape[0]
         first, last = self._rows
-        mean, std = row_moments(weight_WD.detach()[first - offset : last - offset])
+        mean, std = row_moments(rows_of(self._table, self._model, first, last))
         self._tev = std[self._start - first : self._stop - first]
         if self._reach:
             self._reach.look(mean, std)
@@ -112,6 +108,15 @@ class EmbeddingProbe(Probe):
 
     def _measures(self, **values: float) -> Measures:
         return Measures({f"{self._prefix}_{name}": value for name, value in values.items()})
+
+
+def rows_of(table: nn.Module | None, model: ProbedModel, first: int, last: int) -> Tensor:
+    """Those of the tokens [first, last), all of which this tensor rank holds; (last - first, D)."""
+    assert table is not None
+    weight_WD = table.weight
+    assert isinstance(weight_WD, Tensor)
+    offset = model.mesh.tensor.rank * weight_WD.shape[0]
+    return weight_WD.detach()[first - offset : last - offset]
 
 
 def real_rows(model: ProbedModel) -> tuple[int, int]:

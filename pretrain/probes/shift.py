@@ -4,7 +4,7 @@ A vector that all rows take up changes the TEV of none by much while it is small
 one: TEV^2 grows by the square of what is added, and not at all where that points against what is shared. The mean row
 moves at once. In healthy training it moves smoothly, by a tenth of a learning rate or so in an update.
 
-V  real vocabulary, W  rows of a table on this rank, D  hidden size
+D  hidden size
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.probes.embedding import own_rows
+from pretrain.probes.embedding import own_rows, rows_of
 from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, observe_first_call
 
 
@@ -25,7 +25,7 @@ class ShiftProbe(Probe):
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._table = dict(model.layers).get(0)
-        self._start, self._stop = own_rows(model)
+        self._own_rows = own_rows(model)
         self._sum_D = model.zeros(model.config.model.hidden_size)
         self._now_D: Tensor | None = None
         self._before_D: Tensor | None = None
@@ -38,11 +38,7 @@ class ShiftProbe(Probe):
             observe_first_call(self._table, self._look)
 
     def _look(self, *arguments: Tensor) -> None:
-        assert self._table is not None
-        weight_WD = self._table.weight
-        assert isinstance(weight_WD, Tensor)
-        offset = self._model.mesh.tensor.rank * weight_WD.shape[0]
-        rows = weight_WD.detach()[self._start - offset : self._stop - offset]
+        rows = rows_of(self._table, self._model, *self._own_rows)
         self._sum_D = rows.sum(0, dtype=torch.float32).double()
 
     def local(self) -> Tensor:
