@@ -65,6 +65,16 @@ class TwoHosts:
         """Cut the cable at one of the hosts (`down`), so that nobody is told of it, or mend it (`up`)."""
         ip("-n", self.namespaces[host], "link", "set", INTERFACE, state)
 
+    @contextmanager
+    def congested(self, host: int, limit: str = "rate 8mbit burst 8kb latency 20ms") -> Iterator[None]:
+        """Within, what a host sends waits in a short queue, and is lost where that is full."""
+        queue = ["tc", "-n", self.namespaces[host], "qdisc"]
+        subprocess.run([*queue, "add", "dev", INTERFACE, "root", "tbf", *limit.split()], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*queue, "delete", "dev", INTERFACE, "root"], check=True)
+
     def popen(
         self, command: Sequence[str], environment: Mapping[str, str], output: Path
     ) -> "subprocess.Popen[bytes]":

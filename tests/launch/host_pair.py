@@ -63,8 +63,10 @@ def host_pair(folder: Path) -> Iterator[TwoHosts]:
 
 
 def losses(folder: Path, name: str) -> list[float]:
+    """Of the steps in order; of one that was taken again after a crash, the last."""
     rows = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [row["loss"] for row in map(json.loads, rows) if "loss" in row]
+    found = {row["step"]: row["loss"] for row in map(json.loads, rows) if "loss" in row}
+    return [found[step] for step in sorted(found)]
 
 
 def start(hosts: TwoHosts, name: str, *options: str) -> "subprocess.Popen[bytes]":

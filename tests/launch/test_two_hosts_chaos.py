@@ -1,4 +1,4 @@
-"""A cable is cut under a supervised run on two hosts: nobody is told, and still one run goes on."""
+"""The network fails under a supervised run on two hosts: nobody is told, and still one run goes on."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ from host_pair import across, host_pair, losses, start
 from two_hosts import TwoHosts, why_not
 
 from pretrain.heartbeat import HEARTBEATS, is_alive, read_beats
+from pretrain.watchdog.ledger import LEDGER, read_ledger
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
@@ -23,12 +24,25 @@ TIMEOUTS = {"parallel.timeout_seconds": 20, "parallel.control_timeout_seconds": 
 LONG = {"run.steps": 100, "checkpoint.every_steps": 10, **TIMEOUTS}
 CUT_OFF = 45.0
 """The longer of the timeouts, and time to start and to take note on a busy machine."""
+DOWN, UP = 0.3, 1.5
+"""Seconds. Of what is sent again, a part is lost again, and each time it waits twice as long: down for half of the time
+would make a timeout of 20 s."""
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
     with host_pair(tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
+
+
+@pytest.fixture(scope="module")
+def twin(pair: TwoHosts) -> list[float]:
+    """Losses of the run that nothing happens to."""
+    process = start(pair, "twin", "--num-accelerators", "2", *settings())
+    assert process.wait(SECONDS) == 0, (pair.folder / "twin.log").read_text()
+    course = losses(pair.folder, "twin")
+    assert len(course) == LONG["run.steps"]
+    return course
 
 
 def settings() -> list[str]:
@@ -38,6 +52,10 @@ def settings() -> list[str]:
 def events(run: Path) -> list[str]:
     path = run / "supervisor.jsonl"
     return [json.loads(line)["kind"] for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def ledger_kinds(run: Path) -> list[str]:
+    return [str(record.kind) for record in read_ledger(run / LEDGER)]
 
 
 def wait_for(
@@ -50,7 +68,7 @@ def wait_for(
         time.sleep(0.1)
 
 
-def test_a_cut_cable(pair: TwoHosts) -> None:
+def test_a_cut_cable(pair: TwoHosts, twin: list[float]) -> None:
     """Both sides leave by themselves, nothing is launched before the hosts answer, and one lineage continues."""
     run, log = pair.folder / "runs" / "cut", pair.folder / "cut.log"
     process = start(pair, "cut", *across(pair), *settings(), "--supervise")
@@ -68,7 +86,24 @@ def test_a_cut_cable(pair: TwoHosts) -> None:
     assert events(run) == ["started", "lost", "waiting", "relaunch", "started", "done"]
     assert list((run / HEARTBEATS).iterdir()) == []
 
-    twin = start(pair, "twin", "--num-accelerators", "2", *settings())
-    assert twin.wait(SECONDS) == 0, (pair.folder / "twin.log").read_text()
-    assert len(losses(pair.folder, "twin")) == LONG["run.steps"]
-    assert losses(pair.folder, "cut") == losses(pair.folder, "twin")
+    assert losses(pair.folder, "cut") == twin
+
+
+def test_a_link_that_flaps_and_loses_packets_only_slows_a_run(pair: TwoHosts, twin: list[float]) -> None:
+    """What is lost is sent again: nothing times out, nothing is launched again, no verdict differs."""
+    run, log = pair.folder / "runs" / "flapping", pair.folder / "flapping.log"
+    process = start(pair, "flapping", *across(pair), *settings(), "--supervise")
+    wait_for(lambda: any(run.glob("checkpoints/*/MANIFEST.json")), process, log)
+    flaps = 0
+    with pair.congested(0), pair.congested(1):
+        while process.poll() is None:
+            pair.set_link(1, "down")
+            time.sleep(DOWN)
+            pair.set_link(1, "up")
+            time.sleep(UP)
+            flaps += 1
+    assert process.wait(SECONDS) == 0, log.read_text()
+    assert flaps >= 5
+    assert events(run) == ["started", "done"]
+    assert not {"rollback_intent", "veto"} & set(ledger_kinds(run))
+    assert losses(pair.folder, "flapping") == twin

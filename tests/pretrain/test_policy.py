@@ -45,6 +45,8 @@ def evidence(event: str, step: int = 500, recovery: Recovery | None = None, **st
         ("tev_mean tev_max tev_std", Action.PROCEED, None),
         ("tev_mean tev_max?", Action.PROCEED, None),
         ("tev_mean!", Action.ROLLBACK, Remedy.SKIP),
+        ("tev_shift!", Action.PROCEED, None),
+        ("tev_shift! loss?", Action.ROLLBACK, Remedy.SKIP),
         ("tev_mean gradient_norm", Action.ROLLBACK, Remedy.SKIP),
         ("tev_mean gradient_norm?", Action.ROLLBACK, Remedy.SKIP),
         ("tev_mean? gradient_norm", Action.PROCEED, None),

@@ -60,8 +60,9 @@ def watched(layout: Layout, folder: Path, corpus: Path) -> RunConfig:
         run={"folder": str(folder), "steps": STEPS},
         checkpoint={"every_steps": 5, "keep_last": 4},
         evaluation={"every_steps": 40, "samples": 12},
-        # Verdicts come from what is planted alone: no soft channel ever has 512 values.
+        # Verdicts come from what is planted alone: no drift is ever enough.
         watchdog={
+            "threshold": 1e9,
             "horizon": 2,
             "margin": 0,
             "skip_after": 1,
