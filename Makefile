@@ -7,6 +7,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Package index for torch alone, for example PyTorch's own index of CPU builds. Empty: pip's configuration.
 TORCH_INDEX ?=
+# Without those that draw or look at a run that exists already.
+BENCHMARKS := $(filter-out %/rehearsal_plot.py %/tev_formulas.py,$(wildcard benchmarks/*.py))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -33,7 +35,7 @@ test-slow: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[dev,plots]"
 	mkdir -p benchmarks/results
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
 # torch comes first and alone: a plain resolve could fetch it again in another build, gigabytes each time.
 $(READY): pyproject.toml constraints.txt

@@ -1,7 +1,9 @@
 """A run that slips, goes back, and goes on: in every layout to the same end as one that was told beforehand."""
 
 import json
+import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from pretrain.__main__ import Request, train
 from pretrain.checkpoint_files import LATEST
 from pretrain.config import CheckpointConfig, RunConfig
 from pretrain.durable import write_durably
-from pretrain.errors import CheckpointError, TrainingDiverged
+from pretrain.errors import CheckpointError, RanksDisagree, TrainingDiverged
+from pretrain.records import StepReport, TrainState, Verdict
 from pretrain.signals import StopSignals
+from pretrain.tags import Tag
+from pretrain.trainer import Trainer
 from pretrain.watchdog.fault_plan import FaultPlan
 from pretrain.watchdog.ledger import LEDGER, Ledger, read_ledger
 from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.watchdog import Watchdog
 
 LAYOUTS = [
     Layout(),
@@ -169,6 +175,56 @@ def test_a_crash_between_intent_and_deed_is_made_up_for(corpus: Path, tmp_path: 
     assert again.fields["target_step"] == 10
     assert [tuple(r) for r in again.fields["skip"]] == intended
     assert [record.kind for record in after][-1] is Kind.DONE
+
+
+def run_with_a_rank_that_decides_differently(config: RunConfig) -> str:
+    judge = Watchdog.judge
+
+    def dissenting(watchdog: Watchdog, report: StepReport, *rest: Any) -> Verdict:
+        verdict = judge(watchdog, report, *rest)
+        watchdog.digest += report.step == 12 and os.environ["RANK"] == "1"
+        return verdict
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watchdog, "judge", dissenting)
+        try:
+            return run(config)
+        except RanksDisagree as error:
+            return str(error)
+
+
+def test_ranks_that_decide_differently_end_the_run_one_step_later(corpus: Path, tmp_path: Path) -> None:
+    config = watched(Layout(data=2, zero=1), tmp_path, corpus)
+    ends = run_distributed(run_with_a_rank_that_decides_differently, 2, config)
+    assert ends == ["step 13: ranks have decided differently; nothing of it is saved"] * 2
+    assert "sealed" not in kinds(tmp_path)  # nor is the checkpoint of step 10, which is not complete by then
+
+
+def run_that_settles_higher(config: RunConfig) -> str:
+    """From step 21 on the loss is half as high again, for good."""
+    judge = Trainer._judge
+
+    def settled(trainer: Trainer, report: StepReport, state: TrainState) -> Verdict:
+        loss = report.loss * (1.5 if report.step > 20 else 1)
+        return judge(trainer, replace(report, loss=loss), state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_judge", settled)
+        return run(config)
+
+
+def test_what_came_before_a_loss_that_settles_higher_is_not_certified_now_nor_later(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = watched(Layout(), tmp_path, corpus, threshold=1e9, horizon=8)
+    assert run_distributed(run_that_settles_higher, 1, config) == ["finished"]
+    sealed = [record.fields["tag"] for record in story(tmp_path) if record.kind is Kind.SEALED]
+    certified = {record.fields["tag"] for record in story(tmp_path) if record.kind is Kind.CERTIFIED}
+    assert [Tag.parse(tag).step for tag in sealed] == [10, 20, 30]
+    assert {sealed[0], sealed[2]} <= certified
+    assert sealed[1] not in certified
+    assert run_distributed(run, 1, config) == ["finished"]  # which has the chance to certify what is left
+    assert sealed[1] not in {r.fields["tag"] for r in story(tmp_path) if r.kind is Kind.CERTIFIED}
 
 
 def test_a_run_is_resumed_by_hand_from_a_checkpoint_and_not_from_a_condemned_one(
