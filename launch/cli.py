@@ -83,7 +83,7 @@ def train(options: argparse.Namespace) -> int:
     wanted = launch_options(options)
 
     model_parallel = config.parallel.tensor * config.parallel.pipeline
-    known = len(records(config.run_folder))
+    known = len(records(config.run_folder)) if options.resume else 0
 
     def build() -> Command:
         """Once the checkpoint that was asked for was taken up, further launches go on from the newest."""

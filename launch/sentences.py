@@ -65,6 +65,10 @@ _WORDS: Mapping[Kind, Callable[[Record], str]] = {
     Kind.QUARANTINED: lambda record: (
         f"checkpoint {record.fields['tag']} set aside: {record.fields['reason']}"
     ),
+    Kind.REFUSED: lambda record: (
+        f"checkpoint {record.fields['tag']} not certified: the loss settled higher after it"
+    ),
+    Kind.LEFT_ALONE: lambda record: str(record.fields["reason"]),
     Kind.ROLLBACK_INTENT: _rollback,
     Kind.LEARNING_RATE_EDIT: _edit,
     Kind.ROLLBACK_DONE: _done,

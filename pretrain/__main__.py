@@ -156,7 +156,9 @@ def restore(
         return checkpointer.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
     pending = chronicle.recovery.pending
     if pending is None:
-        return checkpointer.load_newest(engine, sealed=chronicle.recovery.sealed)
+        rollbacks = chronicle.recovery.rollbacks
+        afresh = bool(rollbacks) and rollbacks[-1].target_tag is None  # to host memory, or to the beginning
+        return checkpointer.load_newest(engine, sealed=chronicle.recovery.sealed, afresh=afresh)
     checkpointer.condemn(pending.target_step, pending.reason)
     if checkpointer.choose(pending.target_step) is None:
         return None  # host memory is gone, and nothing older is on disk: the initial weights are

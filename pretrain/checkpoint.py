@@ -38,6 +38,7 @@ from pretrain.checkpoint_share import (
     files_of,
     files_to_read,
     load_share,
+    read_again,
     settle_share,
     unsafe_files,
     write_share,
@@ -46,7 +47,7 @@ from pretrain.config import RunConfig
 from pretrain.engine import TrainEngine
 from pretrain.errors import CheckpointError
 from pretrain.identity import Identity as Identity
-from pretrain.manifest import Manifest, read_manifest, seal, verify
+from pretrain.manifest import Manifest, read_manifest, seal
 from pretrain.records import TrainState
 from pretrain.restored import Restored
 from pretrain.retention import Retention
@@ -110,6 +111,8 @@ class Checkpointer:
         self._size = 0
         self._versions = {name: version(name) for name in LIBRARIES}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="examination")
+        """Of its own: a checkpoint that is begun must not wait until an older one is read again."""
 
     # Saving
 
@@ -207,9 +210,7 @@ class Checkpointer:
         if manifest is None:
             return problem
         own = files_of(manifest, {self._mesh.rank})
-        return Examination(
-            tag, self._thread.submit(lambda: "; ".join(verify(folder, manifest, own, from_disk=True)))
-        )
+        return Examination(tag, self._reader.submit(read_again, folder, manifest, own))
 
     def attest(self, examination: Examination, horizon: int, facts: Mapping[str, Fact]) -> str:
         """Certify what was examined; see `certify`."""
@@ -259,11 +260,14 @@ class Checkpointer:
         tags = found.preferred(limit_step, oldest=oldest)
         return (tags[0], tags[0] in found.certified) if tags else None
 
-    def load_newest(self, engine: TrainEngine, *, sealed: bool = False) -> Restored | None:
+    def load_newest(
+        self, engine: TrainEngine, *, sealed: bool = False, afresh: bool = False
+    ) -> Restored | None:
         """Load the newest sound checkpoint, certified or not.
 
         None if the run has never completed one, as far as can be seen here or the caller knows (`sealed`). Condemned
-        ones are passed over.
+        ones are passed over; where there are none but those, and with `afresh`, None too: the run was taken back to
+        something that was never on disk.
 
         Raises:
             CheckpointError: there were checkpoints, but none is sound, or the newest one does not fit this run.
@@ -271,7 +275,8 @@ class Checkpointer:
         found = self._look_around()
         if restored := self._load_first(engine, found.sealed):
             return restored
-        if sealed or found.condemned or self._do(lambda: any(self.folder.glob(f"*{QUARANTINED}"))):
+        damaged = self._do(lambda: any(self.folder.glob(f"*{QUARANTINED}")))
+        if damaged or ((sealed or found.condemned) and not (afresh and found.condemned)):
             way_out = "repair one"
             if found.condemned:
                 way_out += f", go on from a condemned one (--resume {found.condemned[0]} --force-condemned)"

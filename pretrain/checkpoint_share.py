@@ -74,10 +74,18 @@ def settle_share(written: Written) -> Share:
     try:
         digests = {path.name: settle(path) for path in written.paths}
         sync_folder(written.folder)
-    except OSError as error:
+    except Exception as error:  # the other ranks wait for an answer
         return Share(problem=f"rank {written.rank} could not write to {written.folder}: {error}")
     files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=written.rank) for name, d in digests.items()}
     return Share(files, written.checksum)
+
+
+def read_again(folder: Path, manifest: Manifest, names: list[str]) -> str:
+    """What is wrong with these files on disk; may run beside training."""
+    try:
+        return "; ".join(verify(folder, manifest, names, from_disk=True))
+    except Exception as error:  # the other ranks wait for an answer
+        return f"{folder}: cannot be read again: {error!r}"
 
 
 def damage(folder: Path, manifest: Manifest, mesh: ParallelMesh) -> str:

@@ -20,6 +20,8 @@ from pretrain.records import TrainState
 
 MANIFEST = "MANIFEST.json"
 MAX_DOCUMENT_BYTES = 64 * 2**20
+_BLOCK = 2**23
+"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 AnyDocument = TypeVar("AnyDocument", bound="Document")
@@ -171,7 +173,10 @@ def _open_regular(path: Path) -> BufferedReader:
 
 
 def _sha256(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -43,6 +43,8 @@ class Rescue:
         self._chronicle = crew.chronicle
         self._told: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         """Signals of the alarms and suspicions that the ledger has last heard of."""
+        self._left_alone = False
+        """Whether the step before had alarms that nothing is done about."""
 
     def tell(self, report: StepReport, verdict: Verdict, state: TrainState) -> None:
         """Write down what is new: alarms, suspicions, a veto. `state` is that before the step."""
@@ -57,12 +59,15 @@ class Rescue:
             tell(Kind.ALARM, alarms=[asdict(alarm) for alarm in findings.alarms or verdict.alarms])
         if signals[1] - before[1] - before[0]:
             tell(Kind.SUSPECT, signals=sorted(signals[1]))
+        left_alone = verdict.action is Action.PROCEED and bool(verdict.reason)
+        if left_alone and not self._left_alone:
+            tell(Kind.LEFT_ALONE, reason=verdict.reason)
+        self._left_alone = left_alone
         if verdict.action is Action.VETO:
             tell(Kind.VETO, reason=verdict.reason, draws=list(self._batches.draws()))
 
-    def go_back(self, state: TrainState, verdict: Verdict) -> tuple[TrainState, str]:
-        """Return to a candidate from before the trouble; the state that the run goes on from, and the tier that it
-        came from.
+    def go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
+        """Return to a candidate from before the trouble; the state that the run goes on from.
 
         Raises:
             TrainingDiverged: there is no such candidate.
@@ -88,7 +93,7 @@ class Rescue:
         self._journal.rewind(state.attempt - state.step, state.lineage)
         self._conclude(rollback, state, tier, restored.proof, started)
         restored.restore_random_state()
-        return state, tier
+        return state
 
     def complete(self, state: TrainState) -> TrainState:
         """After a crash between an intent and its deed: the run was taken up at `state`, not later than intended."""

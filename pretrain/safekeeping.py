@@ -74,9 +74,10 @@ class Safekeeping:
     def await_certificates(self, step: int) -> None:
         """Take up the candidates on disk that an earlier session has left, up to this step; also one whose
         certificate the ledger has not heard of."""
-        known = self._chronicle.recovery.certified
+        recovery = self._chronicle.recovery
+        known = recovery.certified | recovery.refused
         for tag in self._checkpointer.sealed():
-            if tag.step <= step and str(tag) not in known and not self._watchdog.health.refused(tag.step):
+            if tag.step <= step and str(tag) not in known:
                 self._candidates[tag.step] = tag
 
     def write(self, state: TrainState, data: dict[str, Any]) -> str:
@@ -131,7 +132,8 @@ class Safekeeping:
         for step in self.ripe(state):
             tag = self._candidates.pop(step)
             if self._watchdog.health.damaged(step):
-                self._watchdog.health.refuse(step)
+                if tag is not None:
+                    self._chronicle.tell(record(Kind.REFUSED, state, tag=str(tag)))
                 continue
             self._memory.certify(step)
             if tag is None:
@@ -198,10 +200,9 @@ class Safekeeping:
         assert target.tag is not None
         return self._checkpointer.load(self._engine, target.tag), "disk"
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether there is a checkpoint that a new process could go on from."""
-        return bool(self._checkpointer.sealed())
+    def on_disk(self) -> frozenset[int]:
+        """Steps of the checkpoints that a new process could go on from."""
+        return frozenset(tag.step for tag in self._checkpointer.sealed())
 
     def remember_due(self, step: int) -> bool:
         return self._watched and step % self._every == 0

@@ -101,17 +101,26 @@ class Trainer:
         stopping = self._asked_to_stop()
         while not stopping and not self._complete(state):
             self.state = state
-            if self._validation_due(state):
-                state, stopping = self._validate(state)
-            elif self._checkpoint_due(state):
-                self._save(state)
-            else:
-                state, stopping = self._advance(state)
+            try:
+                state, stopping = self._next(state)
+            except (DataError, TrainingDiverged):  # of all ranks alike
+                if self.safekeeping.writing():
+                    self._seal(state)
+                raise
         self.state = state
         if stopping:
             self._leave(state)
         self._look_after_checkpoints(state, at_once=True)
         return state
+
+    def _next(self, state: TrainState) -> tuple[TrainState, bool]:
+        """What comes next; also whether a rank was asked to stop."""
+        if self._validation_due(state):
+            return self._validate(state)
+        if self._checkpoint_due(state):
+            self._save(state)
+            return state, False
+        return self._advance(state)
 
     def _complete(self, state: TrainState) -> bool:
         due = self._validation_due(state) or self._checkpoint_due(state)
@@ -165,9 +174,10 @@ class Trainer:
         """To an earlier step; what was restored from host memory is put on disk at once if nothing else is there."""
         self._look_after_checkpoints(state, at_once=True)
         self.heartbeat.beat(state.step, Phase.RESTORING, state.attempt)
-        state, tier = self.rescue.go_back(state, verdict)
-        self._saved = state.step if tier == "disk" else state.step - 1
-        if not self.safekeeping.on_disk:
+        state = self.rescue.go_back(state, verdict)
+        on_disk = self.safekeeping.on_disk()
+        self._saved = state.step if state.step in on_disk else state.step - 1
+        if not on_disk:
             self._save(state)
             self._look_after_checkpoints(state, at_once=True)
         return state
@@ -280,7 +290,8 @@ class Trainer:
         """End the run early, with a checkpoint of where it stands."""
         if self._saved < state.step:
             self._save(state)
-        self._look_after_checkpoints(state, at_once=True)
+        if self.safekeeping.writing():
+            self._seal(state)
         raise Preempted(
             f"stopped by a signal at step {state.step}; the same command resumes the run{self._lost}"
         )

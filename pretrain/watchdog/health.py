@@ -19,7 +19,6 @@ class Health:
         self.horizon = horizon
         self._unhealthy = 0
         self._losses: deque[tuple[int, float]] = deque(maxlen=2 * horizon)
-        self._refused: set[int] = set()
 
     def note(self, step: int, loss: float, *, healthy: bool) -> None:
         """One step that was looked at. Of an unhealthy one only its number counts."""
@@ -45,22 +44,10 @@ class Health:
         error = 1.25 * sigma * (1 / len(before) + 1 / len(after)) ** 0.5
         return bool(np.median(after) > level + LEVEL_SIGMAS * error + LEVEL_FLOOR * abs(level))
 
-    def refuse(self, candidate: int) -> None:
-        """Remember that a candidate is not to be certified: its losses will be forgotten before it is."""
-        self._refused.add(candidate)
-
-    def refused(self, candidate: int) -> bool:
-        return candidate in self._refused
-
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
-            "unhealthy": self._unhealthy,
-            "losses": list(self._losses),
-            "refused": sorted(self._refused),
-        }
+        return {"unhealthy": self._unhealthy, "losses": list(self._losses)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._unhealthy = state["unhealthy"]
-        self._refused = set(state.get("refused", ()))
         self._losses = deque(((step, loss) for step, loss in state["losses"]), maxlen=2 * self.horizon)

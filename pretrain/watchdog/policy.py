@@ -8,18 +8,19 @@ Pure functions of values that are equal on all ranks, so all ranks come to the s
     not finite, or over a cap                          -> veto; too many of them -> rollback (SKIP)
 
 A rollback whose trouble comes back climbs the ladder SKIP, DEEPER, DEEPEST, HALT; so does one whose budget is spent.
-Only a loss or bad numbers end a run: where it is other signals that nothing helps against, it goes on without
-certificates, and ends once the loss follows.
+Drifts that the loss has no part in are left alone while the loss still falls, and where nothing is left to try: they
+neither take back a run that gets better nor end one that gets no worse.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pretrain.config import RunConfig
 from pretrain.judge import judge_finite
 from pretrain.records import Action, Alarm, Remedy, StepReport, TrainState, Verdict
 from pretrain.watchdog.alarm_memory import DRIFTS, AlarmMemory, family
 from pretrain.watchdog.budgets import rollback_budget, skip_budget, veto_budget
+from pretrain.watchdog.course import Course
 from pretrain.watchdog.recovery import Recovery, Rollback
 
 MEMORY_FAULTS = ("reach", "replicas")
@@ -57,6 +58,8 @@ class Evidence:
     state: TrainState
     """Before this step."""
     recovery: Recovery
+    course: Course = field(default_factory=Course)
+    """With the loss of this step."""
 
     @property
     def attempt(self) -> int:
@@ -71,17 +74,19 @@ def judge(evidence: Evidence, config: RunConfig) -> Verdict:
     """What to do with the update of this step and with the run."""
     if faults := evidence.of_kind(MEMORY_FAULTS):
         return _replay(faults, evidence, config)
-    hopeless = ""
+    left_alone = ""
     if drifts := _corroborated(evidence):
         onset = min(alarm.onset for alarm in drifts)
+        by_loss = "loss" in evidence.memory.families(certain=True)
         verdict = _climb(_summary(drifts), drifts, onset, evidence, config)
-        if verdict.action is not Action.HALT or "loss" in map(_family_of, drifts):
+        if by_loss or not (verdict.action is Action.HALT or evidence.course.falling(onset)):
             return verdict
-        hopeless = f"goes on without certificates, as the loss has not moved: {verdict.reason}"
+        why = "the loss has not moved" if verdict.action is Action.HALT else "the loss still falls"
+        left_alone = f"left alone, as {why}: {verdict.reason}"
     bad = evidence.of_kind(BAD_NUMBERS)
     if bad or not evidence.report.finite:
         return _withhold(bad, evidence, config)
-    return Verdict(Action.PROCEED, hopeless)
+    return Verdict(Action.PROCEED, left_alone)
 
 
 def in_dry_run(verdict: Verdict, evidence: Evidence) -> Verdict:
@@ -111,14 +116,10 @@ def _corroborated(evidence: Evidence) -> tuple[Alarm, ...]:
     )
 
 
-def _family_of(alarm: Alarm) -> str:
-    return family(alarm.signal)
-
-
 def _enough_alone(alarm: Alarm) -> bool:
     """The loss is; so is TEV far over its threshold, but not the speed of the mean row: while a model memorises a small
     corpus, that changes fourfold in some hundred healthy steps."""
-    name = _family_of(alarm)
+    name = family(alarm.signal)
     far = alarm.value >= OVERWHELMING * alarm.threshold
     return name == "loss" or (name == "tev" and alarm.signal != "tev_shift" and far)
 

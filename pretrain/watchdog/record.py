@@ -11,6 +11,8 @@ Every record names the step that it is about, that step's attempt and the lineag
     certified            tag (null: in host memory), horizon
     condemned            tag, reason
     quarantined          tag, reason
+    refused              tag: the loss has settled higher after it, and it is never certified
+    left_alone           reason
     rollback_intent      target_step, target_tag (null: in host memory), remedy, onset, skip [[lo, hi), ...],
                          learning_rate_factor, reason
     learning_rate_edit   update, factor, return_updates
@@ -47,6 +49,8 @@ class Kind(StrEnum):
     CERTIFIED = "certified"
     CONDEMNED = "condemned"
     QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    LEFT_ALONE = "left_alone"
     ROLLBACK_INTENT = "rollback_intent"
     LEARNING_RATE_EDIT = "learning_rate_edit"
     ROLLBACK_DONE = "rollback_done"

@@ -90,6 +90,8 @@ class Recovery:
     certified: frozenset[str] = frozenset()
     """Tags of checkpoints that were certified and neither condemned nor damaged since."""
     condemned: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    """Tags that are never certified. In the ledger, as the losses that speak against them are soon forgotten."""
     certified_step: int = 0
     """The highest step that was ever certified or returned to: the measure of progress."""
     progress: tuple[int, ...] = ()
@@ -202,6 +204,7 @@ _CHANGES: Mapping[Kind, Change] = {
     Kind.RUN_START: lambda state, record: {"finished": False},
     Kind.RESUMED: lambda state, record: {"finished": False},
     Kind.SEALED: lambda state, record: {"sealed": True},
+    Kind.REFUSED: lambda state, record: {"refused": state.refused | {record.fields["tag"]}},
     Kind.VETO: _veto,
     Kind.CERTIFIED: _certified,
     Kind.CONDEMNED: _condemned,

@@ -12,6 +12,7 @@ from data_pipeline.ranges import Range
 from pretrain.config import RunConfig
 from pretrain.records import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.alarm_memory import AlarmMemory
+from pretrain.watchdog.course import Course
 from pretrain.watchdog.detectors import Detectors, Findings
 from pretrain.watchdog.health import Health
 from pretrain.watchdog.plan import RollbackPlan, plan_rollback
@@ -29,6 +30,7 @@ class Watchdog:
         self._config = config
         self._detectors = Detectors(config)
         self._memory = AlarmMemory()
+        self._course = Course()
         self._draws: dict[int, Range] = {}
         self.health = Health(config.watchdog.horizon)
         self.findings = Findings()
@@ -52,7 +54,8 @@ class Watchdog:
         self.findings = self._detectors.look(report)
         alarms, suspects = self.findings.alarms, self.findings.suspects
         self._memory = self._memory.after(report.step, alarms, suspects)
-        self.evidence = Evidence(alarms, suspects, self._memory, report, state, recovery)
+        self._course = self._course.after(report.step, report.loss)
+        self.evidence = Evidence(alarms, suspects, self._memory, report, state, recovery, self._course)
         verdict = judge(self.evidence, self._config)
         if self._config.watchdog.dry_run:
             verdict = in_dry_run(verdict, self.evidence)
@@ -75,6 +78,7 @@ class Watchdog:
         return {
             "detectors": self._detectors.state_dict(),
             "memory": self._memory.state_dict(),
+            "course": self._course.losses,
             "health": self.health.state_dict(),
             "draws": [[step, *draws] for step, draws in self._draws.items()],
         }
@@ -83,11 +87,12 @@ class Watchdog:
         """Go on from a state; that of a checkpoint without one is a new beginning."""
         self.findings, self.evidence, self.digest = Findings(), None, 0
         if not state:
-            self._detectors, self._memory = Detectors(self._config), AlarmMemory()
+            self._detectors, self._memory, self._course = Detectors(self._config), AlarmMemory(), Course()
             self.health, self._draws = Health(self._config.watchdog.horizon), {}
             return
         self._detectors.load_state_dict(state["detectors"])
         self._memory = AlarmMemory.from_state_dict(state["memory"])
+        self._course = Course.of(state.get("course", ()))
         self.health.load_state_dict(state["health"])
         self._draws = {step: (start, stop) for step, start, stop in state["draws"]}
 

@@ -47,8 +47,6 @@ def test_too_few_steps_say_nothing() -> None:
 def test_state_comes_back() -> None:
     health, copy = noted(noisy(40, 3.0, 0)), Health(32)
     health.note(41, 9.0, healthy=False)
-    health.refuse(8)
     copy.load_state_dict(json.loads(json.dumps(health.state_dict())))
     assert copy.state_dict() == health.state_dict()
-    assert [copy.refused(step) for step in (8, 16)] == [True, False]
     assert copy.proven(2, 72) == health.proven(2, 72)

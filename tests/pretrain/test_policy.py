@@ -12,6 +12,7 @@ from watchdog_run import BATCH, HEALTHY, Run, findings, make_config
 from pretrain.records import Action, Remedy, StepReport, TrainState, Verdict
 from pretrain.watchdog.alarm_memory import PAIR_WINDOW, AlarmMemory, family
 from pretrain.watchdog.budgets import budgets
+from pretrain.watchdog.course import Course
 from pretrain.watchdog.plan import plan_rollback
 from pretrain.watchdog.policy import Evidence, in_dry_run, judge
 from pretrain.watchdog.recovery import Recovery, Rollback, fold
@@ -170,6 +171,14 @@ def test_what_nothing_helps_against_ends_a_run_only_with_its_loss() -> None:
     assert "the loss has not moved" in run.verdicts[-1].reason
     assert run.step("tev_mean gradient_norm nonfinite").action is Action.VETO
     assert run.step("tev_mean gradient_norm loss").action is Action.HALT
+
+
+def test_a_run_that_gets_better_is_not_taken_back_for_other_signals() -> None:
+    falling = Course.of((step, 5 - 0.01 * step) for step in range(373, 501))
+    for event, action in (("tev_mean!", Action.PROCEED), ("loss", Action.ROLLBACK)):
+        verdict = judge(replace(evidence(event), course=falling), CONFIG)
+        assert verdict.action is action
+        assert ("the loss still falls" in verdict.reason) is (action is Action.PROCEED)
 
 
 def test_trouble_that_follows_within_four_horizons_of_the_place_is_the_old_one() -> None:
