@@ -3,8 +3,8 @@
 Pure functions of values that are equal on all ranks, so all ranks come to the same verdict.
 
     memory fault (replicas differ, unreachable)        -> rollback, same samples again (REPLAY)
-    drift: loss; TEV with any second signal, or far
-           over its threshold; two others together     -> rollback, samples left out (SKIP)
+    drift: loss; TEV with any second suspicion;
+           two others together                         -> rollback, samples left out (SKIP)
     not finite, or over a cap                          -> veto; too many of them -> rollback (SKIP)
 
 A rollback whose trouble comes back climbs the ladder SKIP, DEEPER, DEEPEST, HALT; so does one whose budget is spent.
@@ -38,8 +38,6 @@ LEARNING_RATE_FACTOR: Mapping[Remedy, float] = {
     Remedy.DEEPEST: 0.25,
 }
 
-OVERWHELMING = 2.0
-"""Multiple of its threshold at which TEV needs no second signal."""
 RELAPSE_HORIZONS = 4
 """Certification horizons past the place of a rollback in which new trouble counts as the old one."""
 RECOVERIES_WITHOUT_PROGRESS = 3
@@ -77,7 +75,7 @@ def judge(evidence: Evidence, config: RunConfig) -> Verdict:
     left_alone = ""
     if drifts := _corroborated(evidence):
         onset = min(alarm.onset for alarm in drifts)
-        by_loss = "loss" in evidence.memory.families(certain=True)
+        by_loss = any(s.certain and _by_loss(s.alarm) for s in evidence.memory.sightings)
         verdict = _climb(_summary(drifts), drifts, onset, evidence, config)
         if by_loss or not (verdict.action is Action.HALT or evidence.course.falling(onset)):
             return verdict
@@ -103,7 +101,7 @@ def _corroborated(evidence: Evidence) -> tuple[Alarm, ...]:
     drifts = evidence.of_kind(DRIFTS)
     if not drifts and not evidence.suspects:
         return ()
-    if alone := tuple(alarm for alarm in drifts if _enough_alone(alarm)):
+    if alone := tuple(filter(_by_loss, drifts)):
         return alone
     alarmed = evidence.memory.families(certain=True)
     suspected = evidence.memory.families(certain=False) if "tev" in alarmed else frozenset()
@@ -116,12 +114,13 @@ def _corroborated(evidence: Evidence) -> tuple[Alarm, ...]:
     )
 
 
-def _enough_alone(alarm: Alarm) -> bool:
-    """The loss is; so is TEV far over its threshold, but not the speed of the mean row: while a model memorises a small
-    corpus, that changes fourfold in some hundred healthy steps."""
-    name = family(alarm.signal)
-    far = alarm.value >= OVERWHELMING * alarm.threshold
-    return name == "loss" or (name == "tev" and alarm.signal != "tev_shift" and far)
+def _by_loss(alarm: Alarm) -> bool:
+    """Whether the loss says that it has become worse.
+
+    A fall is one signal among others: a model that leaves a plateau falls fast. No other signal is enough by itself: a
+    sum grows for as long as a deviation stays, so that TEV far over its threshold is still one witness.
+    """
+    return family(alarm.signal) == "loss" and alarm.kind == "high"
 
 
 def _withhold(bad: tuple[Alarm, ...], evidence: Evidence, config: RunConfig) -> Verdict:
