@@ -23,7 +23,7 @@ from pretrain.agreement import agreed
 from pretrain.assembly import assemble_engine
 from pretrain.checkpoint import LIBRARIES, Checkpointer
 from pretrain.config import RunConfig
-from pretrain.config_loader import dump_config, load_config
+from pretrain.config_loader import changed_settings, dump_config, load_config
 from pretrain.durable import write_durably
 from pretrain.engine import TrainEngine
 from pretrain.errors import (
@@ -87,10 +87,9 @@ def train(
     batches, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(batches)
-    agreed(mesh, lambda: open_run_folder(config, mesh, stack))
+    notes: list[str] = agreed(mesh, lambda: open_run_folder(config, mesh, stack))
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
-    notes: list[str] = []
     chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.append(describe(record)))
     kernels = detect_kernels(config.optimizer.implementation)
     engine = assemble_engine(config, layout, mesh, kernels)
@@ -213,12 +212,16 @@ def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[
     return batches, validation
 
 
-def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> None:
-    """On rank 0, lock the run folder and write the resolved configuration into it."""
-    if mesh.rank == 0:
-        config.run_folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(RunLock(config.run_folder))
-        write_durably(config.run_folder / "config.toml", dump_config(config))
+def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> list[str]:
+    """On rank 0, lock the run folder and write the resolved configuration into it; what it changes, to be told."""
+    if mesh.rank != 0:
+        return []
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(RunLock(config.run_folder))
+    path, text = config.run_folder / "config.toml", dump_config(config)
+    changes = changed_settings(path.read_text(encoding="utf-8"), text) if path.exists() else []
+    write_durably(path, text)
+    return [f"settings have changed since the last session: {', '.join(changes)}"] if changes else []
 
 
 def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> Journaling:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pretrain.config import RunConfig
 from pretrain.config_faults import known_name, suggest, working_value
-from pretrain.config_loader import dump_config, load_config, parse_value
+from pretrain.config_loader import changed_settings, dump_config, load_config, parse_value
 from pretrain.errors import ConfigurationError, Fault
 from pretrain.known_names import FOREIGN_NAMES
 from pretrain.schema import is_section, walk
@@ -259,3 +259,13 @@ def test_what_is_written_loads_to_the_same(base: Path, tmp_path: Path, overrides
     written = tmp_path / "written.toml"
     written.write_text(dump_config(config))
     assert load_config(written) == config
+
+
+def test_changes_between_two_sessions_are_named() -> None:
+    before = (
+        '[run]\nsteps = 5\nname = "a"\n[optimizer]\nlearning_rate = 0.1\n[data]\nsources = [{ path = "x" }]\n'
+    )
+    now = before.replace("0.1", "0.2").replace("steps = 5\n", "")
+    assert changed_settings(before, before) == []
+    assert changed_settings(before, now) == ["optimizer.learning_rate 0.1 -> 0.2", "run.steps 5 -> unset"]
+    assert changed_settings("half a li", now) == []
