@@ -224,6 +224,8 @@ class ValidationSet:
         self._collate = TokenCollator(self._mixture.manifest)
         self._ends = np.cumsum([len(source) for source in self._mixture.sources])
         self._samples = min(int(self._ends[-1]), samples or int(self._ends[-1]))
+        self.whole = self._samples == int(self._ends[-1])
+        """Whether all samples of the sources take part."""
 
     @property
     def tokenizer_digest(self) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 from launch.metrics import last_rows
 from launch.report import Rows, print_rows
-from launch.sentences import sentences
 from launch.story import RETIRED, Checkpoint, Ending, Lineage, Lost, checkpoints, ending, lineages, lost
 from pretrain.config import RunConfig
 from pretrain.config_loader import load_config
@@ -21,6 +20,7 @@ from pretrain.watchdog.budgets import Budget, budgets
 from pretrain.watchdog.ledger import LEDGER, read_ledger
 from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.recovery import Recovery, fold
+from pretrain.watchdog.sentences import sentences
 
 CONFIG, METRICS = "config.toml", "metrics.jsonl"
 

@@ -12,7 +12,6 @@ from launch.machine import this_machine
 from launch.outcome import judge, last_step
 from launch.process import note, run
 from launch.report import Rows, print_rows
-from launch.sentences import sentences
 from pretrain.config import RunConfig
 from pretrain.config_loader import load_config
 from pretrain.deepspeed_config import deepspeed_json
@@ -20,6 +19,7 @@ from pretrain.errors import TrainingDiverged
 from pretrain.layout import plan
 from pretrain.watchdog.fault_plan import FAULTS, FaultPlan
 from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.sentences import sentences
 
 TWIN = "clean"
 """Name of the run without the fault."""

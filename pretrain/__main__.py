@@ -20,6 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
 from pretrain.agreement import agreed
+from pretrain.announcements import closing_lines, start_lines
 from pretrain.assembly import assemble_engine
 from pretrain.checkpoint import LIBRARIES, Checkpointer
 from pretrain.config import RunConfig
@@ -38,7 +39,7 @@ from pretrain.heartbeat import Heartbeat
 from pretrain.identity import Identity
 from pretrain.journal import Journal, Journaling, SilentJournal
 from pretrain.judge import judge_finite
-from pretrain.kernels import Kernels, detect_kernels
+from pretrain.kernels import detect_kernels
 from pretrain.layout import Plan, plan
 from pretrain.random_state import seed_generators
 from pretrain.records import TrainState
@@ -52,7 +53,8 @@ from pretrain.trainer import Collaborators, RunJudge, Trainer
 from pretrain.watchdog.chronicle import Chronicle
 from pretrain.watchdog.fault_plan import FaultPlan
 from pretrain.watchdog.faults import make_fault
-from pretrain.watchdog.record import Kind, Record, describe
+from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.sentences import sentences
 from pretrain.watchdog.watchdog import Watchdog
 
 
@@ -90,7 +92,7 @@ def train(
     notes: list[str] = agreed(mesh, lambda: open_run_folder(config, mesh, stack))
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
-    chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.append(describe(record)))
+    chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.extend(sentences(record)))
     kernels = detect_kernels(config.optimizer.implementation)
     engine = assemble_engine(config, layout, mesh, kernels)
     notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
@@ -142,7 +144,7 @@ def train(
     if restored:
         restored.restore_random_state()
     state = run_to_its_end(trainer, state, chronicle)
-    for line in closing_lines(config, trainer.validation_loss, validation.unigram_loss):
+    for line in closing_lines(config, trainer.validation_loss, validation):
         journal.event(state.step, line)
     return state
 
@@ -191,10 +193,10 @@ def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
 
 
 def report_record(journal: Journaling, record: Record) -> None:
-    """Records that people care about appear in the journal; of candidates the rollback that needs one will tell."""
-    quiet = (Kind.SEALED, Kind.CERTIFIED, Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED)
-    if record.kind not in quiet:
-        journal.event(record.step, describe(record))
+    """Records that people care about appear in the journal, but for those that it has in its own words."""
+    if record.kind not in (Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
+        for sentence in sentences(record):
+            journal.event(record.step, sentence)
 
 
 def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[BatchStream, ValidationSet]:
@@ -239,30 +241,6 @@ def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: Tra
         world_size=mesh.world_size,
         device_name=mesh.device_name,
     )
-
-
-def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Kernels) -> list[str]:
-    """What runs, how it is spread, and on what."""
-    batch = layout.batch
-    return [
-        f"{config.run.name}: {config.model.kind}, {layout.parameters.total / 1e6:.1f} M parameters, "
-        f"{config.precision.dtype}, seed {config.run.seed}",
-        f"{mesh.world_size} x {mesh.device_name}: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
-        f"{layout.data}, ZeRO-{layout.zero_stage}; batch {batch.micro} x {batch.accumulation} x {batch.data} = "
-        f"{batch.samples} samples, {batch.tokens:,} tokens",
-        f"kernels: {kernels.description}",
-    ]
-
-
-def closing_lines(config: RunConfig, loss: float | None, unigram_loss: float | None) -> list[str]:
-    """How well it went, and where to look."""
-    lines = [f"finished; the run is in {config.run_folder}"]
-    if loss is not None:
-        baseline = f", that of a unigram model {unigram_loss:.4f}" if unigram_loss else ""
-        lines.append(f"final validation loss {loss:.4f} nats per token{baseline}")
-    if config.journal.tensorboard:
-        lines.append(f"curves: tensorboard --logdir {config.run_folder / 'tensorboard'}")
-    return lines
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

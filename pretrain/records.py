@@ -33,7 +33,14 @@ class Alarm:
     """What `value` was compared with, in its own units: a cap, or for a drift the decision level of the sum."""
 
     def __str__(self) -> str:
-        return f"{self.signal} {self.kind}: {self.value:.6g} against {self.threshold:.6g}, since step {self.onset}"
+        since = f"since step {self.onset:,}"
+        match self.kind:
+            case "high" | "low":
+                return f"{self.signal} {self.kind} {since} (CUSUM {self.value:.1f}, threshold {self.threshold:.1f})"
+            case "nonfinite":
+                return f"{self.signal} is not finite ({self.value:g})"
+            case _:
+                return f"{self.signal} {self.value:.6g}, over its limit of {self.threshold:.6g}, {since}"
 
 
 class Remedy(StrEnum):

@@ -115,7 +115,6 @@ class Rescue:
         seconds = time.perf_counter() - started
         self._chronicle.tell(record(Kind.ROLLBACK_DONE, state, seconds=seconds, tier=tier, proof=proof))
         self._told = (frozenset(), frozenset())
-        self._journal.event(state.step, f"goes on from step {state.step}, from {tier}, after {seconds:.1f} s")
 
 
 def resumed(saved: TrainState, chronicle: Chronicle) -> TrainState:

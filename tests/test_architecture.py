@@ -41,6 +41,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.watchdog.record",
     "pretrain.watchdog.recovery",
     "pretrain.watchdog.budgets",
+    "pretrain.watchdog.sentences",
     "data_pipeline.config",
     "parallel.config",
     "parallel.partition",

@@ -77,12 +77,6 @@ class Record:
     """Wall time in UTC, ISO 8601, when it was written."""
 
 
-def describe(record: Record) -> str:
-    """One line for people: the kind, then the fields that there are."""
-    words = [f"{name} {value}" for name, value in record.fields.items() if value not in (None, [], "")]
-    return " · ".join([record.kind.replace("_", " "), *words])
-
-
 def encode(record: Record, previous: str) -> bytes:
     """The line of a record in the ledger; `previous` is the digest of the line before."""
     header = {

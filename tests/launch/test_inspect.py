@@ -117,9 +117,9 @@ def test_the_story_for_people(troubled: RunFolder, capsys: pytest.CaptureFixture
         "4 lineages",
         "running, or killed; the last sign of life",
         "run started on node-7: tensor 2",
-        "step 121  alarm: loss high: 15 against 14, since step 120",
+        "step 121  alarm: loss high since step 120 (CUSUM 15.0, threshold 14.0)",
         "step 121  rollback (skip) to step ",
-        "update withheld: gradient_norm nonfinite",
+        "update withheld: gradient_norm is not finite",
         "rollback (deeper) to step ",
         "learning rate x 0.5 from update ",
         "rollback (replay) to step ",
@@ -230,7 +230,7 @@ def test_every_kind_of_record_can_be_told(
         monkeypatch.setenv("COLUMNS", "200")
     told = troubled.told(capsys)
     assert ("\x1b" in told) is terminal
-    for words in ("suspicion: loss, tev_mean", "new data", "brackets [red]", "loss nonfinite"):
+    for words in ("suspicion: loss, tev_mean", "new data", "brackets [red]", "loss is not finite (nan)"):
         assert words in told or terminal
     assert "[/bold] brackets [red]" in told
     troubled.document(capsys)

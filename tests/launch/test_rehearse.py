@@ -92,7 +92,7 @@ def test_what_is_told(
         "47 steps; 2,000 samples skipped",
         "4.0400 with the fault, 4.0000 without: +1.00%",
         "0 in the twin and before the fault",
-        "step 175, attempt 175: alarm: loss high: 15.5 against 14",
+        "step 175, attempt 175: alarm: loss high since step 168 (CUSUM 15.5, threshold 14.0)",
     ):
         assert told in out
 
