@@ -55,17 +55,26 @@ class Dataset(Generic[ManifestType]):
 
     def read(self, number: int) -> Sample:
         """Sample `number` in the order of the shards."""
-        shard = bisect_right(self._ends, number)
-        first = self._ends[shard - 1] if shard else 0
+        shard, place = self._locate(number)
         try:
-            return Sample(self.name, self._reader(shard).read(number - first))
+            return Sample(self.name, self._reader(shard).read(place))
         except SampleDamaged as error:
             return Sample(self.name, damage=str(error))
+
+    def place(self, number: int) -> tuple[str, int]:
+        """Shard of a sample, and its number in it, from 0."""
+        shard, place = self._locate(number)
+        return self.manifest.shards[shard].name, place
 
     def close(self) -> None:
         """Close all files."""
         while self._open:
             self._open.popitem()[1].close()
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """Number of the shard, and of the sample in it."""
+        shard = bisect_right(self._ends, number)
+        return shard, number - (self._ends[shard - 1] if shard else 0)
 
     def _reader(self, shard: int) -> ShardReader:
         if shard in self._open:

@@ -20,6 +20,7 @@ from data_pipeline.collate import TokenCollator
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Sample
 from data_pipeline.errors import DataError
+from data_pipeline.excerpts import Excerpt, excerpts
 from data_pipeline.mixture import training_mixture, validation_mixture
 from data_pipeline.order import Integers, draws_at
 from data_pipeline.ranges import Range, merge_ranges
@@ -147,6 +148,14 @@ class BatchStream:
     def draws(self) -> Range:
         """Half-open range of draws that the last step handed out came from."""
         return self._draws
+
+    def excerpts(self, draws: Iterable[int]) -> Iterator[Excerpt]:
+        """What the samples of some draws are, for people; the stream stays where it is.
+
+        Raises DataError where they, or the tokenizer beside them, cannot be read.
+        """
+        self._drop_ahead()  # a dataset is not for concurrent use
+        return excerpts(self._mixture, self._order, draws)
 
     def take_wait_seconds(self) -> float:
         """Seconds that `next` has waited for data since the last call."""

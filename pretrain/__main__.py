@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -57,6 +57,9 @@ from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.sentences import sentences
 from pretrain.watchdog.watchdog import Watchdog
 
+FELT = ("run.steps", "model.", "data.", "optimizer.", "schedule.", "precision.", "probes.")
+"""Settings that signals of the watchdog depend on; a schedule depends on `run.steps`."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -89,7 +92,8 @@ def train(
     batches, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(batches)
-    notes: list[str] = agreed(mesh, lambda: open_run_folder(config, mesh, stack))
+    changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
+    notes = [f"settings have changed since the last session: {in_words(changes)}"] if changes else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
     chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.extend(sentences(record)))
@@ -111,8 +115,11 @@ def train(
         if request.tag:
             state = replace(state, attempt=chronicle.recovery.attempt, lineage=chronicle.recovery.lineage + 1)
         batches.seek(restored.data)
-        watchdog.load_state_dict(restored.watchdog)
+        watchdog.take_up(restored.watchdog, state.step, chronicle.recovery)
         chronicle.tell(record(Kind.RESUMED, state, tag=str(restored.tag)))
+        if on_purpose := {key: change for key, change in changes.items() if key.startswith(FELT)}:
+            watchdog.rebaseline()
+            chronicle.tell(record(Kind.REBASELINE, state, reason=in_words(on_purpose), declared=True))
     else:
         state = resumed(state, chronicle)
         chronicle.tell(record(Kind.RUN_START, state, **identity_fields(config, layout)))
@@ -214,16 +221,21 @@ def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[
     return batches, validation
 
 
-def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> list[str]:
-    """On rank 0, lock the run folder and write the resolved configuration into it; what it changes, to be told."""
+def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:
+    """On rank 0, lock the run folder and write the resolved configuration into it; the settings that it changes."""
     if mesh.rank != 0:
-        return []
+        return {}
     config.run_folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(RunLock(config.run_folder))
     path, text = config.run_folder / "config.toml", dump_config(config)
-    changes = changed_settings(path.read_text(encoding="utf-8"), text) if path.exists() else []
+    changes = changed_settings(path.read_text(encoding="utf-8"), text) if path.exists() else {}
     write_durably(path, text)
-    return [f"settings have changed since the last session: {', '.join(changes)}"] if changes else []
+    return changes
+
+
+def in_words(changes: Mapping[str, str]) -> str:
+    """Settings that have changed, in one line."""
+    return ", ".join(f"{key} {change}" for key, change in changes.items())
 
 
 def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> Journaling:

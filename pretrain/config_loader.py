@@ -95,17 +95,17 @@ def count(faults: Sequence[Fault]) -> str:
     return "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
 
 
-def changed_settings(before: str, now: str) -> list[str]:
+def changed_settings(before: str, now: str) -> dict[str, str]:
     """Keys that two resolved configurations differ in, with both values; what is not TOML differs in nothing."""
     try:
         old, new = _leaves(tomllib.loads(before)), _leaves(tomllib.loads(now))
     except tomllib.TOMLDecodeError:
-        return []
-    return [
-        f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
+        return {}
+    return {
+        key: f"{old.get(key, 'unset')} -> {new.get(key, 'unset')}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
-    ]
+    }
 
 
 def _leaves(table: Table, prefix: str = "") -> Table:

@@ -24,6 +24,7 @@ from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
 from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
 from pretrain.deepspeed_update import LocalWeight, make_gate
+from pretrain.layer_statistics import layer_rows, local_sums
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.records import Action, StepReport, Verdict
@@ -91,7 +92,8 @@ class TrainEngine:
         self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
-        self._probes = Probes(ProbedModel(config, mesh, local_layers(self.module), self._gate))
+        self._model = ProbedModel(config, mesh, local_layers(self.module), self._gate)
+        self._probes = Probes(self._model)
         self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
 
     def step(
@@ -261,6 +263,10 @@ class TrainEngine:
     def masters(self) -> Iterator[LocalWeight]:
         """Parameters with the weights, fp32, that the optimizer moves: what this rank holds of them."""
         return self._gate.masters()
+
+    def layer_statistics(self) -> list[dict[str, Any]]:
+        """The distribution of every parameter's weights, a row each, on every rank; all ranks together."""
+        return layer_rows(self.mesh.gather(local_sums(self._model)), self._model.names)
 
     def forget(self) -> None:
         """To be called when weights have been replaced: probes do not compare them with those before."""

@@ -43,6 +43,11 @@ def learning_rate(update: int, total: int, config: ScheduleConfig, peak: float) 
     return peak * _decay(update, total, config)
 
 
+def decay_start(total: int, config: ScheduleConfig) -> int:
+    """The update at which warmup-stable-decay begins to decay, in a run of `total` updates."""
+    return total - (config.decay_steps or max(total // 5, 1))
+
+
 def _decay(update: int, total: int, config: ScheduleConfig) -> float:
     """Factor after warmup."""
     floor = config.minimum_ratio
@@ -54,8 +59,7 @@ def _decay(update: int, total: int, config: ScheduleConfig) -> float:
         return max(floor, math.sqrt(start / max(update, start)))
     if config.kind == "wsd":
         # Warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395), with a linear decay.
-        length = config.decay_steps or max(total // 5, 1)
-        return 1 - (1 - floor) * _progress(update, total - length, total)
+        return 1 - (1 - floor) * _progress(update, decay_start(total, config), total)
     progress = _progress(update, config.warmup_steps, config.decay_steps or total)
     if config.kind == "linear":
         return 1 - (1 - floor) * progress

@@ -55,6 +55,10 @@ class Rescue:
         def tell(kind: Kind, **fields: object) -> None:
             self._chronicle.tell(Record(kind, report.step, state.attempt + 1, state.lineage, fields))
 
+        if self._watchdog.switch:
+            tell(Kind.REBASELINE, reason=self._watchdog.switch, declared=False)
+        if findings.calibrated:
+            tell(Kind.CALIBRATED, thresholds=findings.calibrated)
         if signals[0] - before[0] or (verdict.alarms and verdict.action is not Action.PROCEED):
             tell(Kind.ALARM, alarms=[asdict(alarm) for alarm in findings.alarms or verdict.alarms])
         if signals[1] - before[1] - before[0]:
@@ -89,7 +93,7 @@ class Rescue:
             self._safekeeping.condemn(restored.state.step, verdict.reason, state)
         state = replace(restored.state, attempt=state.attempt + 1, lineage=state.lineage + 1)
         self._batches.seek(restored.data)
-        self._watchdog.load_state_dict(restored.watchdog)
+        self._watchdog.take_up(restored.watchdog, restored.state.step, self._chronicle.recovery)
         self._journal.rewind(state.attempt - state.step, state.lineage)
         self._conclude(rollback, state, tier, restored.proof, started)
         restored.restore_random_state()

@@ -15,6 +15,7 @@ from pretrain.config import RunConfig
 from pretrain.engine import BatchesMissing, TrainEngine
 from pretrain.errors import CheckpointError, Preempted, RanksDisagree, TrainingDiverged
 from pretrain.evaluate import validate
+from pretrain.evidence import Scene, leave_evidence
 from pretrain.heartbeat import Heartbeat, Phase
 from pretrain.journal import Journaling
 from pretrain.optim import learning_rate
@@ -78,6 +79,8 @@ class Trainer:
         """Host memory had no room for the last candidate, and that was told."""
         self._saved = 0
         """The last step that a checkpoint was taken of, or tried."""
+        self._judged: tuple[StepReport, Verdict] | None = None
+        """The last step."""
 
     def take_up(self, state: TrainState) -> TrainState:
         """What is to be done before the first step of a process: a rollback that a crash has cut short."""
@@ -103,9 +106,11 @@ class Trainer:
             self.state = state
             try:
                 state, stopping = self._next(state)
-            except (DataError, TrainingDiverged):  # of all ranks alike
+            except (DataError, TrainingDiverged) as error:  # of all ranks alike
                 if self.safekeeping.writing():
                     self._seal(state)
+                if isinstance(error, TrainingDiverged):
+                    raise TrainingDiverged(f"{error}{self._leave_evidence(str(error))}") from None
                 raise
         self.state = state
         if stopping:
@@ -141,6 +146,7 @@ class Trainer:
         started = time.perf_counter()
         self.heartbeat.beat(state.step, Phase.STEP, state.attempt)
         report, verdict = self._step(state)
+        self._judged = (report, verdict)
         self.journal.record(report, verdict, self._measure(started))  # also the step that ends the run
         for tag, values in report.histograms.items():
             self.journal.histogram(report.step, tag, values)
@@ -285,6 +291,17 @@ class Trainer:
             raise CheckpointError(f"the last checkpoint could not be saved: {problem}")
         self._lost = f", from an older checkpoint: that of step {step} could not be saved ({problem})"
         self.journal.event(step, f"checkpoint not saved: {problem}")
+
+    def _leave_evidence(self, reason: str) -> str:
+        """For those who want to know why the run ended; returns what to say of it."""
+        if self._judged is None:
+            return ""
+        report, verdict = self._judged
+        self.heartbeat.beat(self.state.step, Phase.SAVING, self.state.attempt)
+        draws = self.watchdog.draws_since(verdict.onset or report.step) or (self.batches.draws(),)
+        scene = Scene(reason, report, verdict, self.state, self.chronicle.recovery, draws)
+        folder, problem = leave_evidence(scene, self.config, self.mesh, self.engine, self.batches)
+        return f"; evidence is in {folder}" if folder else f"; no evidence could be written: {problem}"
 
     def _leave(self, state: TrainState) -> None:
         """End the run early, with a checkpoint of where it stands."""

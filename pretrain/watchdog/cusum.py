@@ -136,6 +136,11 @@ class Channel:
         """The direction with the larger sum."""
         return max(self.drifts.items(), key=lambda item: item[1].sum)
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By direction."""
+        return {direction.kind: drift.threshold for direction, drift in self.drifts.items()}
+
     def look(self, step: int, value: float) -> None:
         """Take in the signal's value at `step`."""
         if self.armed:

@@ -79,6 +79,8 @@ class Findings:
     """Sums that have reached half their threshold and are no alarms."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Curves of the signals that this step has: `wd/z/...`, `wd/sum/...` (negative: downwards), `wd/threshold/...`."""
+    calibrated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Signals whose thresholds were calibrated in this step: the new ones, by direction."""
 
 
 class Detectors:
@@ -97,8 +99,13 @@ class Detectors:
         """Hold a step's measures against all that came before, and learn from them."""
         facts = tuple(self._facts(report))
         values = {} if facts or report.step <= self._warmup else dict(self._values(report))
+        calibrated = {}
         for name, value in values.items():
-            self._channels[name].look(report.step, value)
+            channel = self._channels[name]
+            before = channel.thresholds
+            channel.look(report.step, value)
+            if channel.thresholds != before:
+                calibrated[name] = channel.thresholds
         self._learning_rate = report.learning_rate
         drifts = {name: channel for name, channel in self._channels.items() if channel.armed}
         alarms, suspects = _standing(drifts)
@@ -108,10 +115,10 @@ class Detectors:
             if name in values
             for key, value in _curves(name, channel).items()
         }
-        return Findings((*facts, *alarms), suspects, scalars)
+        return Findings((*facts, *alarms), suspects, scalars, calibrated)
 
-    def rebaseline(self, reason: str) -> None:
-        """Signals are about to change, for a `reason` that the ledger keeps: drifts count anew after 64 values."""
+    def rebaseline(self) -> None:
+        """Signals are about to change on purpose: drifts count anew after 64 values."""
         for channel in self._channels.values():
             channel.rebaseline()
         self._growth = Growth()

@@ -27,6 +27,10 @@ class Health:
         else:
             self._unhealthy = step
 
+    def forget_losses(self) -> None:
+        """The loss is about to change on purpose: what it was before is held against nothing."""
+        self._losses.clear()
+
     def proven(self, candidate: int, step: int) -> bool:
         """Whether a candidate of step `candidate` has had its horizon of healthy steps up to `step`."""
         return step - max(candidate, self._unhealthy) >= self.horizon

@@ -17,8 +17,8 @@ Every record names the step that it is about, that step's attempt and the lineag
                          learning_rate_factor, reason
     learning_rate_edit   update, factor, return_updates
     rollback_done        seconds, tier (memory, disk), proof
-    rebaseline           reason
-    calibrated           signal, threshold
+    rebaseline           reason, declared: by other settings of a new session; else by the schedule
+    calibrated           thresholds {signal: {direction: threshold}}
     preempted
     stopped              code, reason
     done
@@ -89,7 +89,7 @@ def encode(record: Record, previous: str) -> bytes:
         "attempt": record.attempt,
         "lineage": record.lineage,
     }
-    return json.dumps(_plain({**record.fields, **header}), allow_nan=False).encode()
+    return json.dumps(plain({**record.fields, **header}), allow_nan=False).encode()
 
 
 def decode(line: bytes) -> tuple[Record, str]:
@@ -118,12 +118,12 @@ def decode(line: bytes) -> tuple[Record, str]:
     return Record(kind=kind, fields=fields, time=time, **header), previous
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no word for what is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -98,6 +98,8 @@ class Recovery:
     """`certified_step` at each of `rollbacks`: where it stays the same, nothing was won in between."""
     pending: Rollback | None = None
     """Intended and not yet done: to be done, again or at last, before anything else."""
+    declared_step: int = -1
+    """The last step after which a session went on with other settings: candidates up to it have baselines of before."""
     finished: bool = False
     """The last step of the run was taken and everything is saved."""
 
@@ -205,6 +207,9 @@ _CHANGES: Mapping[Kind, Change] = {
     Kind.RESUMED: lambda state, record: {"finished": False},
     Kind.SEALED: lambda state, record: {"sealed": True},
     Kind.REFUSED: lambda state, record: {"refused": state.refused | {record.fields["tag"]}},
+    Kind.REBASELINE: lambda state, record: (
+        {"declared_step": record.step} if record.fields["declared"] else {}
+    ),
     Kind.VETO: _veto,
     Kind.CERTIFIED: _certified,
     Kind.CONDEMNED: _condemned,

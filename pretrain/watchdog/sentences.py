@@ -49,6 +49,15 @@ def _edit(record: Record) -> str:
     return f"learning rate x {factor:g} from update {update:,} on, back to the schedule's over {returns:,}"
 
 
+def _calibrated(record: Record) -> str:
+    thresholds = [
+        f"{signal} {direction} {threshold:.1f}"
+        for signal, by_direction in record.fields["thresholds"].items()
+        for direction, threshold in by_direction.items()
+    ]
+    return f"thresholds calibrated: {', '.join(thresholds)}"
+
+
 def _done(record: Record) -> str:
     return (
         f"lineage {record.lineage} goes on from step {record.step:,}, restored from {record.fields['tier']} in "
@@ -73,9 +82,7 @@ _WORDS: Mapping[Kind, Callable[[Record], str]] = {
     Kind.LEARNING_RATE_EDIT: _edit,
     Kind.ROLLBACK_DONE: _done,
     Kind.REBASELINE: lambda record: f"baselines begin anew: {record.fields['reason']}",
-    Kind.CALIBRATED: lambda record: (
-        f"threshold of {record.fields['signal']} calibrated to {record.fields['threshold']:.4g}"
-    ),
+    Kind.CALIBRATED: _calibrated,
     Kind.PREEMPTED: lambda record: "stopped by a signal; the same command resumes the run",
     Kind.STOPPED: lambda record: f"stopped with code {record.fields['code']}: {record.fields['reason']}",
     Kind.DONE: lambda record: "finished",

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipeline.ranges import Range
 from pretrain.config import RunConfig
+from pretrain.optim import decay_start
 from pretrain.records import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.alarm_memory import AlarmMemory
 from pretrain.watchdog.course import Course
@@ -37,6 +38,8 @@ class Watchdog:
         """Of the last step."""
         self.evidence: Evidence | None = None
         """That the last verdict rests on."""
+        self.switch = ""
+        """What about the run changes on purpose with the last step, if something does."""
         self.digest = 0
         """Hash of all that was decided at the last step; equal on all ranks, or they have fallen apart."""
 
@@ -51,6 +54,9 @@ class Watchdog:
         `state` is that before the step, `draws` are those of its samples.
         """
         self._remember(report.step, draws)
+        self.switch = self._switch_at(state)
+        if self.switch:
+            self.rebaseline()
         self.findings = self._detectors.look(report)
         alarms, suspects = self.findings.alarms, self.findings.suspects
         self._memory = self._memory.after(report.step, alarms, suspects)
@@ -64,10 +70,27 @@ class Watchdog:
         self.digest = digest_of(verdict, self.findings, recovery, draws)
         return verdict
 
+    def rebaseline(self) -> None:
+        """Something about the run changes on purpose, and with it the signals: what they were before counts no more."""
+        self._detectors.rebaseline()
+        self._memory, self._course = AlarmMemory(), Course()
+        self.health.forget_losses()
+
+    def _switch_at(self, state: TrainState) -> str:
+        schedule = self._config.schedule
+        if schedule.kind != "wsd" or state.vetoes_in_a_row:
+            return ""
+        begins = state.updates == decay_start(self._config.run.steps, schedule)
+        return "the learning rate begins to decay" if begins else ""
+
     def plan(self, verdict: Verdict) -> RollbackPlan:
         """The rollback that the last verdict asks for."""
         assert self.evidence is not None, "a verdict has evidence"
         return plan_rollback(verdict, self.evidence, self._draws, self._config)
+
+    def draws_since(self, step: int) -> tuple[Range, ...]:
+        """Draws of the steps from this one on, as far as they are remembered."""
+        return tuple(draws for at, draws in sorted(self._draws.items()) if at >= step)
 
     def _remember(self, step: int, draws: Range) -> None:
         self._draws[step] = draws
@@ -83,9 +106,15 @@ class Watchdog:
             "draws": [[step, *draws] for step, draws in self._draws.items()],
         }
 
+    def take_up(self, state: Mapping[str, Any], step: int, recovery: Recovery) -> None:
+        """Go on from the state of a candidate of `step`; one from before settings were changed knows nothing of it."""
+        self.load_state_dict(state)
+        if state and step <= recovery.declared_step:
+            self.rebaseline()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; that of a checkpoint without one is a new beginning."""
-        self.findings, self.evidence, self.digest = Findings(), None, 0
+        self.findings, self.evidence, self.switch, self.digest = Findings(), None, "", 0
         if not state:
             self._detectors, self._memory, self._course = Detectors(self._config), AlarmMemory(), Course()
             self.health, self._draws = Health(self._config.watchdog.horizon), {}

@@ -266,6 +266,9 @@ def test_changes_between_two_sessions_are_named() -> None:
         '[run]\nsteps = 5\nname = "a"\n[optimizer]\nlearning_rate = 0.1\n[data]\nsources = [{ path = "x" }]\n'
     )
     now = before.replace("0.1", "0.2").replace("steps = 5\n", "")
-    assert changed_settings(before, before) == []
-    assert changed_settings(before, now) == ["optimizer.learning_rate 0.1 -> 0.2", "run.steps 5 -> unset"]
-    assert changed_settings("half a li", now) == []
+    assert changed_settings(before, before) == {}
+    assert changed_settings(before, now) == {
+        "optimizer.learning_rate": "0.1 -> 0.2",
+        "run.steps": "5 -> unset",
+    }
+    assert changed_settings("half a li", now) == {}

@@ -413,13 +413,13 @@ class TestSoftChannel:
         assert first_alarm(follow(make_detectors(), reports)) is not None
         declared = make_detectors()
         follow(declared, reports[:300])
-        declared.rebaseline("the batch doubles")
+        declared.rebaseline()
         assert first_alarm(follow(declared, reports[300:])) is None
 
     def test_after_a_declared_change_few_values_are_enough(self) -> None:
         detectors = make_detectors(window=512)
         follow(detectors, noisy_losses(600))
-        detectors.rebaseline("the batch doubles")
+        detectors.rebaseline()
         later = [report(600 + s, 4 * math.exp(e)) for s, e in enumerate(noise(200), 1)]
         findings = follow(detectors, later)
         armed = next(s for s, f in enumerate(findings, 1) if "wd/sum/loss" in f.scalars)

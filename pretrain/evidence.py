@@ -1,0 +1,118 @@
+"""What a run leaves behind when it gives up: why, with which weights, on which samples, to be read without the run.
+
+runs/NAME/evidence/attempt00000512/
+    verdict.json    the step, the reason, alarms, all measures of the step, budgets
+    samples.jsonl   the samples from the onset of the trouble to the verdict, as text
+    layers.jsonl    the distribution of every parameter's weights
+    metrics.jsonl   the last rows
+    config.toml
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.ranges import Range
+from data_pipeline.stream import BatchStream
+from parallel.mesh import ParallelMesh
+from pretrain.agreement import from_first
+from pretrain.config import RunConfig
+from pretrain.config_loader import dump_config
+from pretrain.engine import TrainEngine
+from pretrain.records import StepReport, TrainState, Verdict
+from pretrain.watchdog.budgets import budgets
+from pretrain.watchdog.record import plain
+from pretrain.watchdog.recovery import Recovery
+
+FOLDER = "evidence"
+SAMPLES = 128
+"""Samples that are spelled out at most: the first half from the onset on, the other up to the verdict."""
+METRICS_BYTES = 2**20
+"""End of `metrics.jsonl` that is copied, some hundred rows."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The step that a run has ended at; equal on all ranks."""
+
+    reason: str
+    report: StepReport
+    verdict: Verdict
+    state: TrainState
+    """Before the step."""
+    recovery: Recovery
+    draws: tuple[Range, ...]
+    """Of the steps from the onset to this one."""
+
+
+def leave_evidence(
+    scene: Scene, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: BatchStream
+) -> tuple[Path | None, str]:
+    """Write down what there is, all ranks together; the folder, or the problem. Nothing is raised for a full disk."""
+    layers = engine.layer_statistics()
+    return from_first(mesh, lambda: _write(scene, config, layers, batches))
+
+
+def _write(scene: Scene, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream) -> Path:
+    """Under another name until it is complete. Raises OSError."""
+    folder = config.run_folder / FOLDER / f"attempt{scene.state.attempt + 1:08d}"
+    begun = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(begun, ignore_errors=True)
+    begun.mkdir(parents=True)
+    (begun / "verdict.json").write_text(json.dumps(plain(_verdict(scene, config)), indent=1), "utf-8")
+    (begun / "samples.jsonl").write_text(_lines(_samples(scene.draws, batches)), "utf-8")
+    (begun / "layers.jsonl").write_text(_lines(layers), "utf-8")
+    (begun / "metrics.jsonl").write_bytes(_last_rows(config.run_folder / "metrics.jsonl"))
+    (begun / "config.toml").write_text(dump_config(config), "utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    return begun.rename(folder)
+
+
+def _verdict(scene: Scene, config: RunConfig) -> dict[str, Any]:
+    report, verdict = scene.report, scene.verdict
+    return {
+        "step": report.step,
+        "attempt": scene.state.attempt + 1,
+        "lineage": scene.state.lineage,
+        "reason": scene.reason,
+        "onset": verdict.onset,
+        "alarms": [asdict(alarm) for alarm in verdict.alarms],
+        "loss": report.loss,
+        "gradient_norm": report.gradient_norm,
+        "learning_rate": report.learning_rate,
+        "measures": dict(report.measures),
+        "draws": [list(range_) for range_ in scene.draws],
+        "budgets": [str(budget) for budget in budgets(scene.recovery, config, scene.state.attempt + 1)],
+        "rollbacks": [asdict(rollback) for rollback in scene.recovery.rollbacks],
+    }
+
+
+def _samples(ranges: Sequence[Range], batches: BatchStream) -> Iterator[dict[str, Any]]:
+    """As far as they can be read; then why no further."""
+    draws = list(chain.from_iterable(range(*range_) for range_ in ranges))
+    if len(draws) > SAMPLES:
+        draws = [*draws[: SAMPLES // 2], *draws[-(SAMPLES // 2) :]]
+    try:
+        yield from map(asdict, batches.excerpts(draws))
+    except DataError as error:
+        yield {"problem": str(error)}
+
+
+def _last_rows(metrics: Path) -> bytes:
+    """Whole lines from the end of the file."""
+    if not metrics.exists():
+        return b""
+    with metrics.open("rb") as file:
+        start = max(metrics.stat().st_size - METRICS_BYTES, 0)
+        file.seek(start)
+        content = file.read()
+    return content.partition(b"\n")[2] if start else content
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(plain(row), ensure_ascii=False)}\n" for row in rows)
