@@ -12,7 +12,7 @@ from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_
 from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
-from launch.machine import this_machine
+from launch.machine import missing_sources, this_machine
 from launch.outcome import judge, last_step
 from launch.process import note, run
 from launch.progress import has_resumed, records
@@ -67,6 +67,7 @@ def check(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.set)
     smallest = config.parallel.tensor * config.parallel.pipeline
     planned = plan(config, options.world_size or smallest)
+    planned = replace(planned, warnings=(*planned.warnings, *missing_sources(config)))
     deepspeed = deepspeed_json(config, planned)
     if options.json:
         print(json.dumps(plan_document(planned, deepspeed), indent=2))

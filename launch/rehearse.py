@@ -21,6 +21,8 @@ from pretrain.watchdog.fault_plan import FAULTS, FaultPlan
 from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.sentences import sentences
 
+REHEARSALS = "rehearsals"
+"""Folder for them, in that of all runs."""
 TWIN = "clean"
 """Name of the run without the fault."""
 SIGNS = (Kind.SUSPECT, Kind.ALARM, Kind.VETO, Kind.ROLLBACK_INTENT)
@@ -90,9 +92,9 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
 
 
 def fresh_folder(config: RunConfig) -> Path:
-    """A folder beside that of the run, which does not exist yet."""
+    """One among those of rehearsals, beside the runs themselves, that does not exist yet."""
     number = 1
-    while (folder := config.run.folder / f"{config.run.name}-rehearsal-{number}").exists():
+    while (folder := config.run.folder / REHEARSALS / f"{config.run.name}-{number}").exists():
         number += 1
     return folder
 

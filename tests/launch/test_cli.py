@@ -51,6 +51,18 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["tokens"] == document["steps"] * document["batch"]["tokens"]
 
 
+def test_check_tells_that_the_data_is_not_there_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = f"[{{path={json.dumps(str(tmp_path))}}}, {{path='s3://bucket/text'}}]"
+    assert main(["check", DEMO, "--set", f"data.sources={there}"]) == 0
+    assert "data.sources" not in capsys.readouterr().err
+    gone = f"[{{path={json.dumps(str(tmp_path / 'gone'))}}}]"
+    assert main(["check", DEMO, "--json", "--set", f"data.sources={gone}"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert f"{tmp_path / 'gone'} is not on this machine" in warning
+
+
 def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", DEMO, "--json", "--set", "run.step=1", "--set", "run.seed=-1"]) == 2
     document = json.loads(capsys.readouterr().out)

@@ -68,8 +68,8 @@ def test_two_runs_that_differ_in_the_fault_alone(monkeypatch: pytest.MonkeyPatch
     assert call(stand_in, monkeypatch, tmp_path, "--set", "run.seed=5") == 0
     (clean, first), (faulted, second) = stand_in.calls
     assert (first, second) == (
-        Path("runs/demo-rehearsal-1/clean"),
-        Path("runs/demo-rehearsal-1/poisoned_samples"),
+        Path("runs/rehearsals/demo-1/clean"),
+        Path("runs/rehearsals/demo-1/poisoned_samples"),
     )
     ours, theirs = list(faulted.argv), list(clean.argv)
     assert ours[-2:] == ["--fault", "poisoned_samples@167+40"]
@@ -77,7 +77,7 @@ def test_two_runs_that_differ_in_the_fault_alone(monkeypatch: pytest.MonkeyPatch
     assert changed == [("run.name=poisoned_samples", "run.name=clean")]
     assert "run.seed=5" in theirs
     assert call(StandIn(), monkeypatch, tmp_path) == 0
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["demo-rehearsal-1", "demo-rehearsal-2"]
+    assert sorted(path.name for path in Path("runs/rehearsals").iterdir()) == ["demo-1", "demo-2"]
 
 
 def test_what_is_told(
