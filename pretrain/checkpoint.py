@@ -201,7 +201,10 @@ class Checkpointer:
         checkpoint is set aside. To certify twice does no harm.
         """
         examination = self.examine(tag)
-        return examination if isinstance(examination, str) else self.attest(examination, horizon, facts)
+        if isinstance(examination, str):
+            return examination
+        problem, _ = self.attest(examination, horizon, facts)
+        return problem
 
     def examine(self, tag: Tag) -> Examination | str:
         """Have each rank read the files again that it wrote; the problem, on all ranks, if there is no manifest."""
@@ -212,18 +215,18 @@ class Checkpointer:
         own = files_of(manifest, {self._mesh.rank})
         return Examination(tag, self._reader.submit(read_again, folder, manifest, own))
 
-    def attest(self, examination: Examination, horizon: int, facts: Mapping[str, Fact]) -> str:
-        """Certify what was examined; see `certify`."""
+    def attest(self, examination: Examination, horizon: int, facts: Mapping[str, Fact]) -> tuple[str, bool]:
+        """Certify what was examined, see `certify`; also whether the problem, if there is one, is with its bytes."""
         tag = examination.tag
         folder = self.folder / str(tag)
         if problem := first_problem(self._mesh, examination.problem.result()):
             self._set_aside(tag, problem)
-            return problem
+            return problem, True
         step = tag.step + horizon
         _, problem = from_first(self._mesh, lambda: self._certify(folder, step, horizon, facts))
         if not problem:
             self._retire()
-        return problem
+        return problem, False
 
     def _certify(self, folder: Path, step: int, horizon: int, facts: Mapping[str, Fact]) -> None:
         if (folder / CONDEMNED).exists():

@@ -16,6 +16,8 @@ from pretrain.watchdog.plan import RollbackPlan
 from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.watchdog import Watchdog
 
+RETRY_STEPS = 64
+"""Steps after which what the disk had no room for is tried again."""
 BACKGROUND_STEPS = 8
 """Steps that a thread has for what takes long on disk; then the run waits for it. Not "until it is done": what a run
 does must not depend on how fast a disk was."""
@@ -68,6 +70,8 @@ class Safekeeping:
         self._memory = MemoryTier(keep, settings.horizon)
         self._candidates: dict[int, Tag | None] = {}
         """Step -> tag on disk, of what is neither certified nor given up; none: in host memory alone."""
+        self._put_off: dict[int, int] = {}
+        """Step of a candidate whose certificate could not be written -> the step at which it is tried again."""
         self._writing: Writing | None = None
         self._proving: list[Proving] = []
 
@@ -124,11 +128,15 @@ class Safekeeping:
         return tuple(
             step
             for step, tag in sorted(self._candidates.items())
-            if proven(step, state.step) or (ended and tag)
+            if (proven(step, state.step) and state.step >= self._put_off.get(step, 0)) or (ended and tag)
         )
 
-    def prove(self, state: TrainState) -> None:
-        """Give up the ripe candidates that have done harm; certify the others, on disk once they were read again."""
+    def prove(self, state: TrainState) -> list[str]:
+        """Give up the ripe candidates that have done harm; certify the others, on disk once they were read again.
+
+        Returns what has kept candidates from being read.
+        """
+        problems = []
         for step in self.ripe(state):
             tag = self._candidates.pop(step)
             if self._watchdog.health.damaged(step):
@@ -138,31 +146,39 @@ class Safekeeping:
             self._memory.certify(step)
             if tag is None:
                 self._chronicle.tell(record(Kind.CERTIFIED, state, tag=None, horizon=state.step - step))
+                continue
+            examination = self._checkpointer.examine(tag)
+            if isinstance(examination, str):
+                problems.append(self._later(tag, state, examination))
             else:
-                self._examine(tag, state)
+                self._proving.append(Proving(examination, state.step))
+        return problems
 
-    def _examine(self, tag: Tag, state: TrainState) -> None:
-        examination = self._checkpointer.examine(tag)
-        if isinstance(examination, str):
-            self._chronicle.tell(record(Kind.QUARANTINED, state, tag=str(tag), reason=examination))
-        else:
-            self._proving.append(Proving(examination, state.step))
+    def _later(self, tag: Tag, state: TrainState, problem: str) -> str:
+        """Nothing is wrong with the candidate itself: it is tried again. Returns what to say."""
+        self._candidates[tag.step] = tag
+        self._put_off[tag.step] = state.step + RETRY_STEPS
+        return f"checkpoint {tag} could not be certified now: {problem}"
 
     def proven(self, step: int | None = None) -> tuple[Proving, ...]:
         """What is being read again; with `step` what must be read by then."""
         return tuple(one for one in self._proving if step is None or step >= one.step + BACKGROUND_STEPS)
 
-    def certify(self, state: TrainState, provings: Iterable[Proving]) -> None:
-        """Certify what was read again and is sound."""
+    def certify(self, state: TrainState, provings: Iterable[Proving]) -> list[str]:
+        """Certify what was read again and is sound; returns what has kept sound ones from it."""
+        problems = []
         for one in provings:
             self._proving.remove(one)
             tag = one.examination.tag
             horizon = one.step - tag.step
-            problem = self._checkpointer.attest(one.examination, horizon, {})
-            if problem:
+            problem, damaged = self._checkpointer.attest(one.examination, horizon, {})
+            if problem and not damaged:
+                problems.append(self._later(tag, state, problem))
+            elif problem:
                 self._chronicle.tell(record(Kind.QUARANTINED, state, tag=str(tag), reason=problem))
             else:
                 self._chronicle.tell(record(Kind.CERTIFIED, state, tag=str(tag), horizon=horizon))
+        return problems
 
     def choose(self, plan: RollbackPlan) -> Target | None:
         """The newest certified candidate that is old enough; where none is, the oldest from before the onset: a run

@@ -21,7 +21,7 @@ from pretrain.journal import Journaling
 from pretrain.optim import learning_rate
 from pretrain.records import Action, StepReport, TrainState, Verdict
 from pretrain.rollback import Rescue
-from pretrain.safekeeping import Safekeeping
+from pretrain.safekeeping import RETRY_STEPS, Safekeeping
 from pretrain.signals import StopSignals
 from pretrain.watchdog.chronicle import Chronicle
 from pretrain.watchdog.faults import Fault
@@ -74,7 +74,7 @@ class Trainer:
         self.state = TrainState()
         """Where the run stands, for the last words of one that ends early."""
         self._lost = ""
-        """What to say of a stop if the last save failed."""
+        """What to say of a stop if the last save failed; empty if none did."""
         self._forgetful = False
         """Host memory had no room for the last candidate, and that was told."""
         self._saved = 0
@@ -135,7 +135,8 @@ class Trainer:
         return state.validated < state.step and self._at(state, self.config.evaluation.every_steps)
 
     def _checkpoint_due(self, state: TrainState) -> bool:
-        return self._saved < state.step and self._at(state, self.config.checkpoint.every_steps)
+        again = bool(self._lost) and state.step >= self._saved + RETRY_STEPS
+        return self._saved < state.step and (again or self._at(state, self.config.checkpoint.every_steps))
 
     def _at(self, state: TrainState, every: int) -> bool:
         """At a multiple of `every` steps, or at the last step."""
@@ -170,11 +171,14 @@ class Trainer:
         due = None if at_once else state.step
         if self.safekeeping.writing(due):
             self._seal(state)
+        problems = []
         if self.safekeeping.ripe(state):
-            self.safekeeping.prove(state)
+            problems += self.safekeeping.prove(state)
         if provings := self.safekeeping.proven(due):
             self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
-            self.safekeeping.certify(state, provings)
+            problems += self.safekeeping.certify(state, provings)
+        for problem in problems:
+            self.journal.event(state.step, problem)
 
     def _go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
         """To an earlier step; what was restored from host memory is put on disk at once if nothing else is there."""
@@ -271,7 +275,7 @@ class Trainer:
             self._seal(state)
         self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
         problem = self.safekeeping.write(state, self.batches.state())
-        self._saved = state.step
+        self._saved, self._lost = state.step, ""
         if problem:
             self._lose(state.step, problem)
 
@@ -282,7 +286,6 @@ class Trainer:
         if saved.tag is None:
             self._lose(begun.step, saved.problem)
         else:
-            self._lost = ""
             self.journal.event(state.step, f"checkpoint {saved.tag} saved")
 
     def _lose(self, step: int, problem: str) -> None:
