@@ -144,6 +144,7 @@ def train(
             signals=signals,
             heartbeat=heartbeat,
             fault=fault,
+            hosts=mesh.gather(socket.gethostname()),
             judge=judge,
         ),
     )

@@ -1,6 +1,7 @@
 """Going back: from a verdict to a run that stands at an earlier step and goes on from there."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
@@ -29,6 +30,8 @@ class Crew(Protocol):
     def watchdog(self) -> Watchdog: ...
     @property
     def chronicle(self) -> Chronicle: ...
+    @property
+    def hosts(self) -> Sequence[str]: ...
 
 
 class Rescue:
@@ -41,6 +44,7 @@ class Rescue:
         self._journal = crew.journal
         self._watchdog = crew.watchdog
         self._chronicle = crew.chronicle
+        self._hosts = crew.hosts
         self._told: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         """Signals of the alarms and suspicions that the ledger has last heard of."""
         self._left_alone = False
@@ -55,6 +59,9 @@ class Rescue:
         def tell(kind: Kind, **fields: object) -> None:
             self._chronicle.tell(Record(kind, report.step, state.attempt + 1, state.lineage, fields))
 
+        odd = report.measures.get("replicas_odd_rank", report.measures.get("tev_reach_rank"))
+        if odd is not None:
+            tell(Kind.HOST_SUSPECT, rank=int(odd), host=self._hosts[int(odd)])
         if self._watchdog.switch:
             tell(Kind.REBASELINE, reason=self._watchdog.switch, declared=False)
         if findings.calibrated:

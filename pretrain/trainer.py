@@ -46,6 +46,8 @@ class Collaborators:
     signals: StopSignals
     heartbeat: Heartbeat
     fault: Fault
+    hosts: Sequence[str]
+    """Names of the machines, by rank."""
     judge: RunJudge | None = None
     """In place of the watchdog's."""
 

@@ -18,13 +18,15 @@ class EmbeddingProbe(Probe):
     squares, and a maximum for each pair of tensor and data rank; of a dense one the TEV of every token.
 
     From the second step on, where AdamW's reach is known, also how much of it rows have used (`RowReach`), in one
-    more slot for each pair of ranks. Each data rank looks at all rows of its own copy then.
+    more slot for each pair of ranks; where it is more than there is, also the rank that has such a row. Each data rank
+    looks at all rows of its own copy then.
     """
 
     def __init__(self, model: ProbedModel, *, layer: int, prefix: str) -> None:
         """`layer` is the index of the layer whose `weight` is the table; measures are called `prefix_mean` etc."""
         self._model = model
         self._table = dict(model.layers).get(layer)
+        self._first_rank = self._pairs * (model.mesh.pipeline.size - 1) if layer else 0
         self._prefix = prefix
         self._reach = RowReach(model.config) if reach_applies(model.config) else None
         self._start, self._stop = own_rows(model)
@@ -78,9 +80,11 @@ class EmbeddingProbe(Probe):
     def finish(self, slots: Tensor) -> Measures:
         if not (self._reach and self._reach.known):
             return self._finish(slots)
-        found = self._finish(slots[: -self._pairs])
-        reach = self._measures(reach=slots[-self._pairs :].max().item())
-        return Measures({**found.scalars, **reach.scalars}, found.histograms)
+        found, moved = self._finish(slots[: -self._pairs]), slots[-self._pairs :]
+        reach = {"reach": moved.max().item()}
+        if reach["reach"] > 1:
+            reach["reach_rank"] = self._first_rank + moved.argmax().item()
+        return Measures({**found.scalars, **self._measures(**reach).scalars}, found.histograms)
 
     def after_update(self, learning_rate: float) -> None:
         if self._reach:

@@ -6,6 +6,7 @@ Every record names the step that it is about, that step's attempt and the lineag
     resumed              tag
     suspect              signals
     alarm                alarms (each a dict of `pretrain.records.Alarm`)
+    host_suspect         rank, host: where a fault of memory was seen
     veto                 reason, draws [lo, hi)
     sealed               tag
     certified            tag (null: in host memory), horizon
@@ -44,6 +45,7 @@ class Kind(StrEnum):
     RESUMED = "resumed"
     SUSPECT = "suspect"
     ALARM = "alarm"
+    HOST_SUSPECT = "host_suspect"
     VETO = "veto"
     SEALED = "sealed"
     CERTIFIED = "certified"

@@ -85,6 +85,8 @@ class Recovery:
     rollbacks: tuple[Rollback, ...] = ()
     vetoes: tuple[int, ...] = ()
     """Attempts whose update was withheld since the last rollback, of the last `VETO_WINDOW` ones."""
+    suspected_hosts: tuple[str, ...] = ()
+    """Hosts that faults of memory were seen on, one for each fault."""
     sealed: bool = False
     """Whether a checkpoint of the run was ever complete."""
     certified: frozenset[str] = frozenset()
@@ -210,6 +212,9 @@ _CHANGES: Mapping[Kind, Change] = {
     Kind.REBASELINE: lambda state, record: (
         {"declared_step": record.step} if record.fields["declared"] else {}
     ),
+    Kind.HOST_SUSPECT: lambda state, record: {
+        "suspected_hosts": (*state.suspected_hosts, record.fields["host"])
+    },
     Kind.VETO: _veto,
     Kind.CERTIFIED: _certified,
     Kind.CONDEMNED: _condemned,

@@ -69,6 +69,9 @@ _WORDS: Mapping[Kind, Callable[[Record], str]] = {
     Kind.RUN_START: _run_start,
     Kind.RESUMED: lambda record: f"resumed from {record.fields['tag']}",
     Kind.SUSPECT: lambda record: f"suspicion: {', '.join(map(str, record.fields['signals']))}",
+    Kind.HOST_SUSPECT: lambda record: (
+        f"a fault of memory on rank {record.fields['rank']}, host {record.fields['host']}"
+    ),
     Kind.VETO: lambda record: f"update withheld: {record.fields['reason']}",
     Kind.CONDEMNED: lambda record: f"checkpoint {record.fields['tag']} condemned: {record.fields['reason']}",
     Kind.QUARANTINED: lambda record: (

@@ -207,6 +207,7 @@ def test_a_rollback_cut_short_is_told(troubled: RunFolder, capsys: pytest.Captur
 
 EVERY_KIND: dict[Kind, dict[str, Any]] = {
     Kind.SUSPECT: {"signals": ["loss", "tev_mean"]},
+    Kind.HOST_SUSPECT: {"rank": 3, "host": "node-7"},
     Kind.REBASELINE: {"reason": "new data", "declared": True},
     Kind.CALIBRATED: {"thresholds": {"loss": {"high": 15.25, "low": 14.0}}},
     Kind.CERTIFIED: {"tag": None, "horizon": 8},

@@ -97,6 +97,7 @@ def test_faults_of_one_rank_are_seen_by_all_in_the_step_that_has_them(layout: La
         assert math.isfinite(reports[2].gradient_norm)
         out_of_reach = [report.measures.get("tev_reach", 0) > 1 for report in reports]
         assert [out_of_reach[1], out_of_reach[3], out_of_reach[5]] == [False, True, True]
+        assert reports[5].measures["tev_reach_rank"] == layout.data - 1
         differ = [report.measures.get("replicas_differ", 0) for report in reports]
         assert [differ[1], differ[3]] == [0, copies]
         assert "replicas_odd_rank" not in reports[3].measures, "of two copies, either may be wrong"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_trouble_that_does_not_end_stops_the_run_and_the_ledger_says_why(
     assert end.startswith("diverged")
     last = story(tmp_path)[-1]
     assert (last.kind, last.fields["code"]) == (Kind.STOPPED, 5)
+
+
+def test_a_fault_of_memory_is_undone_without_a_trace_and_its_host_is_named(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """The same samples again: the run ends like one in which no bit has flipped."""
+    layout, faulty, sound = Layout(data=2, zero=1), tmp_path / "faulty", tmp_path / "sound"
+    ends = run_distributed(run, 2, watched(layout, faulty, corpus), "exponent_flip@20")
+    assert ends == run_distributed(run, 2, watched(layout, sound, corpus)) == ["finished"] * 2
+    assert one(faulty, Kind.HOST_SUSPECT).fields == {"rank": 1, "host": socket.gethostname()}
+    intent = one(faulty, Kind.ROLLBACK_INTENT)
+    assert (intent.fields["remedy"], intent.fields["skip"]) == ("replay", [])
+    assert metrics(faulty) == metrics(sound)
 
 
 def test_a_dry_run_withholds_what_is_not_finite_and_goes_on(corpus: Path, tmp_path: Path) -> None:
