@@ -274,8 +274,8 @@ class WatchdogConfig(Section):
     """Rollbacks to an older checkpoint, with twice the skip and half the learning rate, in a run."""
     deepest: int = Field(default=1, ge=0)
     """Rollbacks to the oldest certified checkpoint, with four times the skip and a quarter of the learning rate."""
-    learning_rate_return: int | None = Field(default=None, gt=0)
-    """Updates over which a lowered learning rate returns to the schedule's; none: a tenth of the run, 2000 at most."""
+    learning_rate_return: int = Field(default=2000, gt=0)
+    """Updates over which a lowered learning rate returns to the schedule's."""
     skipped_fraction: float = Field(default=0.02, gt=0, le=1)
     """Of all samples of the run, the fraction that rollbacks may skip, one rollback at least; more ends the run."""
 
@@ -299,8 +299,3 @@ class RunConfig(Section):
     @property
     def run_folder(self) -> Path:
         return self.run.folder / self.run.name
-
-    @property
-    def learning_rate_return(self) -> int:
-        """Updates over which a lowered learning rate returns to the schedule's."""
-        return self.watchdog.learning_rate_return or min(max(self.run.steps // 10, 1), 2000)

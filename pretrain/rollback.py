@@ -38,7 +38,7 @@ class Rescue:
     """Tells the ledger what was found, and takes the run back when a verdict says so."""
 
     def __init__(self, config: RunConfig, crew: Crew) -> None:
-        self._return_updates = config.learning_rate_return
+        self._return_updates = config.watchdog.learning_rate_return
         self._batches = crew.batches
         self._safekeeping = crew.safekeeping
         self._journal = crew.journal

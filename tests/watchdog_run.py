@@ -141,7 +141,7 @@ class Run:
         self.sealed = [s for s in self.sealed if s.state.step <= target.state.step]
         self.state = replace(target.state, attempt=attempt, lineage=self.recovery.lineage + 1)
         if rollback.learning_rate_factor != 1:
-            returns = self.config.learning_rate_return
+            returns = self.config.watchdog.learning_rate_return
             self.write(
                 Kind.LEARNING_RATE_EDIT,
                 update=self.state.updates,
