@@ -153,7 +153,7 @@ class Trainer:
         self.journal.record(report, verdict, self._measure(started))  # also the step that ends the run
         for tag, values in report.histograms.items():
             self.journal.histogram(report.step, tag, values)
-        self.journal.curves(report.step, self.watchdog.findings.scalars)
+        self.journal.curves(report.step, self.watchdog.curves)
         self.rescue.tell(report, verdict, state)
         if not report.unanimous:
             raise RanksDisagree(f"step {report.step}: ranks have decided differently; nothing of it is saved")

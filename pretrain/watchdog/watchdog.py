@@ -48,6 +48,21 @@ class Watchdog:
         """Whether the next step deserves a dense look."""
         return bool(self.findings.alarms or self.findings.suspects)
 
+    @property
+    def curves(self) -> dict[str, float]:
+        """Of the last step, by tag in TensorBoard."""
+        if self.evidence is None:
+            return {}
+        recovery, step = self.evidence.recovery, self.evidence.report.step
+        return {
+            **self.findings.scalars,
+            "wd/alarms": len(self.findings.alarms),
+            "wd/suspects": len(self.findings.suspects),
+            "wd/rollbacks": len(recovery.rollbacks),
+            "wd/skipped_samples": recovery.skipped_samples,
+            "wd/steps_since_certified": max(step - recovery.certified_step, 0),
+        }
+
     def judge(self, report: StepReport, state: TrainState, recovery: Recovery, draws: Range) -> Verdict:
         """Look at a step and say what to do; called once for every step, on every rank.
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from distributed import run_distributed
 from runs import contents, differences, metrics, newest_checkpoint, run_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import Layout, make_mesh, slow
 
 from pretrain.__main__ import Request, train
@@ -129,6 +130,22 @@ def test_curves_go_on_where_steps_are_taken_again(corpus: Path, tmp_path: Path) 
     assert [attempt for _, attempt, _ in steps] == list(range(1, len(steps) + 1))
     assert steps[22] == (23, 23, 1)
     assert steps[23] == (13, 24, 2)
+
+
+def test_tensorboard_has_the_course_of_the_watchdog_and_its_words(corpus: Path, tmp_path: Path) -> None:
+    config = watched(Layout(), tmp_path, corpus)
+    journal = config.journal.model_copy(update={"tensorboard": True})
+    config = config.model_copy(update={"journal": journal})
+    assert run_distributed(run, 1, config, "nan_gradient@20+4") == ["finished"]
+    events = EventAccumulator(str(tmp_path / "test/tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    rollbacks = [(event.step, event.value) for event in events.Scalars("wd/rollbacks")]
+    assert rollbacks == [(attempt, float(attempt > 23)) for attempt in range(1, 42)]
+    alarms = {event.step: event.value for event in events.Scalars("wd/alarms")}
+    assert [alarms[attempt] for attempt in (19, 20, 22)] == [0, 1, 1]
+    words = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("run/events/text_summary")]
+    for told in ("update withheld: gradient_norm is not finite", "rollback (skip) to step 12, skips"):
+        assert any(told in word for word in words), words
 
 
 def test_trouble_that_does_not_end_stops_the_run_and_the_ledger_says_why(
