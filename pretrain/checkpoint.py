@@ -3,8 +3,8 @@
 Every decision is taken from what all ranks have said, so that no rank goes on with a checkpoint that another one
 could not read, and a failure on one rank is a failure of the save, not the end of the run.
 
-What takes long and needs no other rank (forcing files to disk, hashing them, reading them again) a thread does while
-the run goes on; the run comes back for the outcome.
+What takes long and needs no other rank (writing files, forcing them to disk, hashing them, reading them again) a thread
+does while the run goes on; the run comes back for the outcome.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -67,7 +67,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Writing:
-    """A checkpoint that the operating system has and this rank's thread looks after."""
+    """A checkpoint whose content is safe from the steps to come, and that this rank's thread looks after."""
 
     tag: Tag
     state: TrainState
@@ -100,6 +100,7 @@ class Checkpointer:
         """`report` is told, on every rank alike, what was set aside and why."""
         self.folder = folder
         self._watched = config.watchdog.enabled
+        self._in_background = config.checkpoint.background
         self._retention = Retention(
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
@@ -137,7 +138,8 @@ class Checkpointer:
         data: Mapping[str, Any],
         watchdog: Mapping[str, Any] | None = None,
     ) -> Writing | Saved:
-        """Write a checkpoint that `finish` seals. Training may go on in between; no other save may.
+        """Write a checkpoint, or copy what it is to hold, for `finish` to seal. Training may go on in between; no other
+        save may.
 
         A Saved, on every rank, says why that failed.
         """
@@ -146,7 +148,9 @@ class Checkpointer:
             return Saved(None, problem)
         if problem := first_problem(self._mesh, self._space_problem()):
             return self._discarded(tag, problem)
-        written = write_share(engine, self.folder / str(tag), data, watchdog or {}, self._thread)
+        written = write_share(
+            engine, self.folder / str(tag), data, watchdog or {}, self._thread, put_off=self._in_background
+        )
         if problem := first_problem(self._mesh, written.problem):
             return self._discarded(tag, problem)
         return Writing(tag, state, self._thread.submit(settle_share, written))

@@ -11,6 +11,7 @@ import torch
 
 from parallel.mesh import ParallelMesh
 from pretrain.deepspeed_runtime import load_plain
+from pretrain.deepspeed_state import copied
 from pretrain.durable import sync_folder
 from pretrain.engine import TrainEngine
 from pretrain.manifest import FileRecord, Manifest, verify
@@ -22,11 +23,13 @@ from pretrain.tags import Tag
 
 @dataclass(frozen=True)
 class Written:
-    """What a rank has handed to the operating system."""
+    """What a rank has handed to the operating system, or is about to."""
 
     rank: int
     folder: Path
     paths: tuple[Path, ...] = ()
+    put_off: Mapping[Path, object] = field(default_factory=dict)
+    """What files that are not written yet will hold."""
     checksum: int = 0
     """Of the bits of its weights and its part of the optimizer."""
     problem: str = ""
@@ -47,32 +50,35 @@ def write_share(
     data: Mapping[str, Any],
     watchdog: Mapping[str, Any],
     thread: Executor,
+    *,
+    put_off: bool,
 ) -> Written:
-    """Write this rank's files; all ranks together. `thread` computes meanwhile."""
+    """Write this rank's files, or copy what they will hold; all ranks together. `thread` computes meanwhile."""
     rank = engine.mesh.rank
     checksum = thread.submit(engine.checksum)
-    saved = engine.save(folder.parent, folder.name)
+    saved = engine.save(folder.parent, folder.name, put_off=put_off)
     try:
         if saved.failure:
             raise saved.failure
-        state = {
+        own = {
             "data": json.dumps(data),
             "watchdog": json.dumps(watchdog),
             "random": capture_random_state(),
-            "engine": engine.extra_state(),
+            "engine": copied(engine.extra_state()),
         }
-        own = folder / rank_file(rank)
-        write_state(state, own)
-        return Written(rank, folder, (*saved.paths, own), checksum.result())
+        later = {**saved.put_off, folder / rank_file(rank): own}
+        return Written(rank, folder, saved.paths, later, checksum.result())
     except (OSError, RuntimeError) as error:
         checksum.exception()  # nothing may look at the state once training goes on
         return Written(rank, folder, problem=f"rank {rank} could not write to {folder}: {error}")
 
 
 def settle_share(written: Written) -> Share:
-    """Force to disk and describe what this rank has written; needs no other rank, and may run beside training."""
+    """Write what was put off, force all to disk and describe it; needs no other rank, and may run beside training."""
     try:
-        digests = {path.name: settle(path) for path in written.paths}
+        for path, state in written.put_off.items():
+            write_state(state, path)
+        digests = {path.name: settle(path) for path in (*written.paths, *written.put_off)}
         sync_folder(written.folder)
     except Exception as error:  # the other ranks wait for an answer
         return Share(problem=f"rank {written.rank} could not write to {written.folder}: {error}")

@@ -176,6 +176,9 @@ class CheckpointConfig(Section):
     """Newest checkpoints that are kept."""
     keep_every: int | None = Field(default=None, gt=0)
     """Checkpoints at multiples of this step are kept for good."""
+    background: bool = True
+    """The run waits until what is saved is copied to host memory, and a thread writes it; needs that memory for good.
+    Where it lacks, and without this, the run waits for the writing."""
 
 
 class JournalConfig(Section):

@@ -30,6 +30,7 @@ from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec, SequentialLayers
+from pretrain.host_copy import HostCopies
 from pretrain.state_file import write_state
 
 # Of updates that we withhold, finite ones too (0.19.8 has no other way to skip a step); the journal tells why.
@@ -82,6 +83,7 @@ class PlannedPipeline(PipelineModule):
 class GuardedCheckpointEngine(TorchCheckpointEngine):
     """Writes and reads checkpoint files so that no rank hangs and nothing foreign runs.
 
+    - Files may be put off: what they are to hold is copied, for a thread to write while training goes on.
     - A failing write is remembered in `failure` instead of raised: `save_checkpoint` has barriers ahead, where the
       other ranks would wait for the one that raised until the collective times out.
     - Files are read with `weights_only=True` and the four classes that DeepSpeed pickles; its own engine
@@ -94,17 +96,24 @@ class GuardedCheckpointEngine(TorchCheckpointEngine):
         super().__init__()
         self.zipfile_serialization = True
         copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
+        self._copies: HostCopies | None = None
         self.written: list[Path] = []
+        self.put_off: dict[Path, object] = {}
         self.failure: Exception | None = None
 
-    def begin(self) -> None:
-        """Forget the last save."""
-        self.written, self.failure = [], None
+    def begin(self, copies: HostCopies | None) -> None:
+        """Forget the last save. With `copies` the files of this one are put off, as far as there is memory for it."""
+        self._copies = copies
+        self.written, self.put_off, self.failure = [], {}, None
 
     def save(self, state_dict: object, path: str) -> None:
+        file = Path(path)
         try:
-            write_state(state_dict, Path(path))
-            self.written.append(Path(path))
+            if self._copies and (copy := self._copies.take(file.name, state_dict)) is not None:
+                self.put_off[file] = copy
+            else:
+                write_state(state_dict, file)
+                self.written.append(file)
         except (OSError, RuntimeError) as error:
             self.failure = self.failure or error
 

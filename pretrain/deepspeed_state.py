@@ -20,6 +20,8 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
+from pretrain.host_copy import copied_tensor
+
 Tree = dict[str, Any]
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -110,7 +112,7 @@ def copied(value: Any, into: Any = None) -> Any:
     Copies from a device may still be under way when it returns: synchronise.
     """
     if isinstance(value, Tensor):
-        return _copied_tensor(value.detach(), into)
+        return copied_tensor(value.detach(), into if isinstance(into, Tensor) else None)
     if isinstance(value, dict):
         earlier = into if isinstance(into, dict) else {}
         return {key: copied(part, earlier.get(key)) for key, part in value.items()}
@@ -118,12 +120,6 @@ def copied(value: Any, into: Any = None) -> Any:
         same = isinstance(into, list | tuple) and len(into) == len(value)
         return type(value)(map(copied, value, into if same else [None] * len(value)))
     return value
-
-
-def _copied_tensor(tensor: Tensor, into: Any) -> Tensor:
-    if not isinstance(into, Tensor) or (into.shape, into.dtype) != (tensor.shape, tensor.dtype):
-        into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return into.copy_(tensor, non_blocking=True)
 
 
 def checksum(state: Tree) -> int:

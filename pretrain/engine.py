@@ -24,6 +24,7 @@ from pretrain.config import RunConfig
 from pretrain.deepspeed_runtime import Objective, build_module, initialize, local_layers, quiet
 from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
 from pretrain.deepspeed_update import LocalWeight, make_gate
+from pretrain.host_copy import HostCopies
 from pretrain.layer_statistics import layer_rows, local_sums
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
@@ -46,9 +47,12 @@ class ModelParts:
 
 @dataclass(frozen=True)
 class SavedFiles:
-    """What this rank wrote of a checkpoint."""
+    """What this rank has of a checkpoint."""
 
     paths: tuple[Path, ...]
+    """Written."""
+    put_off: Mapping[Path, object]
+    """Copies in host memory that are to be written, good until the next save."""
     failure: Exception | None
 
 
@@ -90,6 +94,7 @@ class TrainEngine:
             for group in self.optimizer.param_groups
         ]
         self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
+        self._copies = HostCopies()
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
         self._model = ProbedModel(config, mesh, local_layers(self.module), self._gate)
@@ -274,13 +279,18 @@ class TrainEngine:
 
     # Checkpoint files
 
-    def save(self, checkpoints: Path, tag: str) -> SavedFiles:
-        """Write this rank's share of weights and optimizer to `checkpoints/tag`; nothing is raised for a full disk."""
+    def save(self, checkpoints: Path, tag: str, *, put_off: bool = False) -> SavedFiles:
+        """Write this rank's share of weights and optimizer to `checkpoints/tag`, or copy it to be written later.
+
+        Nothing is raised for a full disk.
+        """
         guard = self._engine.checkpoint_engine
-        guard.begin()
+        guard.begin(self._copies if put_off else None)
         with quiet():
             self._engine.save_checkpoint(str(checkpoints), tag=tag, save_latest=False)
-        return SavedFiles(tuple(guard.written), guard.failure)
+        if self.mesh.device.type == "cuda":
+            torch.cuda.synchronize(self.mesh.device)
+        return SavedFiles(tuple(guard.written), guard.put_off, guard.failure)
 
     def load(self, checkpoints: Path, tag: str) -> None:
         """Read weights and optimizer of a checkpoint that has been verified."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 
 from pretrain.agreement import first_problem
 from pretrain.deepspeed_state import Tree, copied, tensors_of
 from pretrain.engine import TrainEngine
+from pretrain.host_copy import not_enough_memory
 from pretrain.random_state import capture_random_state
 from pretrain.records import TrainState
 from pretrain.restored import Restored, proof_of
@@ -123,19 +123,13 @@ class MemoryTier:
         )
 
     def _lack(self, engine: TrainEngine) -> str:
-        """Linux hands out memory that it does not have, and then kills: look first, for all devices of the host."""
+        """What to say if there is no room."""
         if self._spare:
             return ""
-        needed = sum(tensor.nbytes for tensor in tensors_of(engine.state())) * max(
-            torch.cuda.device_count(), 1
-        )
-        free = psutil.virtual_memory().available
-        if free > 2 * needed:
+        lack = not_enough_memory(sum(tensor.nbytes for tensor in tensors_of(engine.state())))
+        if not lack:
             return ""
-        return (
-            f"no snapshot: rank {engine.mesh.rank} finds {free / 2**30:.1f} GiB of host memory free, and one takes "
-            f"{needed / 2**30:.1f}; lower watchdog.memory_keep"
-        )
+        return f"no snapshot: on the host of rank {engine.mesh.rank} {lack}; lower watchdog.memory_keep"
 
     def _copy(self, engine: TrainEngine) -> Tree:
         copy: Tree = copied(engine.state(), self._spare.pop() if self._spare else None)

@@ -1,0 +1,80 @@
+"""Copies of state in host memory that is used again and again: a run waits for the copy, a thread writes it to disk.
+
+Memory that was never touched costs more than the copy; hence it is kept from one copy to the next.
+"""
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
+"""Address, shape, strides and type: what two names of one tensor have in common."""
+
+
+class HostCopies:
+    """Copies trees of tensors and plain values, such as `torch.save` takes; each is good until its name is taken again.
+
+    What the tree holds under two names, such as tied weights, the copy holds once.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, list[Tensor]] = {}
+
+    def take(self, name: str, state: Any) -> Any | None:
+        """A copy of `state`; None where host memory has no room for it.
+
+        Copies from a device may still be under way when it returns: synchronise.
+        """
+        if name not in self._memory and not_enough_memory(_bytes(state)):
+            return None
+        spare = iter(self._memory.get(name, ()))
+        taken: dict[Place, Tensor] = {}
+        tree = _copied(state, taken, spare)
+        self._memory[name] = list(taken.values())
+        return tree
+
+
+def copied_tensor(tensor: Tensor, into: Tensor | None) -> Tensor:
+    """A copy in host memory, pinned if it comes from a device; over `into` if shape and type are the same."""
+    if into is None or (into.shape, into.dtype) != (tensor.shape, tensor.dtype):
+        into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return into.copy_(tensor, non_blocking=True)
+
+
+def not_enough_memory(needed: int) -> str:
+    """What to say if host memory has no room for `needed` bytes for each device; Linux hands out memory that it does
+    not have, and then kills: look first."""
+    needed *= max(torch.cuda.device_count(), 1)
+    free = psutil.virtual_memory().available
+    if free > 2 * needed:
+        return ""
+    return f"{free / 2**30:.1f} GiB of host memory are free, and {needed / 2**30:.1f} are needed"
+
+
+def _copied(value: Any, taken: dict[Place, Tensor], spare: Any) -> Any:
+    if isinstance(value, Tensor):
+        place = value.data_ptr(), value.shape, value.stride(), value.dtype
+        if place not in taken:
+            taken[place] = copied_tensor(value.detach(), next(spare, None))
+        return taken[place]
+    if isinstance(value, OrderedDict):
+        ordered = OrderedDict((key, _copied(part, taken, spare)) for key, part in value.items())
+        vars(ordered).update(vars(value))  # versions of modules
+        return ordered
+    if isinstance(value, dict):
+        return {key: _copied(part, taken, spare) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(part, taken, spare) for part in value)
+    return copy.copy(value)
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in a tree; those with two names count twice."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, parts))
