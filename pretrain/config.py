@@ -264,7 +264,7 @@ class WatchdogConfig(Section):
     """Steps between the candidates that are kept in host memory."""
     memory_keep: int = Field(default=3, ge=0)
     """Candidates in host memory; each takes as much of it as a checkpoint of this rank. None is taken that would not
-    leave as much free."""
+    leave as much free. From four on more than one certified one is kept, to go deeper without the disk."""
     vetoes_in_a_row: int = Field(default=3, gt=0)
     """Updates withheld in a row; the next one is a rollback."""
     veto_fraction: float = Field(default=0.01, gt=0, le=1)
@@ -278,7 +278,7 @@ class WatchdogConfig(Section):
     deepest: int = Field(default=1, ge=0)
     """Rollbacks to the oldest certified checkpoint, with four times the skip and a quarter of the learning rate."""
     learning_rate_return: int = Field(default=2000, gt=0)
-    """Updates over which a lowered learning rate returns to the schedule's."""
+    """Updates over which a lowered learning rate returns to the schedule's, once a horizon past the trouble."""
     skipped_fraction: float = Field(default=0.02, gt=0, le=1)
     """Of all samples of the run, the fraction that rollbacks may skip, one rollback at least; more ends the run."""
 

@@ -138,13 +138,15 @@ class MemoryTier:
         return copy
 
     def _make_room(self, step: int) -> bool:
-        """Let one go if there are `keep`: the oldest that a newer certified one has superseded, else the oldest that
-        had the time to be certified and was not. The others ripen: without them none would ever be certified."""
+        """Let one go if there are `keep`: the oldest certified one where newer ones leave less than two places to
+        others, else the oldest that had the time to be certified and was not. The others ripen: without them none
+        would ever be certified."""
         if len(self._snapshots) < self._keep:
             return True
         certified = [snapshot for snapshot in self._snapshots if snapshot.certified]
         overdue = [s for s in self._snapshots if not s.certified and step - s.step > self._horizon]
-        for snapshot in [*certified[:-1], *overdue][:1]:
+        superseded = certified[: -max(self._keep - 2, 1)]
+        for snapshot in [*superseded, *overdue][:1]:
             self._release(snapshot)
         return len(self._snapshots) < self._keep
 

@@ -121,7 +121,12 @@ class Rescue:
         """What the ledger has learned holds from here on: samples to leave out, a lower learning rate."""
         self._batches.skip(self._chronicle.recovery.skips)
         if rollback.learning_rate_factor != 1:
-            edit = LearningRateEdit(state.updates, rollback.learning_rate_factor, self._return_updates)
+            edit = LearningRateEdit(
+                update=state.updates,
+                factor=rollback.learning_rate_factor,
+                return_updates=self._return_updates,
+                until=max(rollback.learning_rate_until, state.updates),
+            )
             self._chronicle.tell(record(Kind.LEARNING_RATE_EDIT, state, **asdict(edit)))
         seconds = time.perf_counter() - started
         self._chronicle.tell(record(Kind.ROLLBACK_DONE, state, seconds=seconds, tier=tier, proof=proof))

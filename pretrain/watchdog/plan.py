@@ -48,6 +48,7 @@ def plan_rollback(
         target_tag=None,
         skip=() if remedy is Remedy.REPLAY else (window,),
         learning_rate_factor=LEARNING_RATE_FACTOR[remedy],
+        learning_rate_until=evidence.state.updates + config.watchdog.horizon,
         reason=verdict.reason,
     )
     return RollbackPlan(limit_step=draft.target_step, oldest=remedy is Remedy.DEEPEST, draft=draft)

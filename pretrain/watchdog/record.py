@@ -15,8 +15,8 @@ Every record names the step that it is about, that step's attempt and the lineag
     refused              tag: the loss has settled higher after it, and it is never certified
     left_alone           reason
     rollback_intent      target_step, target_tag (null: in host memory), remedy, onset, skip [[lo, hi), ...],
-                         learning_rate_factor, reason
-    learning_rate_edit   update, factor, return_updates
+                         learning_rate_factor, learning_rate_until, reason
+    learning_rate_edit   update, factor, return_updates, until
     rollback_done        seconds, tier (memory, disk), proof
     rebaseline           reason, declared: by other settings of a new session; else by the schedule
     calibrated           thresholds {signal: {direction: threshold}}

@@ -22,17 +22,19 @@ VETO_WINDOW = 1000
 
 @dataclass(frozen=True)
 class LearningRateEdit:
-    """A factor on the schedule's learning rate, from one update on, that returns linearly to 1."""
+    """A factor on the schedule's learning rate that holds until trouble is passed, and then returns linearly to 1."""
 
     update: int
     """Updates applied before the first one that it holds for."""
     factor: float
     return_updates: int
+    until: int
+    """The first update of the return."""
 
     def at(self, update: int) -> float:
         if update < self.update:
             return 1.0
-        progress = min((update - self.update) / self.return_updates, 1.0)
+        progress = min(max(update - self.until, 0) / self.return_updates, 1.0)
         return self.factor + (1 - self.factor) * progress
 
 
@@ -53,6 +55,8 @@ class Rollback:
     skip: tuple[Range, ...]
     """Draws left out from then on."""
     learning_rate_factor: float
+    learning_rate_until: int
+    """Updates applied by when the lowered learning rate may return: a horizon past the judged step."""
     reason: str
 
     @property
@@ -194,7 +198,8 @@ def _intent(state: Recovery, record: Record) -> dict[str, Any]:
 
 def _edit(state: Recovery, record: Record) -> dict[str, Any]:
     """Edits from the same update on or later belong to what the rollback has undone, or were written twice."""
-    edit = LearningRateEdit(**{name: record.fields[name] for name in ("update", "factor", "return_updates")})
+    names = ("update", "factor", "return_updates", "until")
+    edit = LearningRateEdit(**{name: record.fields[name] for name in names})
     earlier = tuple(other for other in state.learning_rate_edits if other.update < edit.update)
     return {"learning_rate_edits": (*earlier, edit)}
 

@@ -45,8 +45,10 @@ def _rollback(record: Record) -> str:
 
 
 def _edit(record: Record) -> str:
-    factor, update, returns = (record.fields[name] for name in ("factor", "update", "return_updates"))
-    return f"learning rate x {factor:g} from update {update:,} on, back to the schedule's over {returns:,}"
+    factor, update, until, returns = (
+        record.fields[name] for name in ("factor", "update", "until", "return_updates")
+    )
+    return f"learning rate x {factor:g} in updates {update:,} to {until:,}, back to the schedule's over {returns:,}"
 
 
 def _calibrated(record: Record) -> str:

@@ -206,6 +206,16 @@ def test_what_ripens_stays_and_what_is_superseded_or_overdue_goes() -> None:
         assert take(50) == (30, 40, 50)
 
 
+def test_from_four_on_an_older_certified_one_is_kept_to_go_deeper() -> None:
+    with tier_with(4, 10, 20, 30, 40, horizon=15) as (engine, tier):
+        for step in (50, 60):
+            tier.certify(step - 30)
+            tier.certify(step - 20)
+            tier.take(engine, TrainState(step=step), {}, {})
+        assert tier.steps == (30, 40, 50, 60)
+        assert [snapshot.certified for snapshot in tier._snapshots] == [True, True, False, False]
+
+
 @settings(deadline=None)
 @given(
     keep=st.integers(1, 5),

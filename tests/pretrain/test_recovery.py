@@ -23,13 +23,14 @@ def record(kind: Kind, step: int = 10, attempt: int = 10, lineage: int = 1, **fi
 
 def rollback(attempt: int = 500, target: int = 480, **changes: object) -> Rollback:
     plain = Rollback(
-        attempt, attempt, Remedy.SKIP, 490, target, "step00000480-a3", ((1900, 2100),), 1.0, "why"
+        attempt, attempt, Remedy.SKIP, 490, target, "step00000480-a3", ((1900, 2100),), 1.0, 0, "why"
     )
     return replace(plain, **changes)
 
 
-def edit(update: int, factor: float, returns: int = 100) -> Record:
-    return record(Kind.LEARNING_RATE_EDIT, update=update, factor=factor, return_updates=returns)
+def edit(update: int, factor: float, returns: int = 100, held: int = 0) -> Record:
+    fields = {"update": update, "factor": factor, "return_updates": returns, "until": update + held}
+    return record(Kind.LEARNING_RATE_EDIT, **fields)
 
 
 def veto(attempt: int) -> Record:
@@ -128,6 +129,11 @@ def test_a_lowered_learning_rate_returns_linearly(update: int, factor: float) ->
     assert fold([edit(100, 0.5)]).learning_rate_factor(update) == pytest.approx(factor, abs=1e-15)
 
 
+@pytest.mark.parametrize(("update", "factor"), [(99, 1.0), (100, 0.5), (129, 0.5), (180, 0.75), (230, 1.0)])
+def test_it_does_not_return_before_the_trouble_is_passed(update: int, factor: float) -> None:
+    assert fold([edit(100, 0.5, held=30)]).learning_rate_factor(update) == pytest.approx(factor, abs=1e-15)
+
+
 def test_edits_multiply() -> None:
     state = fold([edit(100, 0.5), edit(150, 0.5)])
     assert state.learning_rate_factor(150) == 0.75 * 0.5
@@ -138,7 +144,7 @@ def test_an_edit_replaces_what_it_has_undone() -> None:
     twice = fold([edit(100, 0.5), edit(100, 0.5)])
     assert twice.learning_rate_factor(100) == 0.5, "written again after a crash"
     deeper = fold([edit(100, 0.5), edit(60, 0.25)])
-    assert deeper.learning_rate_edits == (LearningRateEdit(60, 0.25, 100),)
+    assert deeper.learning_rate_edits == (LearningRateEdit(60, 0.25, 100, 60),)
 
 
 def test_digest_tells_states_apart() -> None:
