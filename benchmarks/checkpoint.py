@@ -6,8 +6,8 @@
 Arms take turns in one process, each on a disk with nothing left to write, and ratios are taken turn by turn:
   stock    DeepSpeed's save_checkpoint, which returns when the operating system has the bytes
   durable  the same, and its files forced to disk
-  sealed   what a run waits for when it takes a checkpoint of ours: the files, a checksum of the state, and later, when
-           a thread has forced the files to disk and hashed them (`thread`), the manifest
+  sealed   what a run waits for when it takes a checkpoint of ours: a copy in host memory, a checksum of the state, and
+           later, when a thread has written and hashed the files and forced them to disk (`thread`), the manifest
   at once  the same where the run waits for the thread too, as at its end
 A rollback from disk verifies, loads and proves; one from host memory copies back and proves.
 """

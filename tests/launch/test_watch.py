@@ -77,6 +77,13 @@ def test_a_file_that_is_only_touched_is_a_sign_of_life(launch: Launch) -> None:
         assert launch.after(0.9 * LIMIT) == ""
 
 
+def test_clocks_of_hosts_that_jump_are_no_news(launch: Launch) -> None:
+    for step, time in enumerate([1e9, 1e9 + 86_400, 1e9 - 86_400, 0.0, -5.0]):
+        launch.beat(0, step=step, time=time)
+        assert launch.after(0.9 * LIMIT) == ""
+    assert launch.after(1.1 * LIMIT).startswith("hung: rank 0 ")
+
+
 def test_no_sign_of_life_at_all(launch: Launch) -> None:
     assert launch.after(3.9 * LIMIT) == ""
     assert launch.after(0.2 * LIMIT).startswith("hung: no rank")

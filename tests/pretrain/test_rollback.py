@@ -1,10 +1,13 @@
 """A run that slips, goes back, and goes on: in every layout to the same end as one that was told beforehand."""
 
+import itertools
 import json
 import os
 import socket
+import time
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from pretrain.records import StepReport, TrainState, Verdict
 from pretrain.signals import StopSignals
 from pretrain.tags import Tag
 from pretrain.trainer import Trainer
+from pretrain.watchdog import ledger
 from pretrain.watchdog.fault_plan import FaultPlan
 from pretrain.watchdog.ledger import LEDGER, Ledger, read_ledger
 from pretrain.watchdog.record import Kind, Record
@@ -102,10 +106,10 @@ def test_a_rollback_equals_a_run_that_was_told_beforehand(
     assert kinds(slipped)[-1] == "done"
 
     (told / "test").mkdir(parents=True)
-    ledger = Ledger(told / "test" / LEDGER)
-    ledger.append(Record(intent.kind, 0, 0, 1, {**intent.fields, "target_step": 0}))
-    ledger.append(Record(Kind.ROLLBACK_DONE, 0, 0, 1, {"seconds": 0.0, "tier": "disk", "proof": ""}))
-    ledger.close()
+    written = Ledger(told / "test" / LEDGER)
+    written.append(Record(intent.kind, 0, 0, 1, {**intent.fields, "target_step": 0}))
+    written.append(Record(Kind.ROLLBACK_DONE, 0, 0, 1, {"seconds": 0.0, "tier": "disk", "proof": ""}))
+    written.close()
     assert run_distributed(run, layout.world_size, watched(layout, told, corpus)) == ends
     assert metrics(slipped) == metrics(told)
     ours, theirs = contents(newest_checkpoint(slipped)), contents(newest_checkpoint(told))
@@ -229,6 +233,36 @@ def test_ranks_that_decide_differently_end_the_run_one_step_later(corpus: Path, 
     ends = run_distributed(run_with_a_rank_that_decides_differently, 2, config)
     assert ends == ["step 13: ranks have decided differently; nothing of it is saved"] * 2
     assert "sealed" not in kinds(tmp_path)  # nor is the checkpoint of step 10, which is not complete by then
+
+
+def run_with_a_clock_that_jumps(config: RunConfig) -> str:
+    """A day forth or back with every look at it, on one rank."""
+    jumps = itertools.count()
+
+    def jumping() -> float:
+        return 1.8e9 + 86_400 * (-1) ** next(jumps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "0":
+            patch.setattr(time, "time", jumping)
+            patch.setattr(ledger, "datetime", JumpingDays)
+        return run(config, "nan_gradient@20+4")
+
+
+class JumpingDays(datetime):
+    @classmethod
+    def now(cls, zone: tzinfo | None = None) -> datetime:
+        return datetime.fromtimestamp(time.time(), zone)
+
+
+def test_a_clock_that_jumps_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    twin, jumping = tmp_path / "twin", tmp_path / "jumping"
+    layout = Layout(data=2, zero=1)
+    ends = run_distributed(run, 2, watched(layout, twin, corpus), "nan_gradient@20+4")
+    assert ends == run_distributed(run_with_a_clock_that_jumps, 2, watched(layout, jumping, corpus))
+    assert kinds(jumping) == kinds(twin)
+    assert metrics(jumping) == metrics(twin)
+    assert len({record.time[:10] for record in story(jumping)}) == 2
 
 
 def run_that_settles_higher(config: RunConfig) -> str:
