@@ -9,10 +9,11 @@ from pathlib import Path
 from data_pipeline.prepare_text import TextSettings, prepare_text
 from launch.inspect import Run, read_run
 from parallel.mesh import ParallelMesh
-from pretrain.__main__ import Request, train
+from pretrain.__main__ import train
 from pretrain.config import RunConfig
 from pretrain.config_loader import load_config
 from pretrain.errors import TrainingDiverged
+from pretrain.resume import Request
 from pretrain.signals import StopSignals
 from pretrain.watchdog.fault_plan import FaultPlan
 from pretrain.watchdog.ledger import LEDGER, read_ledger

@@ -9,9 +9,8 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from pretrain.checkpoint import LIBRARIES, Checkpointer
 from pretrain.config import RunConfig
 from pretrain.config_loader import changed_settings, dump_config, load_config
 from pretrain.durable import write_durably
-from pretrain.engine import TrainEngine
 from pretrain.errors import (
     DATA_EXIT_CODE,
     ConfigurationError,
@@ -43,8 +41,7 @@ from pretrain.kernels import detect_kernels
 from pretrain.layout import Plan, plan
 from pretrain.random_state import seed_generators
 from pretrain.records import TrainState
-from pretrain.restored import Restored
-from pretrain.rollback import resumed
+from pretrain.resume import PLAIN, Request, in_words, restore, resumed, take_up
 from pretrain.run_lock import RunLock
 from pretrain.safekeeping import Safekeeping, record
 from pretrain.signals import StopSignals
@@ -57,21 +54,7 @@ from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.sentences import sentences
 from pretrain.watchdog.watchdog import Watchdog
 
-FELT = ("run.steps", "model.", "data.", "optimizer.", "schedule.", "precision.", "probes.")
-"""Settings that signals of the watchdog depend on; a schedule depends on `run.steps`."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for, beside the configuration."""
-
-    tag: str | None = None
-    """Checkpoint to go on from; none: the newest."""
-    force_condemned: bool = False
-    fault: FaultPlan | None = None
-    """To be planted."""
-    port: int = 0
-    """MASTER_PORT, which tells launches apart."""
+CONFIG = "config.toml"
 
 
 def train(
@@ -80,7 +63,7 @@ def train(
     signals: StopSignals,
     stack: ExitStack,
     judge: RunJudge | None = None,
-    request: Request = Request(),
+    request: Request = PLAIN,
 ) -> TrainState:
     """Put a run together and train it to its end; `stack` closes what was opened.
 
@@ -109,20 +92,12 @@ def train(
     )
     watchdog = Watchdog(config)
     restored = restore(checkpointer, engine, chronicle, request)
-    state = TrainState()
     if restored:
-        state = resumed(restored.state, chronicle)
-        if request.tag:
-            state = replace(state, attempt=chronicle.recovery.attempt, lineage=chronicle.recovery.lineage + 1)
-        batches.seek(restored.data)
-        watchdog.take_up(restored.watchdog, state.step, chronicle.recovery)
-        chronicle.tell(record(Kind.RESUMED, state, tag=str(restored.tag)))
-        if on_purpose := {key: change for key, change in changes.items() if key.startswith(FELT)}:
-            watchdog.rebaseline()
-            chronicle.tell(record(Kind.REBASELINE, state, reason=in_words(on_purpose), declared=True))
+        state = take_up(restored, request, changes, batches, watchdog, chronicle)
     else:
-        state = resumed(state, chronicle)
+        state = resumed(TrainState(), chronicle)
         chronicle.tell(record(Kind.RUN_START, state, **identity_fields(config, layout)))
+    agreed(mesh, lambda: write_config(config, mesh))
     journal = stack.enter_context(open_journal(config, layout, mesh, state))
     for note in notes:
         journal.event(state.step, note)
@@ -155,25 +130,6 @@ def train(
     for line in closing_lines(config, trainer.validation_loss, validation):
         journal.event(state.step, line)
     return state
-
-
-def restore(
-    checkpointer: Checkpointer, engine: TrainEngine, chronicle: Chronicle, request: Request
-) -> Restored | None:
-    """The checkpoint that was asked for; else the newest one, of those from before a rollback that was cut short."""
-    if request.tag:
-        return checkpointer.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
-    pending = chronicle.recovery.pending
-    if pending is None:
-        rollbacks = chronicle.recovery.rollbacks
-        afresh = bool(rollbacks) and rollbacks[-1].target_tag is None  # to host memory, or to the beginning
-        return checkpointer.load_newest(engine, sealed=chronicle.recovery.sealed, afresh=afresh)
-    checkpointer.condemn(pending.target_step, pending.reason)
-    if checkpointer.choose(pending.target_step) is None:
-        return None  # host memory is gone, and nothing older is on disk: the initial weights are
-    restored = checkpointer.load_preferred(engine, pending.target_step)
-    checkpointer.condemn(restored.state.step, pending.reason)
-    return restored
 
 
 def run_to_its_end(trainer: Trainer, state: TrainState, chronicle: Chronicle) -> TrainState:
@@ -223,20 +179,19 @@ def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[
 
 
 def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:
-    """On rank 0, lock the run folder and write the resolved configuration into it; the settings that it changes."""
+    """On rank 0, lock the run folder; the settings that have changed since the last session."""
     if mesh.rank != 0:
         return {}
     config.run_folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(RunLock(config.run_folder))
-    path, text = config.run_folder / "config.toml", dump_config(config)
-    changes = changed_settings(path.read_text(encoding="utf-8"), text) if path.exists() else {}
-    write_durably(path, text)
-    return changes
+    path = config.run_folder / CONFIG
+    return changed_settings(path.read_text(encoding="utf-8"), dump_config(config)) if path.exists() else {}
 
 
-def in_words(changes: Mapping[str, str]) -> str:
-    """Settings that have changed, in one line."""
-    return ", ".join(f"{key} {change}" for key, change in changes.items())
+def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
+    """On rank 0, once the run goes on with it and the ledger knows what is new: the resolved configuration."""
+    if mesh.rank == 0:
+        write_durably(config.run_folder / CONFIG, dump_config(config))
 
 
 def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> Journaling:

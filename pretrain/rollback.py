@@ -131,11 +131,3 @@ class Rescue:
         seconds = time.perf_counter() - started
         self._chronicle.tell(record(Kind.ROLLBACK_DONE, state, seconds=seconds, tier=tier, proof=proof))
         self._told = (frozenset(), frozenset())
-
-
-def resumed(saved: TrainState, chronicle: Chronicle) -> TrainState:
-    """The counters of a run that a process takes up: attempts and lineages go on where the ledger has them."""
-    recovery = chronicle.recovery
-    if saved.lineage >= recovery.lineage:
-        return saved
-    return replace(saved, lineage=recovery.lineage, attempt=max(saved.attempt, recovery.attempt))

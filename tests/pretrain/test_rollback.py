@@ -17,12 +17,13 @@ from runs import contents, differences, metrics, newest_checkpoint, run_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import Layout, make_mesh, slow
 
-from pretrain.__main__ import Request, train
+from pretrain.__main__ import train
 from pretrain.checkpoint_files import LATEST
 from pretrain.config import CheckpointConfig, RunConfig
 from pretrain.durable import write_durably
 from pretrain.errors import CheckpointError, RanksDisagree, TrainingDiverged
 from pretrain.records import StepReport, TrainState, Verdict
+from pretrain.resume import Request
 from pretrain.signals import StopSignals
 from pretrain.tags import Tag
 from pretrain.trainer import Trainer
