@@ -157,6 +157,11 @@ class BatchStream:
         self._drop_ahead()  # a dataset is not for concurrent use
         return excerpts(self._mixture, self._order, draws)
 
+    def unskipped(self, ranges: Iterable[Range]) -> list[int]:
+        """The draws in these ranges that the stream does not jump over."""
+        draws = (draw for start, end in ranges for draw in range(start, end))
+        return [draw for draw in draws if not any(start <= draw < end for start, end in self._skip)]
+
     def take_wait_seconds(self) -> float:
         """Seconds that `next` has waited for data since the last call."""
         waited, self._waited = self._waited, 0.0

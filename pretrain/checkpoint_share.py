@@ -56,16 +56,16 @@ def write_share(
     """Write this rank's files, or copy what they will hold; all ranks together. `thread` computes meanwhile."""
     rank = engine.mesh.rank
     checksum = thread.submit(engine.checksum)
+    own = {
+        "data": json.dumps(data),
+        "watchdog": json.dumps(watchdog),
+        "random": capture_random_state(),
+        "engine": copied(engine.extra_state()),  # which `save` waits for
+    }
     saved = engine.save(folder.parent, folder.name, put_off=put_off)
     try:
         if saved.failure:
             raise saved.failure
-        own = {
-            "data": json.dumps(data),
-            "watchdog": json.dumps(watchdog),
-            "random": capture_random_state(),
-            "engine": copied(engine.extra_state()),
-        }
         later = {**saved.put_off, folder / rank_file(rank): own}
         return Written(rank, folder, saved.paths, later, checksum.result())
     except (OSError, RuntimeError) as error:

@@ -25,7 +25,7 @@ from pretrain.deepspeed_runtime import Objective, build_module, initialize, loca
 from pretrain.deepspeed_state import Tree, checksum, copied, live_state, restore_state
 from pretrain.deepspeed_update import LocalWeight, make_gate
 from pretrain.host_copy import HostCopies
-from pretrain.layer_statistics import layer_rows, local_sums
+from pretrain.layer_statistics import Name, Sums, local_sums
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.records import Action, StepReport, Verdict
@@ -269,9 +269,14 @@ class TrainEngine:
         """Parameters with the weights, fp32, that the optimizer moves: what this rank holds of them."""
         return self._gate.masters()
 
-    def layer_statistics(self) -> list[dict[str, Any]]:
-        """The distribution of every parameter's weights, a row each, on every rank; all ranks together."""
-        return layer_rows(self.mesh.gather(local_sums(self._model)), self._model.names)
+    def parameter_sums(self) -> dict[Name, Sums]:
+        """What this rank adds to the statistics of every parameter's weights (`layer_rows`)."""
+        return local_sums(self._model)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of all layers, by index."""
+        return self._model.names
 
     def forget(self) -> None:
         """To be called when weights have been replaced: probes do not compare them with those before."""

@@ -12,11 +12,9 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
 from data_pipeline.ranges import Range
 from data_pipeline.stream import BatchStream
 from parallel.mesh import ParallelMesh
@@ -24,6 +22,7 @@ from pretrain.agreement import from_first
 from pretrain.config import RunConfig
 from pretrain.config_loader import dump_config
 from pretrain.engine import TrainEngine
+from pretrain.layer_statistics import layer_rows
 from pretrain.records import StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import budgets
 from pretrain.watchdog.record import plain
@@ -53,24 +52,45 @@ class Scene:
 def leave_evidence(
     scene: Scene, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: BatchStream
 ) -> tuple[Path | None, str]:
-    """Write down what there is, all ranks together; the folder, or the problem. Nothing is raised for a full disk."""
-    layers = engine.layer_statistics()
-    return from_first(mesh, lambda: _write(scene, config, layers, batches))
+    """Write down what there is, all ranks together; the folder, or the problem.
+
+    Nothing that fails here may hide why the run has ended: no rank raises.
+    """
+    sums, problem = {}, ""
+    try:
+        sums = engine.parameter_sums()
+    except Exception as error:  # out of memory, above all
+        problem = f"rank {mesh.rank}: {error!r}"
+    parts, problems = zip(*mesh.gather((sums, problem)), strict=True)
+    layers = layer_rows(parts, engine.layer_names) + [{"problem": text} for text in problems if text]
+    return from_first(mesh, lambda: _write_or_clear_away(scene, config, layers, batches))
 
 
-def _write(scene: Scene, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream) -> Path:
-    """Under another name until it is complete. Raises OSError."""
+def _write_or_clear_away(
+    scene: Scene, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+) -> Path:
+    """Raises OSError, whatever is wrong."""
     folder = config.run_folder / FOLDER / f"attempt{scene.state.attempt + 1:08d}"
     begun = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(begun, ignore_errors=True)
-    begun.mkdir(parents=True)
-    (begun / "verdict.json").write_text(json.dumps(plain(_verdict(scene, config)), indent=1), "utf-8")
-    (begun / "samples.jsonl").write_text(_lines(_samples(scene.draws, batches)), "utf-8")
-    (begun / "layers.jsonl").write_text(_lines(layers), "utf-8")
-    (begun / "metrics.jsonl").write_bytes(_last_rows(config.run_folder / "metrics.jsonl"))
-    (begun / "config.toml").write_text(dump_config(config), "utf-8")
+    try:
+        _write(begun, scene, config, layers, batches)
+        shutil.rmtree(folder, ignore_errors=True)
+        return begun.rename(folder)
+    except Exception as error:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise OSError(f"{folder}: {error}") from error
+
+
+def _write(
+    folder: Path, scene: Scene, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    return begun.rename(folder)
+    folder.mkdir(parents=True)
+    (folder / "verdict.json").write_text(json.dumps(plain(_verdict(scene, config)), indent=1), "utf-8")
+    (folder / "samples.jsonl").write_text(_lines(_samples(scene.draws, batches)), "utf-8")
+    (folder / "layers.jsonl").write_text(_lines(layers), "utf-8")
+    (folder / "metrics.jsonl").write_bytes(_last_rows(config.run_folder / "metrics.jsonl"))
+    (folder / "config.toml").write_text(dump_config(config), "utf-8")
 
 
 def _verdict(scene: Scene, config: RunConfig) -> dict[str, Any]:
@@ -94,13 +114,13 @@ def _verdict(scene: Scene, config: RunConfig) -> dict[str, Any]:
 
 def _samples(ranges: Sequence[Range], batches: BatchStream) -> Iterator[dict[str, Any]]:
     """As far as they can be read; then why no further."""
-    draws = list(chain.from_iterable(range(*range_) for range_ in ranges))
+    draws = batches.unskipped(ranges)
     if len(draws) > SAMPLES:
         draws = [*draws[: SAMPLES // 2], *draws[-(SAMPLES // 2) :]]
     try:
         yield from map(asdict, batches.excerpts(draws))
-    except DataError as error:
-        yield {"problem": str(error)}
+    except Exception as error:  # the rest is worth having all the same
+        yield {"problem": str(error) or repr(error)}
 
 
 def _last_rows(metrics: Path) -> bytes:

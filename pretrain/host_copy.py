@@ -25,15 +25,18 @@ class HostCopies:
         self._memory: dict[str, list[Tensor]] = {}
 
     def take(self, name: str, state: Any) -> Any | None:
-        """A copy of `state`; None where host memory has no room for it.
+        """A copy of `state`; None where host memory has no room for it, or gives none.
 
         Copies from a device may still be under way when it returns: synchronise.
         """
         if name not in self._memory and not_enough_memory(_bytes(state)):
             return None
-        spare = iter(self._memory.get(name, ()))
+        spare = iter(self._memory.pop(name, ()))
         taken: dict[Place, Tensor] = {}
-        tree = _copied(state, taken, spare)
+        try:
+            tree = _copied(state, taken, spare)
+        except (RuntimeError, MemoryError):  # a limit of pinned memory, or of the container
+            return None
         self._memory[name] = list(taken.values())
         return tree
 

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pretrain.probes.probe import ProbedModel
 
+PIECE = 2**22
+"""Elements that are looked at together."""
+
 Name = tuple[int, str]
 """Index of the layer in the whole list, name of the parameter in it."""
 
@@ -30,6 +33,11 @@ class Sums:
 
     @classmethod
     def of(cls, weights: Tensor) -> "Sums":
+        """In pieces: a device that is about to give up has little memory left."""
+        return sum((cls._of_piece(piece) for piece in weights.reshape(-1).split(PIECE)), start=cls())
+
+    @classmethod
+    def _of_piece(cls, weights: Tensor) -> "Sums":
         finite = weights[torch.isfinite(weights)].double()
         return cls(
             elements=weights.numel(),

@@ -67,7 +67,7 @@ def take_up(
     if request.tag:
         state = replace(state, attempt=chronicle.recovery.attempt, lineage=chronicle.recovery.lineage + 1)
     batches.seek(restored.data)
-    watchdog.take_up(restored.watchdog, state.step, chronicle.recovery)
+    watchdog.take_up(restored.watchdog, restored.state.attempt, chronicle.recovery)
     chronicle.tell(record(Kind.RESUMED, state, tag=str(restored.tag)))
     if on_purpose := {key: change for key, change in changes.items() if key.startswith(FELT)}:
         watchdog.rebaseline()

@@ -12,6 +12,7 @@ from pretrain.journal import Journaling
 from pretrain.records import Action, StepReport, TrainState, Verdict
 from pretrain.safekeeping import Safekeeping, record
 from pretrain.watchdog.chronicle import Chronicle
+from pretrain.watchdog.policy import MEMORY_FAULTS
 from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.recovery import LearningRateEdit, Rollback
 from pretrain.watchdog.watchdog import Watchdog
@@ -47,6 +48,8 @@ class Rescue:
         self._hosts = crew.hosts
         self._told: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
         """Signals of the alarms and suspicions that the ledger has last heard of."""
+        self._odd_rank: float | None = None
+        """Whose memory the ledger has last been told to suspect."""
         self._left_alone = False
         """Whether the step before had alarms that nothing is done about."""
 
@@ -60,7 +63,8 @@ class Rescue:
             self._chronicle.tell(Record(kind, report.step, state.attempt + 1, state.lineage, fields))
 
         odd = report.measures.get("replicas_odd_rank", report.measures.get("tev_reach_rank"))
-        if odd is not None:
+        if odd is not None and odd != self._odd_rank:
+            self._odd_rank = odd
             tell(Kind.HOST_SUSPECT, rank=int(odd), host=self._hosts[int(odd)])
         if self._watchdog.switch:
             tell(Kind.REBASELINE, reason=self._watchdog.switch, declared=False)
@@ -100,11 +104,17 @@ class Rescue:
             self._safekeeping.condemn(restored.state.step, verdict.reason, state)
         state = replace(restored.state, attempt=state.attempt + 1, lineage=state.lineage + 1)
         self._batches.seek(restored.data)
-        self._watchdog.take_up(restored.watchdog, restored.state.step, self._chronicle.recovery)
+        self._watchdog.take_up(restored.watchdog, restored.state.attempt, self._chronicle.recovery)
         self._journal.rewind(state.attempt - state.step, state.lineage)
         self._conclude(rollback, state, tier, restored.proof, started)
         restored.restore_random_state()
         return state
+
+    def last_words(self, verdict: Verdict) -> str:
+        """Why the run ends; after faults of memory also where they were seen."""
+        hosts = self._chronicle.recovery.suspected_hosts
+        faults = any(alarm.kind in MEMORY_FAULTS for alarm in verdict.alarms)
+        return verdict.reason + (f"; seen on {', '.join(hosts)}" if faults and hosts else "")
 
     def complete(self, state: TrainState) -> TrainState:
         """After a crash between an intent and its deed: the run was taken up at `state`, not later than intended."""
@@ -125,9 +135,9 @@ class Rescue:
                 update=state.updates,
                 factor=rollback.learning_rate_factor,
                 return_updates=self._return_updates,
-                until=max(rollback.learning_rate_until, state.updates),
+                until=rollback.learning_rate_until,
             )
             self._chronicle.tell(record(Kind.LEARNING_RATE_EDIT, state, **asdict(edit)))
         seconds = time.perf_counter() - started
         self._chronicle.tell(record(Kind.ROLLBACK_DONE, state, seconds=seconds, tier=tier, proof=proof))
-        self._told = (frozenset(), frozenset())
+        self._told, self._odd_rank = (frozenset(), frozenset()), None

@@ -138,7 +138,9 @@ class Safekeeping:
         """
         problems = []
         for step in self.ripe(state):
-            tag = self._candidates.pop(step)
+            tag, put_off = self._candidates.pop(step), self._put_off.pop(step, None)
+            if put_off and tag not in self._checkpointer.sealed():
+                continue  # retention has not waited
             if self._watchdog.health.damaged(step):
                 if tag is not None:
                     self._chronicle.tell(record(Kind.REFUSED, state, tag=str(tag)))
@@ -204,6 +206,7 @@ class Safekeeping:
             self._chronicle.tell(record(Kind.CONDEMNED, state, tag=str(tag), reason=reason))
         self._memory.drop(after_step=target_step)
         self._candidates = {step: tag for step, tag in self._candidates.items() if step <= target_step}
+        self._put_off = {step: again for step, again in self._put_off.items() if step <= target_step}
         self._proving = [one for one in self._proving if one.examination.tag.step <= target_step]
 
     def restore(self, target: Target) -> tuple[Restored, str]:

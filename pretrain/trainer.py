@@ -158,7 +158,7 @@ class Trainer:
         if not report.unanimous:
             raise RanksDisagree(f"step {report.step}: ranks have decided differently; nothing of it is saved")
         if verdict.action is Action.HALT:
-            raise TrainingDiverged(verdict.reason)
+            raise TrainingDiverged(self.rescue.last_words(verdict))
         if verdict.action is Action.ROLLBACK:
             return self._go_back(state, verdict), report.interrupted
         state = state.after(report, verdict)

@@ -147,7 +147,7 @@ class Run:
                 update=self.state.updates,
                 factor=rollback.learning_rate_factor,
                 return_updates=returns,
-                until=max(rollback.learning_rate_until, self.state.updates),
+                until=rollback.learning_rate_until,
             )
         self.memory, self.last_alarm = target.memory, -100
         self.draws = {step: draws for step, draws in self.draws.items() if step <= self.state.step}

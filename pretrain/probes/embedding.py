@@ -18,8 +18,8 @@ class EmbeddingProbe(Probe):
     squares, and a maximum for each pair of tensor and data rank; of a dense one the TEV of every token.
 
     From the second step on, where AdamW's reach is known, also how much of it rows have used (`RowReach`), in one
-    more slot for each pair of ranks; where it is more than there is, also the rank that has such a row. Each data rank
-    looks at all rows of its own copy then.
+    more slot for each pair of ranks; where it is more than there is on one data rank alone, also which rank that is.
+    Each data rank looks at all rows of its own copy then.
     """
 
     def __init__(self, model: ProbedModel, *, layer: int, prefix: str) -> None:
@@ -81,10 +81,19 @@ class EmbeddingProbe(Probe):
         if not (self._reach and self._reach.known):
             return self._finish(slots)
         found, moved = self._finish(slots[: -self._pairs]), slots[-self._pairs :]
-        reach = {"reach": moved.max().item()}
-        if reach["reach"] > 1:
-            reach["reach_rank"] = self._first_rank + moved.argmax().item()
+        reach = {"reach": moved.max().item(), **self._beyond(moved > 1)}
         return Measures({**found.scalars, **self._measures(**reach).scalars}, found.histograms)
+
+    def _beyond(self, beyond: Tensor) -> dict[str, float]:
+        """The rank whose copy alone has moved too far; none where others have too, who may have it from anywhere."""
+        tensor_ranks = self._model.mesh.tensor.size
+        copies_RT = beyond.view(-1, tensor_ranks)
+        for tensor, copies_R in enumerate(copies_RT.unbind(dim=1)):
+            if copies_R.sum() == 1:
+                return {
+                    "reach_rank": self._first_rank + copies_R.int().argmax().item() * tensor_ranks + tensor
+                }
+        return {}
 
     def after_update(self, learning_rate: float) -> None:
         if self._reach:

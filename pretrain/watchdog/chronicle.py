@@ -38,7 +38,12 @@ class Chronicle:
         ledgers: list[Ledger] = []
 
         def open_ledger() -> Recovery:
-            ledgers.append(Ledger(run_folder / LEDGER))
+            try:
+                ledgers.append(Ledger(run_folder / LEDGER))
+            except (KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{run_folder / LEDGER}: a record that this version cannot read ({error})"
+                ) from error
             stack.callback(ledgers[0].close)
             return ledgers[0].recovery
 

@@ -139,9 +139,8 @@ def _replay(faults: tuple[Alarm, ...], evidence: Evidence, config: RunConfig) ->
     reason, onset = _summary(faults), min(alarm.onset for alarm in faults)
     budget = rollback_budget(Remedy.REPLAY, evidence.recovery, config, evidence.attempt)
     if budget.spent:
-        hosts = ", ".join(sorted(set(evidence.recovery.suspected_hosts))) or "the hosts"
         return _halt(
-            f"{reason}; again a fault of memory, after {budget}: test the memory of {hosts}", faults, onset
+            f"{reason}; again a fault of memory, after {budget}: test the hosts' memory", faults, onset
         )
     return _unless_stuck(Verdict(Action.ROLLBACK, reason, faults, onset, Remedy.REPLAY), evidence)
 

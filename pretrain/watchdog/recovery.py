@@ -28,13 +28,13 @@ class LearningRateEdit:
     """Updates applied before the first one that it holds for."""
     factor: float
     return_updates: int
-    until: int
+    until: int = 0
     """The first update of the return."""
 
     def at(self, update: int) -> float:
         if update < self.update:
             return 1.0
-        progress = min(max(update - self.until, 0) / self.return_updates, 1.0)
+        progress = min(max(update - max(self.until, self.update), 0) / self.return_updates, 1.0)
         return self.factor + (1 - self.factor) * progress
 
 
@@ -55,9 +55,9 @@ class Rollback:
     skip: tuple[Range, ...]
     """Draws left out from then on."""
     learning_rate_factor: float
-    learning_rate_until: int
-    """Updates applied by when the lowered learning rate may return: a horizon past the judged step."""
     reason: str
+    learning_rate_until: int = 0
+    """Updates applied by when the lowered learning rate may return: a horizon past the judged step."""
 
     @property
     def undone(self) -> int:
@@ -90,7 +90,7 @@ class Recovery:
     vetoes: tuple[int, ...] = ()
     """Attempts whose update was withheld since the last rollback, of the last `VETO_WINDOW` ones."""
     suspected_hosts: tuple[str, ...] = ()
-    """Hosts that faults of memory were seen on, one for each fault."""
+    """Hosts that faults of memory were seen on."""
     sealed: bool = False
     """Whether a checkpoint of the run was ever complete."""
     certified: frozenset[str] = frozenset()
@@ -104,8 +104,8 @@ class Recovery:
     """`certified_step` at each of `rollbacks`: where it stays the same, nothing was won in between."""
     pending: Rollback | None = None
     """Intended and not yet done: to be done, again or at last, before anything else."""
-    declared_step: int = -1
-    """The last step after which a session went on with other settings: candidates up to it have baselines of before."""
+    declared_attempt: int = -1
+    """The last attempt before a session went on with other settings: candidates up to it have baselines of before."""
     finished: bool = False
     """The last step of the run was taken and everything is saved."""
 
@@ -198,8 +198,7 @@ def _intent(state: Recovery, record: Record) -> dict[str, Any]:
 
 def _edit(state: Recovery, record: Record) -> dict[str, Any]:
     """Edits from the same update on or later belong to what the rollback has undone, or were written twice."""
-    names = ("update", "factor", "return_updates", "until")
-    edit = LearningRateEdit(**{name: record.fields[name] for name in names})
+    edit = LearningRateEdit(**record.fields)
     earlier = tuple(other for other in state.learning_rate_edits if other.update < edit.update)
     return {"learning_rate_edits": (*earlier, edit)}
 
@@ -215,10 +214,10 @@ _CHANGES: Mapping[Kind, Change] = {
     Kind.SEALED: lambda state, record: {"sealed": True},
     Kind.REFUSED: lambda state, record: {"refused": state.refused | {record.fields["tag"]}},
     Kind.REBASELINE: lambda state, record: (
-        {"declared_step": record.step} if record.fields["declared"] else {}
+        {"declared_attempt": record.attempt} if record.fields["declared"] else {}
     ),
     Kind.HOST_SUSPECT: lambda state, record: {
-        "suspected_hosts": (*state.suspected_hosts, record.fields["host"])
+        "suspected_hosts": tuple(sorted({*state.suspected_hosts, record.fields["host"]}))
     },
     Kind.VETO: _veto,
     Kind.CERTIFIED: _certified,

@@ -5,7 +5,7 @@ from typing import Any
 
 from pretrain.records import Alarm
 from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.recovery import Rollback
+from pretrain.watchdog.recovery import LearningRateEdit, Rollback
 
 
 def sentences(record: Record) -> list[str]:
@@ -45,10 +45,9 @@ def _rollback(record: Record) -> str:
 
 
 def _edit(record: Record) -> str:
-    factor, update, until, returns = (
-        record.fields[name] for name in ("factor", "update", "until", "return_updates")
-    )
-    return f"learning rate x {factor:g} in updates {update:,} to {until:,}, back to the schedule's over {returns:,}"
+    edit = LearningRateEdit(**record.fields)
+    held = f"from update {edit.update:,} on, held until {edit.until:,}"
+    return f"learning rate x {edit.factor:g} {held}, back to the schedule's over {edit.return_updates:,}"
 
 
 def _calibrated(record: Record) -> str:

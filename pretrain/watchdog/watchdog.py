@@ -121,10 +121,13 @@ class Watchdog:
             "draws": [[step, *draws] for step, draws in self._draws.items()],
         }
 
-    def take_up(self, state: Mapping[str, Any], step: int, recovery: Recovery) -> None:
-        """Go on from the state of a candidate of `step`; one from before settings were changed knows nothing of it."""
+    def take_up(self, state: Mapping[str, Any], attempt: int, recovery: Recovery) -> None:
+        """Go on from the state of a candidate that was taken at `attempt`.
+
+        One from before settings were changed knows nothing of that.
+        """
         self.load_state_dict(state)
-        if state and step <= recovery.declared_step:
+        if state and attempt <= recovery.declared_attempt:
             self.rebaseline()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

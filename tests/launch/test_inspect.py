@@ -121,7 +121,7 @@ def test_the_story_for_people(troubled: RunFolder, capsys: pytest.CaptureFixture
         "step 121  rollback (skip) to step ",
         "update withheld: gradient_norm is not finite",
         "rollback (deeper) to step ",
-        "learning rate x 0.5 in updates ",
+        "learning rate x 0.5 from update ",
         "rollback (replay) to step ",
         "the same samples again",
         "watchdog.rollbacks",

@@ -19,7 +19,7 @@ from pretrain.watchdog.recovery import Rollback
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
 ALARM = Alarm("loss", "high", 168, 15.5, 14.0)
-ROLLBACK = Rollback(175, 175, Remedy.SKIP, 168, 128, None, ((2000, 4000),), 1.0, 0, "loss high")
+ROLLBACK = Rollback(175, 175, Remedy.SKIP, 168, 128, None, ((2000, 4000),), 1.0, "loss high")
 START = Record(Kind.RUN_START, 0, 0, 1, {"config_digest": "", "layout": "", "versions": {}, "host": "here"})
 TROUBLE = [
     Record(Kind.SUSPECT, 171, 171, 1, {"signals": ["loss"]}),

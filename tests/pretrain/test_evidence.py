@@ -1,6 +1,7 @@
 """What a run leaves behind when it gives up: the same in every layout, and readable without the run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from data_pipeline.stream import BatchStream
 from pretrain.config import RunConfig
 from pretrain.config_loader import load_config
 from pretrain.evidence import FOLDER, SAMPLES
-from pretrain.layer_statistics import Sums
+from pretrain.layer_statistics import Sums, layer_rows
+from pretrain.probes.probe import ProbedModel
 from pretrain.watchdog.record import Kind
+from pretrain.watchdog.recovery import fold
 
 LAYOUTS = [
     Layout(tensor=2, pipeline=2),
@@ -30,7 +33,8 @@ LAYOUTS = [
 
 
 def rows_of(config: RunConfig) -> list[dict[str, Any]]:
-    return make_engine(config, make_mesh(config.parallel)).layer_statistics()
+    engine = make_engine(config, make_mesh(config.parallel))
+    return layer_rows(engine.mesh.gather(engine.parameter_sums()), engine.layer_names)
 
 
 def names(row: dict[str, Any]) -> tuple[str, str]:
@@ -97,7 +101,9 @@ def test_the_samples_that_led_to_it_are_there_as_text(ended: tuple[str, Path], c
     _, folder = ended
     (evidence,) = (folder / "test" / FOLDER).iterdir()
     verdict, samples = json.loads((evidence / "verdict.json").read_text()), lines(evidence / "samples.jsonl")
-    draws = [draw for start, stop in verdict["draws"] for draw in range(start, stop)]
+    drawn = [draw for start, stop in verdict["draws"] for draw in range(start, stop)]
+    skipped = {draw for start, stop in fold(story(folder)).skips for draw in range(start, stop)}
+    draws = [draw for draw in drawn if draw not in skipped]
     assert 0 < len(draws) <= SAMPLES
     assert [sample["draw"] for sample in samples] == draws
     texts = "<|endoftext|>".join(path.read_text() for path in sorted(corpus.parent.glob("*.txt")))
@@ -106,6 +112,27 @@ def test_the_samples_that_led_to_it_are_there_as_text(ended: tuple[str, Path], c
         inner = sample["text"].replace("<|endoftext|>", " ").split()[1:-1]  # a block may cut a word
         assert set(inner) <= words
         assert len(inner) > 3
+
+
+def run_without_memory_for_statistics(config: RunConfig) -> str:
+    def fail(model: ProbedModel) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            patch.setattr("pretrain.engine.local_sums", fail)
+        return run(config, "nan_gradient@12+200")
+
+
+def test_what_fails_while_evidence_is_gathered_does_not_hide_why_the_run_ended(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = watched(Layout(tensor=2), tmp_path, corpus)
+    ends = run_distributed(run_without_memory_for_statistics, 2, config)
+    assert [end.startswith("diverged") for end in ends] == [True] * 2
+    assert story(tmp_path)[-1].fields["code"] == 5
+    (evidence,) = (tmp_path / "test" / FOLDER).iterdir()
+    assert "rank 1: RuntimeError('CUDA out of memory')" in lines(evidence / "layers.jsonl")[-1]["problem"]
 
 
 def test_excerpts_are_the_samples_that_the_stream_hands_out(corpus: Path, tmp_path: Path) -> None:
@@ -122,5 +149,7 @@ def test_excerpts_are_the_samples_that_the_stream_hands_out(corpus: Path, tmp_pa
         assert excerpt.text.startswith(spelled(row, tokenizer).rstrip("\N{REPLACEMENT CHARACTER}"))
         assert excerpt.shard.endswith(".tar")
     assert stream.state() == before
+    stream.skip([(14, 20), (100, 500)])
+    assert stream.unskipped([(10, 16), (99, 103)]) == [10, 11, 12, 13, 99]
     stream.close()
     again.close()

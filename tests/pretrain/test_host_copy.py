@@ -66,6 +66,17 @@ def test_without_room_there_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copies.take("file", tree(2.0)) is not None  # that memory is ours already
 
 
+def test_memory_that_is_refused_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of pinned memory")
+
+    copies = HostCopies()
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrain.host_copy.copied_tensor", refuse)
+        assert copies.take("file", tree(1.0)) is None
+    assert differences(copies.take("file", tree(2.0)), tree(2.0)) == []
+
+
 LAYOUTS = [
     Layout(tensor=2, pipeline=2),
     slow(Layout(data=2, zero=1, dtype="bf16")),

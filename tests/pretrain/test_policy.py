@@ -194,7 +194,7 @@ def test_trouble_that_follows_within_four_horizons_of_the_place_is_the_old_one()
 
 def test_the_same_step_again_is_the_state_and_not_the_samples() -> None:
     far = 100_000
-    earlier = Rollback(500, 500, Remedy.SKIP, 499, 480, None, ((0, 8),), 1.0, 0, "")
+    earlier = Rollback(500, 500, Remedy.SKIP, 499, 480, None, ((0, 8),), 1.0, "")
     recovery = fold([earlier.intent(1)])
     for step, remedy in ((502, Remedy.DEEPER), (498, Remedy.DEEPER), (503, Remedy.SKIP), (497, Remedy.SKIP)):
         seen = evidence("loss", step, recovery)
@@ -216,7 +216,7 @@ def test_a_spent_budget_sends_one_rung_up() -> None:
 
 
 def test_rollbacks_are_forgiven_after_ten_thousand_steps() -> None:
-    earlier = Rollback(500, 500, Remedy.SKIP, 499, 480, None, ((0, 8),), 1.0, 0, "")
+    earlier = Rollback(500, 500, Remedy.SKIP, 499, 480, None, ((0, 8),), 1.0, "")
     recovery = fold([earlier.intent(1)])
     for attempt, remedy in ((10_499, Remedy.DEEPER), (10_500, Remedy.SKIP)):
         seen = evidence("loss", 5000, recovery)
@@ -295,7 +295,7 @@ def test_a_plan_goes_back_before_the_onset_and_skips_around_it() -> None:
 def test_deeper_plans(
     remedy: Remedy, limit: int, oldest: bool, first: int, after: int, factor: float
 ) -> None:
-    earlier = Rollback(480, 480, Remedy.SKIP, 479, 460, None, ((0, 8),), 1.0, 0, "")
+    earlier = Rollback(480, 480, Remedy.SKIP, 479, 460, None, ((0, 8),), 1.0, "")
     seen = evidence("loss", recovery=fold([earlier.intent(1)]))
     verdict = Verdict(Action.ROLLBACK, "why", onset=490, remedy=remedy)
     plan = plan_rollback(verdict, seen, DRAWS, CONFIG)

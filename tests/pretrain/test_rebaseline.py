@@ -61,7 +61,7 @@ def test_a_candidate_from_before_the_change_is_taken_up_without_its_baselines(co
     watchdog = Watchdog(config)
     assert steps(watchdog, 1, 60, loss=5.0)[-1]
     state = watchdog.state_dict()
-    record = Record(Kind.REBASELINE, 60, 60, 1, {"reason": "", "declared": True})
+    record = Record(Kind.REBASELINE, 40, 60, 1, {"reason": "", "declared": True})  # steps turn back
     recovery = Recovery().after(record)
 
     later, earlier = Watchdog(config), Watchdog(config)

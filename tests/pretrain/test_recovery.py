@@ -23,7 +23,7 @@ def record(kind: Kind, step: int = 10, attempt: int = 10, lineage: int = 1, **fi
 
 def rollback(attempt: int = 500, target: int = 480, **changes: object) -> Rollback:
     plain = Rollback(
-        attempt, attempt, Remedy.SKIP, 490, target, "step00000480-a3", ((1900, 2100),), 1.0, 0, "why"
+        attempt, attempt, Remedy.SKIP, 490, target, "step00000480-a3", ((1900, 2100),), 1.0, "why"
     )
     return replace(plain, **changes)
 

@@ -12,6 +12,7 @@ from test_rollback import kinds, run, story, watched
 from training import Layout
 
 from pretrain.config import RunConfig
+from pretrain.journal import Journal
 from pretrain.safekeeping import BACKGROUND_STEPS
 from pretrain.tags import Tag
 from pretrain.watchdog.record import Kind
@@ -30,10 +31,10 @@ def failing_once(action: Callable[..., Any]) -> Callable[..., Any]:
     return attempt
 
 
-def run_with_one_failure_of(config: RunConfig, module: str, name: str) -> str:
+def run_with_one_failure_of(config: RunConfig, module: str, name: str, retry: int = RETRY) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pretrain.safekeeping.RETRY_STEPS", RETRY)
-        patch.setattr("pretrain.trainer.RETRY_STEPS", RETRY)
+        patch.setattr("pretrain.safekeeping.RETRY_STEPS", retry)
+        patch.setattr("pretrain.trainer.RETRY_STEPS", retry)
         target = __import__(module, fromlist=[name])
         patch.setattr(target, name, failing_once(getattr(target, name)))
         return run(config)
@@ -54,6 +55,25 @@ def test_a_certificate_that_had_no_room_is_written_later(corpus: Path, tmp_path:
     certified = dict(steps_of(tmp_path, Kind.CERTIFIED))
     assert set(certified) == {10, 20, 30, 40, 50}
     assert 20 + RETRY <= certified[10] < 50  # read again by step 20, then tried again, well before the end
+
+
+def test_a_candidate_that_retention_has_removed_meanwhile_is_not_tried_again(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = watched(Layout(), tmp_path, corpus, horizon=2, threshold=1e9)
+    config = changed(config, run={"steps": 60}, checkpoint={"every_steps": 4, "keep_last": 1})
+    (end,) = run_distributed(run_and_listen, 1, config)
+    assert end.count("could not be certified now") == 1
+    assert kinds(tmp_path)[-1] == "done"
+
+
+def run_and_listen(config: RunConfig) -> str:
+    """What the journal is told."""
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "event", lambda journal, step, text: told.append(text))
+        run_with_one_failure_of(config, "pretrain.checkpoint", "certify", retry=30)
+    return "; ".join(told)
 
 
 def test_a_checkpoint_that_had_no_room_is_taken_some_steps_later(corpus: Path, tmp_path: Path) -> None:

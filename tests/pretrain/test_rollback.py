@@ -175,6 +175,22 @@ def test_a_fault_of_memory_is_undone_without_a_trace_and_its_host_is_named(
     assert metrics(faulty) == metrics(sound)
 
 
+def test_where_memory_fails_and_may_not_be_undone_the_run_ends_and_names_the_host(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = watched(Layout(data=2, zero=1), tmp_path, corpus, replays=0)
+    for end in run_distributed(run, 2, config, "exponent_flip@20"):
+        assert end.startswith("diverged: tev_reach")
+        assert f"test the hosts' memory; seen on {socket.gethostname()}; evidence is in" in end
+
+
+def test_a_host_is_suspected_once_for_a_fault_that_stays(corpus: Path, tmp_path: Path) -> None:
+    """Of three copies one is wrong, and nothing is done about it."""
+    config = watched(Layout(data=3), tmp_path, corpus, dry_run=True)
+    assert run_distributed(run, 3, config, "replica_flip@10") == ["finished"] * 3
+    assert one(tmp_path, Kind.HOST_SUSPECT).fields["rank"] == 2
+
+
 def test_a_dry_run_withholds_what_is_not_finite_and_goes_on(corpus: Path, tmp_path: Path) -> None:
     config = watched(Layout(), tmp_path, corpus, dry_run=True)
     assert run_distributed(run, 1, config, "nan_gradient@20+4") == ["finished"]

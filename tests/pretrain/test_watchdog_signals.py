@@ -16,6 +16,7 @@ from training import Layout, make_batches, make_config, make_engine, make_mesh, 
 from parallel.statistics import row_moments
 from pretrain.config import RunConfig, WatchdogConfig
 from pretrain.engine import TrainEngine
+from pretrain.probes.embedding import EmbeddingProbe
 from pretrain.probes.reach import RowReach, reach_applies
 from pretrain.probes.replicas import ReplicaProbe, checksum
 from pretrain.records import Action, StepReport, Verdict
@@ -313,3 +314,16 @@ def test_the_last_bit_of_one_replica_is_seen_and_the_rank_named() -> None:
         assert after.measures["replicas_differ"] == 1
         assert after.measures["replicas_odd_rank"] == 1
         assert after.measures["tev_reach"] <= 1, "too little for the reach"
+
+
+def test_a_rank_is_named_where_its_copy_alone_has_moved_too_far() -> None:
+    """Two tensor ranks, three copies of each half of the table, on the last stage."""
+    mesh = SimpleNamespace(tensor=SimpleNamespace(size=2))
+    probe: Any = SimpleNamespace(_model=SimpleNamespace(mesh=mesh), _first_rank=6)
+
+    def named(*beyond: int) -> dict[str, float]:
+        return EmbeddingProbe._beyond(probe, torch.tensor([place in beyond for place in range(6)]))
+
+    assert named() == named(0, 2, 4) == named(1, 5) == {}
+    assert named(3) == {"reach_rank": 9.0}
+    assert named(0, 2, 4, 5) == {"reach_rank": 11.0}
