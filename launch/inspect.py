@@ -22,7 +22,7 @@ from pretrain.watchdog.record import Kind, Record
 from pretrain.watchdog.recovery import Recovery, fold
 from pretrain.watchdog.sentences import sentences
 
-CONFIG, METRICS = "config.toml", "metrics.jsonl"
+CONFIG, METRICS, EVIDENCE = "config.toml", "metrics.jsonl", "evidence"
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Run:
     @cached_property
     def lineages(self) -> tuple[Lineage, ...]:
         return lineages(self.records, self.step)
+
+    @cached_property
+    def evidence(self) -> tuple[str, ...]:
+        """Folders that the run has left where it gave up, oldest first."""
+        return tuple(map(str, sorted((self.folder / EVIDENCE).glob("attempt*"))))
 
     @cached_property
     def lost(self) -> Lost:
@@ -139,6 +144,8 @@ def summary(run: Run) -> Rows:
         return
     yield "lost", loss_of_work(run)
     yield "skipped", f"{run.lost.skipped_samples:,} samples{share_of_run(run, run.lost.skipped_samples)}"
+    if run.evidence:
+        yield "evidence", run.evidence[-1]
     if run.recovery.pending:
         yield "pending", f"a rollback to step {run.recovery.pending.target_step:,} is decided and not done"
 
@@ -247,6 +254,7 @@ def document(run: Run) -> dict[str, Any]:
         "rollbacks": [{**asdict(rollback), "undone": rollback.undone} for rollback in run.recovery.rollbacks],
         "pending": asdict(run.recovery.pending) if run.recovery.pending else None,
         "budgets": [{**asdict(budget), "left": budget.left} for budget in run.budgets],
+        "evidence": list(run.evidence),
         "records": [record_document(record) for record in run.records],
     }
 

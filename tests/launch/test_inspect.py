@@ -110,6 +110,15 @@ def test_the_story_for_scripts(troubled: RunFolder, capsys: pytest.CaptureFixtur
     assert left["watchdog.skipped_fraction"] == 0.2 * 2000 * BATCH - run.recovery.skipped_samples
 
 
+def test_evidence_is_pointed_to(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert troubled.document(capsys)["evidence"] == []
+    folders = [troubled.path / f"evidence/attempt0000{number}" for number in (1200, 1301)]
+    for folder in (*folders, folders[0].with_name(".attempt00001400.tmp")):
+        folder.mkdir(parents=True)
+    assert troubled.document(capsys)["evidence"] == [str(folder) for folder in folders]
+    assert f"evidence           {folders[1]}\n" in troubled.told(capsys)
+
+
 def test_the_story_for_people(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     told = troubled.told(capsys)
     for words in (
