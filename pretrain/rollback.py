@@ -98,9 +98,8 @@ class Rescue:
         self._chronicle.commit(rollback.intent(state.lineage))
         self._safekeeping.condemn(target.step, verdict.reason, state)
         restored, tier = self._safekeeping.restore(target)
-        if (
-            restored.state.step < target.step
-        ):  # it was damaged: what lies in between belongs to what is left behind
+        if restored.state.step < target.step:
+            # The target was damaged: what lies in between belongs to what is left behind.
             self._safekeeping.condemn(restored.state.step, verdict.reason, state)
         state = replace(restored.state, attempt=state.attempt + 1, lineage=state.lineage + 1)
         self._batches.seek(restored.data)
