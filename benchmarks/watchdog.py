@@ -54,7 +54,7 @@ def row(fault: str, seed: int, runs: dict[str, Run], course: list[float]) -> dic
     signs = [r.attempt - START for r in guarded.records if r.kind in SIGNS and r.attempt >= START]
     deeds = [word for kind, word in DEEDS.items() for r in guarded.records if r.kind is kind]
     lost = guarded.lost
-    tokens = guarded.tokens(lost.undone_steps + lost.withheld_updates)
+    tokens = guarded.tokens(lost.wasted_steps)
 
     def relative(name: str) -> str:
         ours, twin = runs[name].last("validation_loss"), runs["clean"].last("validation_loss")

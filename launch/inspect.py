@@ -178,7 +178,7 @@ def losses(run: Run) -> dict[str, float | None]:
 
 def loss_of_work(run: Run) -> str:
     undone, withheld = run.lost.undone_steps, run.lost.withheld_updates
-    tokens = run.tokens(undone + withheld)
+    tokens = run.tokens(run.lost.wasted_steps)
     in_tokens = "" if tokens is None else f" = {tokens:,} tokens"
     return f"steps undone {undone:,}, updates withheld {withheld:,}{in_tokens}"
 

@@ -1,6 +1,8 @@
 """`surefoot rehearse`: a run with a planted fault beside its undisturbed twin, to see what the watchdog does."""
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,11 +29,12 @@ TWIN = "clean"
 """Name of the run without the fault."""
 SIGNS = (Kind.SUSPECT, Kind.ALARM, Kind.VETO, Kind.ROLLBACK_INTENT)
 DEEDS = {
-    Kind.VETO: "updates withheld",
-    Kind.ROLLBACK_INTENT: "rollbacks",
-    Kind.LEARNING_RATE_EDIT: "learning rates lowered",
-    Kind.STOPPED: "stops",
+    Kind.VETO: ("update withheld", "updates withheld"),
+    Kind.ROLLBACK_INTENT: ("rollback", "rollbacks"),
+    Kind.LEARNING_RATE_EDIT: ("learning rate lowered", "learning rates lowered"),
+    Kind.STOPPED: ("stop", "stops"),
 }
+"""What is counted, one of it and several."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,14 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
         print(json.dumps(as_document(rehearsal), indent=2))
     else:
         print_rows(
-            [*rows(rehearsal), ("folders", f"{home}: surefoot inspect {home / planned.name} tells more")]
+            [*rows(rehearsal), ("folders", f"{home}: {own_name()} inspect {home / planned.name} tells more")]
         )
     return 0
+
+
+def own_name() -> str:
+    """How this command was called, if it is not found by its name alone."""
+    return "surefoot" if shutil.which("surefoot") else sys.argv[0]
 
 
 def fresh_folder(config: RunConfig) -> Path:
@@ -135,13 +143,15 @@ def rows(rehearsal: Rehearsal) -> Rows:
     yield "noticed", noticed(rehearsal)
     yield "done", deeds(faulted) or "nothing"
     lost = faulted.lost
-    yield "tokens lost", tokens_lost(faulted, lost.undone_steps + lost.withheld_updates, lost.skipped_samples)
+    yield "tokens lost", tokens_lost(faulted, lost.wasted_steps, lost.skipped_samples)
     yield "end", state(faulted)
     yield "validation loss", losses(rehearsal)
     yield "false alarms", f"{len(rehearsal.false_signs)} in the twin and before the fault"
-    for record in [*rehearsal.false_signs, *rehearsal.signs]:
-        for sentence in sentences(record):
-            yield "", f"step {record.step:,}, attempt {record.attempt:,}: {sentence}"
+    signs = [*rehearsal.false_signs, *rehearsal.signs]
+    told = [(record, sentence) for record in signs for sentence in sentences(record)]
+    for number, (record, sentence) in enumerate(told):
+        title = "" if number else "story"
+        yield title, f"step {record.step:,}, attempt {record.attempt:,}: {sentence}"
 
 
 def noticed(rehearsal: Rehearsal) -> str:
@@ -153,8 +163,8 @@ def noticed(rehearsal: Rehearsal) -> str:
 
 
 def deeds(run: Run) -> str:
-    counts = {word: len(list(of_kinds(run, [kind]))) for kind, word in DEEDS.items()}
-    return ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    counts = {kind: len(list(of_kinds(run, [kind]))) for kind in DEEDS}
+    return ", ".join(f"{count:,} {DEEDS[kind][count > 1]}" for kind, count in counts.items() if count)
 
 
 def tokens_lost(run: Run, steps: int, samples: int) -> str:

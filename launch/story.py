@@ -62,6 +62,8 @@ class Lost:
     undone_steps: int
     """Steps that rollbacks have taken back."""
     withheld_updates: int
+    wasted_steps: int
+    """Steps undone, and those whose update was withheld and that were not undone as well."""
     skipped_samples: int
 
 
@@ -99,14 +101,21 @@ def _end(group: Sequence[Record], following: Sequence[Record]) -> str:
     intents = [Rollback.of(record) for record in group if record.kind is Kind.ROLLBACK_INTENT]
     if intents:
         return f"rolled back to step {intents[-1].target_step} ({intents[-1].remedy})"
-    return f"left; resumed by hand from {following[0].fields.get('tag', 'an earlier step')}"
+    tag = following[0].fields.get("tag", "an earlier step")
+    if group[-1].kind is Kind.STOPPED:
+        return f"stopped with code {group[-1].fields['code']}; resumed from {tag}"
+    return f"left; resumed by hand from {tag}"
 
 
 def lost(records: Iterable[Record], recovery: Recovery) -> Lost:
     """Summed over the run."""
+    undone = [range(r.attempt - r.undone + 1, r.attempt + 1) for r in recovery.rollbacks]
+    withheld = {record.attempt for record in records if record.kind is Kind.VETO}
+    kept = [attempt for attempt in withheld if not any(attempt in attempts for attempts in undone)]
     return Lost(
-        undone_steps=sum(rollback.undone for rollback in recovery.rollbacks),
-        withheld_updates=len({record.attempt for record in records if record.kind is Kind.VETO}),
+        undone_steps=sum(map(len, undone)),
+        withheld_updates=len(withheld),
+        wasted_steps=sum(map(len, undone)) + len(kept),
         skipped_samples=recovery.skipped_samples,
     )
 

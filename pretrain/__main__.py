@@ -91,6 +91,8 @@ def train(
         report=notes.append,
     )
     watchdog = Watchdog(config)
+    if why := chronicle.recovery.stopped:
+        notes.append(f"the last session had given up: {why}")
     restored = restore(checkpointer, engine, chronicle, request)
     if restored:
         state = take_up(restored, request, changes, batches, watchdog, chronicle)

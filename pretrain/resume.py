@@ -63,9 +63,9 @@ def take_up(
     chronicle: Chronicle,
 ) -> TrainState:
     """Have everybody go on from a checkpoint that the engine has loaded; where the counters stand."""
-    state = resumed(restored.state, chronicle)
+    state, recovery = resumed(restored.state, chronicle), chronicle.recovery
     if request.tag:
-        state = replace(state, attempt=chronicle.recovery.attempt, lineage=chronicle.recovery.lineage + 1)
+        state = replace(state, attempt=recovery.attempt, lineage=recovery.lineage + 1)
     batches.seek(restored.data)
     watchdog.take_up(restored.watchdog, restored.state.attempt, chronicle.recovery)
     chronicle.tell(record(Kind.RESUMED, state, tag=str(restored.tag)))
@@ -76,8 +76,11 @@ def take_up(
 
 
 def resumed(saved: TrainState, chronicle: Chronicle) -> TrainState:
-    """The counters of a run that a process takes up: attempts and lineages go on where the ledger has them."""
+    """The counters of a run that a process takes up: attempts and lineages go on where the ledger has them. What a
+    session did that has given up stays in the curves: what comes now is another lineage."""
     recovery = chronicle.recovery
+    if recovery.stopped:
+        return replace(saved, lineage=recovery.lineage + 1, attempt=recovery.attempt)
     if saved.lineage >= recovery.lineage:
         return saved
     return replace(saved, lineage=recovery.lineage, attempt=max(saved.attempt, recovery.attempt))

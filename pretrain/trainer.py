@@ -163,9 +163,10 @@ class Trainer:
             return self._go_back(state, verdict), report.interrupted
         state = state.after(report, verdict)
         self._check_damage(state)
+        # What is certified now makes room in memory for what is remembered.
+        self._look_after_checkpoints(state)
         if self.safekeeping.remember_due(state.step):
             self._remember(state)
-        self._look_after_checkpoints(state)
         return state, report.interrupted
 
     def _look_after_checkpoints(self, state: TrainState, *, at_once: bool = False) -> None:

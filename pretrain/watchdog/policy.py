@@ -204,9 +204,8 @@ def _unless_skipped_out(verdict: Verdict, width: int, evidence: Evidence, config
     budget = skip_budget(evidence.recovery, config)
     if steps * config.data.global_batch_size <= budget.left:
         return verdict
-    return _halt(
-        f"{verdict.reason}; {budget}, and {steps:,} steps more would go", verdict.alarms, verdict.onset
-    )
+    more = f"{steps * config.data.global_batch_size:,} more would go"
+    return _halt(f"{verdict.reason}; {budget}, and {more}", verdict.alarms, verdict.onset)
 
 
 def _halt(reason: str, alarms: tuple[Alarm, ...], onset: int) -> Verdict:

@@ -106,6 +106,8 @@ class Recovery:
     """Intended and not yet done: to be done, again or at last, before anything else."""
     declared_attempt: int = -1
     """The last attempt before a session went on with other settings: candidates up to it have baselines of before."""
+    stopped: str = ""
+    """Why the last session has given up, if it has."""
     finished: bool = False
     """The last step of the run was taken and everything is saved."""
 
@@ -209,8 +211,9 @@ def _step(tag: str) -> int:
 
 
 _CHANGES: Mapping[Kind, Change] = {
-    Kind.RUN_START: lambda state, record: {"finished": False},
-    Kind.RESUMED: lambda state, record: {"finished": False},
+    Kind.RUN_START: lambda state, record: {"finished": False, "stopped": ""},
+    Kind.RESUMED: lambda state, record: {"finished": False, "stopped": ""},
+    Kind.STOPPED: lambda state, record: {"stopped": record.fields["reason"]},
     Kind.SEALED: lambda state, record: {"sealed": True},
     Kind.REFUSED: lambda state, record: {"refused": state.refused | {record.fields["tag"]}},
     Kind.REBASELINE: lambda state, record: (

@@ -13,14 +13,17 @@ import pytest
 from watchdog_run import BATCH, HEALTHY, Run, make_config
 
 from launch.cli import main
+from launch.story import lost
 from pretrain.certificate import certify
 from pretrain.checkpoint_files import condemn, quarantine
 from pretrain.config_loader import dump_config
 from pretrain.manifest import MANIFEST
 from pretrain.metrics_file import MetricsFile
+from pretrain.records import Remedy
 from pretrain.tags import Tag
 from pretrain.watchdog.ledger import Ledger
 from pretrain.watchdog.record import Kind, Record
+from pretrain.watchdog.recovery import Rollback, fold
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "deepspeed", "megatron", "numpy", "webdataset", "sentencepiece", "tensorboard")
@@ -93,6 +96,7 @@ def test_the_story_for_scripts(troubled: RunFolder, capsys: pytest.CaptureFixtur
     assert story["lost"]["undone_tokens"] == undone * BATCH * 32
     assert story["lost"]["skipped_samples"] == sum(end - start for start, end in run.recovery.skips)
     assert story["lost"]["withheld_updates"] == len(story["vetoes"]) == 1
+    assert story["lost"]["wasted_steps"] == undone + 1
     assert [alarm["signal"] for alarm in story["alarms"]] == ["gradient_norm", "loss", "loss", "tev_reach"]
     assert [(lineage["number"], lineage["last_step"]) for lineage in story["lineages"]] == [
         (1, 121),
@@ -108,6 +112,14 @@ def test_the_story_for_scripts(troubled: RunFolder, capsys: pytest.CaptureFixtur
     assert left["watchdog.rollbacks"] == 2
     assert left["watchdog.deeper"] == left["watchdog.replays"] == 1
     assert left["watchdog.skipped_fraction"] == 0.2 * 2000 * BATCH - run.recovery.skipped_samples
+
+
+def test_a_step_that_was_withheld_and_undone_is_lost_once() -> None:
+    back = Rollback(103, 103, Remedy.SKIP, 100, 48, None, ((400, 800),), 1.0, "not finite")
+    vetoes = [Record(Kind.VETO, n, n, 1, {"reason": "", "draws": [0, 8]}) for n in (40, 100, 101, 102)]
+    records = [*vetoes, back.intent(1)]
+    cost = lost(records, fold(records))
+    assert (cost.undone_steps, cost.withheld_updates, cost.wasted_steps) == (55, 4, 56)
 
 
 def test_evidence_is_pointed_to(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

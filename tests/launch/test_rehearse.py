@@ -88,7 +88,7 @@ def test_what_is_told(
     for told in (
         "step 167 to 206: labels",
         "4 steps after the first with the fault, at step 171: suspicion: loss",
-        "1 rollbacks",
+        "1 rollback",
         "47 steps; 2,000 samples skipped",
         "4.0400 with the fault, 4.0000 without: +1.00%",
         "0 in the twin and before the fault",

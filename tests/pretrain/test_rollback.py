@@ -161,6 +161,15 @@ def test_trouble_that_does_not_end_stops_the_run_and_the_ledger_says_why(
     last = story(tmp_path)[-1]
     assert (last.kind, last.fields["code"]) == (Kind.STOPPED, 5)
 
+    before = len(story(tmp_path))
+    assert run_distributed(run, 1, watched(Layout(), tmp_path, corpus)) == ["finished"]
+    again = story(tmp_path)[before]
+    assert again.kind is Kind.RESUMED
+    assert again.lineage == last.lineage + 1
+    rows = [json.loads(line) for line in (tmp_path / "test/metrics.jsonl").read_text().splitlines()]
+    attempts = [row["attempt"] for row in rows if "loss" in row]
+    assert attempts == list(range(1, len(attempts) + 1)), "what led to the end stays in the curves"
+
 
 def test_a_fault_of_memory_is_undone_without_a_trace_and_its_host_is_named(
     corpus: Path, tmp_path: Path
