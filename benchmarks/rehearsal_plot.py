@@ -49,7 +49,8 @@ def mark(axes: Any, folder: Path, start: int, end: int) -> None:
     for record in read_run(folder).records:
         if record.kind in MARKS and start <= record.attempt <= end:
             word, colour = MARKS[record.kind]
-            axes.axvline(record.attempt, color=colour, linewidth=0.8, label=word)
+            above = 2 + (record.kind is Kind.ALARM)
+            axes.axvline(record.attempt, color=colour, linewidth=0.8, label=word, zorder=above)
         if record.kind is Kind.ROLLBACK_INTENT:
             undone = record.step - record.fields["target_step"]
             axes.axvspan(record.attempt - undone, record.attempt, color="0.88", label="undone")
