@@ -20,7 +20,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
-from pretrain.host_copy import copied_tensor
+from pretrain.host_copy import copied_tensor, tensors_of
 
 Tree = dict[str, Any]
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -126,17 +126,6 @@ def checksum(state: Tree) -> int:
     """63 bits of a hash over the sums of the bit patterns of all tensors, in order: no two may be exchanged."""
     sums = [_bit_sum(tensor) for tensor in tensors_of(state)]
     return int.from_bytes(hashlib.sha256(repr(sums).encode()).digest()[:8]) >> 1
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors in a tree, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors_of(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_of(part)
 
 
 def _bit_sum(tensor: Tensor) -> int:

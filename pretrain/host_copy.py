@@ -5,6 +5,7 @@ Memory that was never touched costs more than the copy; hence it is kept from on
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -29,7 +30,7 @@ class HostCopies:
 
         Copies from a device may still be under way when it returns: synchronise.
         """
-        if name not in self._memory and not_enough_memory(_bytes(state)):
+        if name not in self._memory and not_enough_memory(sum(tensor.nbytes for tensor in tensors_of(state))):
             return None
         spare = iter(self._memory.pop(name, ()))
         taken: dict[Place, Tensor] = {}
@@ -75,9 +76,12 @@ def _copied(value: Any, taken: dict[Place, Tensor], spare: Any) -> Any:
     return copy.copy(value)
 
 
-def _bytes(value: Any) -> int:
-    """Of all tensors in a tree; those with two names count twice."""
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors in a tree, in order."""
     if isinstance(value, Tensor):
-        return value.nbytes
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_bytes, parts))
+        yield value
+    elif isinstance(value, dict):
+        yield from tensors_of(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_of(part)

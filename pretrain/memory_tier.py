@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from pretrain.agreement import first_problem
-from pretrain.deepspeed_state import Tree, copied, tensors_of
+from pretrain.deepspeed_state import Tree, copied
 from pretrain.engine import TrainEngine
-from pretrain.host_copy import not_enough_memory
+from pretrain.host_copy import not_enough_memory, tensors_of
 from pretrain.random_state import capture_random_state
 from pretrain.records import TrainState
 from pretrain.restored import Restored, proof_of

@@ -13,8 +13,9 @@ from runs import differences
 from training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
 
 from pretrain.config import RunConfig
-from pretrain.deepspeed_state import checksum, copied, tensors_of
+from pretrain.deepspeed_state import checksum, copied
 from pretrain.engine import TrainEngine
+from pretrain.host_copy import tensors_of
 from pretrain.memory_tier import MemoryTier
 from pretrain.records import TrainState
 
