@@ -13,7 +13,12 @@ TEXT = "the run keeps its feet while loss falls and every rank agrees on what it
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of a few dozen short sequences with a vocabulary of 300."""
-    folder = tmp_path_factory.mktemp("corpus")
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def write_corpus(folder: Path) -> Path:
+    """Write the corpus into a folder and prepare it; where the prepared data lies."""
+    folder.mkdir(parents=True, exist_ok=True)
     draw, words = random.Random(0), TEXT.split()
     for document in range(20):
         text = " ".join(draw.choice(words) for _ in range(30))
