@@ -29,16 +29,16 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from step import SIZES, make_batches, make_config
 
 from parallel.mesh import ParallelMesh
-from pretrain.assembly import assemble_engine
-from pretrain.checkpoint import Checkpointer, Identity, Writing
-from pretrain.config import RunConfig
-from pretrain.deepspeed_runtime import quiet
-from pretrain.durable import sync_folder
-from pretrain.kernels import detect_kernels
-from pretrain.layout import plan
-from pretrain.memory_tier import MemoryTier
-from pretrain.records import Action, StepReport, TrainState, Verdict
-from pretrain.tags import Tag
+from pretrain.backend.setup import quiet
+from pretrain.checkpoint.checkpoint import Checkpointer, Compatibility, PendingSave
+from pretrain.checkpoint.snapshots import SnapshotStore
+from pretrain.checkpoint.tag import Tag
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.plan.plan import plan
+from pretrain.runtime.durable_files import sync_folder
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.step import Action, StepReport, TrainState, Verdict
 
 GOAL = 1.10
 """The most that sealing may cost, relative to the stock save."""
@@ -56,9 +56,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.mesh = ParallelMesh.create(self.config.parallel)
         self.engine = assemble_engine(self.config, plan(self.config, 1), self.mesh, detect_kernels())
-        identity = Identity.of(self.config, self.mesh, "benchmark")
+        identity = Compatibility.of(self.config, self.mesh, "benchmark")
         self.checkpointer = Checkpointer(self.folder / "ours", self.config, self.mesh, identity, print)
-        self.tier = MemoryTier(2, horizon=0)
+        self.tier = SnapshotStore(2, horizon=0)
         self.step_number = 0
 
     def timed(self, name: str, action: Callable[[], object]) -> None:
@@ -103,7 +103,7 @@ class Bench:
         """A save as a run has it, the thread's part timed on its own."""
         started = time.perf_counter()
         writing = self.checkpointer.begin(self.engine, self.state, {}, {})
-        assert isinstance(writing, Writing), writing.problem
+        assert isinstance(writing, PendingSave), writing.problem
         begun = time.perf_counter()
         writing.share.result()
         settled = time.perf_counter()

@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import Dataset
-from data_pipeline.manifest import TextManifest
-from data_pipeline.storage import LocalFolder
-from data_pipeline.stream import BatchStream
-from data_pipeline.text import BlockCodec
-from data_pipeline.text_splits import Packing, SplitWriter
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.reading.stream import BatchStream
+from data_pipeline.shards.dataset import Dataset
+from data_pipeline.shards.manifest import TextManifest
+from data_pipeline.shards.storage import LocalFolder
+from data_pipeline.text.blocks import BlockCodec
+from data_pipeline.text.splits import Packing, SplitWriter
+from data_pipeline.text.tokenizer import train_tokenizer
 
 SHARDS = 8
 SEEKS = 200

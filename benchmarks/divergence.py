@@ -21,8 +21,8 @@ from watchdog import DEEDS
 from launch.inspect import Run
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
-from pretrain.config import RunConfig
-from pretrain.watchdog.record import Kind
+from pretrain.config.run import RunConfig
+from pretrain.ledger.record import Kind
 
 CASES = {
     "4 layers, LR 0.02": (4, 2e-2, 200, 0.95),

@@ -15,7 +15,7 @@ from rehearsals import first_alarms, make_config, make_parser, one_run, prepare_
 
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
-from pretrain.watchdog.record import Kind
+from pretrain.ledger.record import Kind
 
 METHODS = {
     "dense": (),

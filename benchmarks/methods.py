@@ -26,11 +26,11 @@ from naive_sigma import NaiveSigmaLinear
 from data_pipeline.batches import TokenBatch
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.mesh import ParallelMesh
-from pretrain.assembly import assemble_engine
-from pretrain.config import ProbesConfig, RunConfig
-from pretrain.kernels import detect_kernels
-from pretrain.layout import plan
-from pretrain.records import Action, StepReport, Verdict
+from pretrain.config.run import ProbesConfig, RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.step import Action, StepReport, Verdict
 
 BLOCK = 10
 MICRO_BATCHES = 4

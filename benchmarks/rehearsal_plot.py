@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.inspect import read_run
-from pretrain.watchdog.record import Kind
+from pretrain.ledger.record import Kind
 
 mpl.use("Agg")
 SIGNALS = ("loss", "gradient_norm", "tev_mean", "attention_entropy_min")

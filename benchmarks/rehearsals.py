@@ -6,18 +6,18 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_pipeline.prepare_text import TextSettings, prepare_text
+from data_pipeline.text.prepare import TextSettings, prepare_text
 from launch.inspect import Run, read_run
 from parallel.mesh import ParallelMesh
 from pretrain.__main__ import train
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
-from pretrain.resume import Request
-from pretrain.signals import StopSignals
-from pretrain.watchdog.fault_plan import FaultPlan
-from pretrain.watchdog.ledger import LEDGER, read_ledger
-from pretrain.watchdog.record import Kind
+from pretrain.fault_injection.plan import FaultPlan
+from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.record import Kind
+from pretrain.recovery.resume import Request
+from pretrain.runtime.signals import StopSignals
 
 CONFIG = Path(__file__).parents[1] / "configs/gpt/rehearsal.toml"
 

@@ -35,17 +35,17 @@ import torch
 from stability_report import MARGIN, Run, read_runs, write_report
 
 from data_pipeline.batches import TokenBatch
-from data_pipeline.prepare_text import TextSettings, prepare_text
-from data_pipeline.stream import BatchStream, ValidationSet
+from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.prepare import TextSettings, prepare_text
 from parallel.mesh import ParallelMesh
 from parallel.statistics import sample_variance
-from pretrain.assembly import assemble_engine
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
-from pretrain.engine import TrainEngine
-from pretrain.kernels import detect_kernels
-from pretrain.layout import plan
-from pretrain.records import Action, StepReport, Verdict
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.engine.engine import TrainEngine
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.step import Action, StepReport, Verdict
 
 CONFIGS = Path(__file__).parents[1] / "configs/gpt/deep"
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {

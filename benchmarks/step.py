@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from data_pipeline.batches import TokenBatch
 from parallel.mesh import ParallelMesh
-from pretrain.assembly import assemble_engine
-from pretrain.config import RunConfig
-from pretrain.kernels import detect_kernels
-from pretrain.layout import plan
-from pretrain.records import Action, StepReport, Verdict
-from pretrain.throughput import peak_tflops
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.runtime.throughput import peak_tflops
+from pretrain.step import Action, StepReport, Verdict
 
 SIZES = {
     # layers, hidden size, heads, vocabulary, sequence, micro-batch, micro-batches

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.deepspeed_runtime import load_plain
-from pretrain.watchdog.faults import COMMON_VECTOR, DRIFT
+from pretrain.backend.setup import load_plain
+from pretrain.fault_injection.faults import COMMON_VECTOR, DRIFT
 
 STEPS = (0, 1, 10, 25, 50, 100)
 

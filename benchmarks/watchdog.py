@@ -25,8 +25,8 @@ from spike_rules import RULES
 from launch.inspect import Run
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
-from pretrain.watchdog.fault_plan import FAULTS
-from pretrain.watchdog.record import Kind
+from pretrain.fault_injection.plan import FAULTS
+from pretrain.ledger.record import Kind
 
 START = 400
 ONE_REPLICA = tuple(name for name in FAULTS if name != "replica_flip")

@@ -31,13 +31,13 @@ from methods import BLOCK, MICRO_BATCHES, NO_PROBES, SIZES, Arm, make_batches
 
 from data_pipeline.batches import TokenBatch
 from parallel.mesh import ParallelMesh
-from pretrain.assembly import assemble_engine
-from pretrain.config import RunConfig
-from pretrain.judge import judge_finite
-from pretrain.kernels import detect_kernels
-from pretrain.layout import plan
-from pretrain.records import StepReport, TrainState, Verdict
-from pretrain.watchdog.recovery import Recovery
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.ledger.history import RunHistory
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.step import StepReport, TrainState, Verdict
+from pretrain.watchdog.finite import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
 
 RANKS = 2
@@ -59,13 +59,13 @@ def make_config(probes: dict[str, bool]) -> RunConfig:
 def make_step(config: RunConfig, mesh: ParallelMesh, *, watched: bool) -> Callable[[list[TokenBatch]], float]:
     """Train one step; returns the seconds that it took on this rank."""
     engine = assemble_engine(config, plan(config, RANKS), mesh, detect_kernels())
-    watchdog, recovery, state = Watchdog(config), Recovery(), TrainState()
+    watchdog, history, state = Watchdog(config), RunHistory(), TrainState()
 
     def judge(report: StepReport) -> Verdict:
         if not watched:
             return judge_finite(report, state)
         draws = (state.samples, state.samples + config.data.global_batch_size)
-        return watchdog.judge(report, state, recovery, draws)
+        return watchdog.judge(report, state, history, draws)
 
     def step(batches: list[TokenBatch]) -> float:
         nonlocal state

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from spike_rules import RULES, Rule
 
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
-from pretrain.records import StepReport
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
+from pretrain.step import StepReport
 from pretrain.watchdog.detectors import Detectors
 
 Array = npt.NDArray[np.float64]

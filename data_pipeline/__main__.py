@@ -4,7 +4,7 @@ import signal
 import sys
 
 if __name__ == "__main__":  # worker processes import this file again and need none of it
-    from data_pipeline.prepare import main
+    from data_pipeline.preparing.command import main
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -14,17 +14,17 @@ from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
 from launch.machine import missing_sources, this_machine
 from launch.outcome import judge, last_step
+from launch.plan_report import fault_document, plan_document, plan_rows, print_rows
 from launch.process import note, run
-from launch.progress import has_resumed, records
 from launch.rehearse import rehearse
-from launch.report import fault_document, plan_document, plan_rows, print_rows
+from launch.run_progress import has_resumed, records
 from launch.supervise import Policy, Supervisor
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
-from pretrain.deepspeed_config import deepspeed_json
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
-from pretrain.layout import plan
-from pretrain.watchdog.fault_plan import FAULTS
+from pretrain.fault_injection.plan import FAULTS
+from pretrain.plan.deepspeed_json import deepspeed_json
+from pretrain.plan.plan import plan
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.hosts import Slots
-from pretrain.config_loader import parse_value
+from pretrain.config.loader import parse_value
 from pretrain.errors import ConfigurationError
 
 MODULE = "pretrain"

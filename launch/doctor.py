@@ -14,9 +14,9 @@ from typing import Any
 
 from launch.hosts import environment_file_faults, read_hostfile
 from launch.machine import this_machine
-from launch.report import print_rows
+from launch.plan_report import print_rows
 from pretrain.errors import ConfigurationError
-from pretrain.kernel_libraries import (
+from pretrain.runtime.libraries import (
     find_apex,
     find_flash_attention,
     find_transformer_engine,
@@ -164,7 +164,7 @@ def hosts(hostfile: Path) -> Findings:
 
 def self_test() -> Findings:
     """Two ranks on gloo, in processes of their own, and what torch sees there."""
-    result, output = probe([sys.executable, "-m", "pretrain.selftest"])
+    result, output = probe([sys.executable, "-m", "pretrain.runtime.selftest"])
     try:
         seen: dict[str, Any] = json.loads(last_line(output))
     except ValueError:

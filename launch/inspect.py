@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launch.history import RETIRED, Checkpoint, Ending, Lineage, Lost, checkpoints, ending, lineages, lost
 from launch.metrics import last_rows
-from launch.report import Rows, print_rows
-from launch.story import RETIRED, Checkpoint, Ending, Lineage, Lost, checkpoints, ending, lineages, lost
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
+from launch.plan_report import Rows, print_rows
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
+from pretrain.ledger.describe import describe
+from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.history import RunHistory, fold
+from pretrain.ledger.record import Kind, Record
 from pretrain.watchdog.budgets import Budget, budgets
-from pretrain.watchdog.ledger import LEDGER, read_ledger
-from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.recovery import Recovery, fold
-from pretrain.watchdog.sentences import sentences
 
 CONFIG, METRICS, EVIDENCE = "config.toml", "metrics.jsonl", "evidence"
 
@@ -38,7 +38,7 @@ class Run:
     """The last ones of its metrics."""
 
     @cached_property
-    def recovery(self) -> Recovery:
+    def history(self) -> RunHistory:
         return fold(self.records)
 
     @cached_property
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def attempts(self) -> int:
-        return max([self.recovery.attempt, self.step, *(row.get("attempt", 0) for row in self.rows)])
+        return max([self.history.attempt, self.step, *(row.get("attempt", 0) for row in self.rows)])
 
     @cached_property
     def ending(self) -> Ending:
@@ -65,11 +65,11 @@ class Run:
 
     @cached_property
     def lost(self) -> Lost:
-        return lost(self.records, self.recovery)
+        return lost(self.records, self.history)
 
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:
-        return budgets(self.recovery, self.config, self.attempts) if self.config else ()
+        return budgets(self.history, self.config, self.attempts) if self.config else ()
 
     def tokens(self, steps: int) -> int | None:
         """In so many steps."""
@@ -146,8 +146,8 @@ def summary(run: Run) -> Rows:
     yield "skipped", f"{run.lost.skipped_samples:,} samples{share_of_run(run, run.lost.skipped_samples)}"
     if run.evidence:
         yield "evidence", run.evidence[-1]
-    if run.recovery.pending:
-        yield "pending", f"a rollback to step {run.recovery.pending.target_step:,} is decided and not done"
+    if run.history.pending:
+        yield "pending", f"a rollback to step {run.history.pending.target_step:,} is decided and not done"
 
 
 def state(run: Run) -> str:
@@ -222,7 +222,7 @@ def budget_rows(run: Run) -> Rows:
 def story_rows(run: Run) -> Rows:
     width = len(f"{max((record.step for record in run.records), default=0):,}")
     for record in run.records:
-        for sentence in sentences(record):
+        for sentence in describe(record):
             when = datetime.fromisoformat(record.time).astimezone()
             yield f"  {when:%F %T}", f"step {record.step:>{width},}  {sentence}"
 
@@ -243,7 +243,7 @@ def document(run: Run) -> dict[str, Any]:
         "lost": {
             **asdict(run.lost),
             "undone_tokens": run.tokens(run.lost.undone_steps),
-            "skipped": [list(range_) for range_ in run.recovery.skips],
+            "skipped": [list(range_) for range_ in run.history.skips],
         },
         "lineages": [asdict(lineage) for lineage in run.lineages],
         "checkpoints": [asdict(checkpoint) for checkpoint in run.checkpoints],
@@ -251,8 +251,8 @@ def document(run: Run) -> dict[str, Any]:
             entry for record in run.records if record.kind is Kind.ALARM for entry in alarm_documents(record)
         ],
         "vetoes": [record_document(record) for record in run.records if record.kind is Kind.VETO],
-        "rollbacks": [{**asdict(rollback), "undone": rollback.undone} for rollback in run.recovery.rollbacks],
-        "pending": asdict(run.recovery.pending) if run.recovery.pending else None,
+        "rollbacks": [{**asdict(rollback), "undone": rollback.undone} for rollback in run.history.rollbacks],
+        "pending": asdict(run.history.pending) if run.history.pending else None,
         "budgets": [{**asdict(budget), "left": budget.left} for budget in run.budgets],
         "evidence": list(run.evidence),
         "records": [record_document(record) for record in run.records],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.command import Machine
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 
 DEVICE_FILES = ("nvidia[0-9]*", "dri/renderD*", "davinci[0-9]*", "accel/accel[0-9]*", "hl[0-9]*")
 """Device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""

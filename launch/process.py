@@ -15,11 +15,11 @@ from types import FrameType
 import psutil
 
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
+from launch.hang_detector import Trouble
 from launch.outcome import Ending
 from launch.ranks import children, find_ranks, send
 from launch.reap import reap
 from launch.remote import on_hosts
-from launch.watch import Trouble
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.2

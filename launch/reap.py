@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from launch.ranks import find_launchers, find_orphans, send
-from pretrain.heartbeat import Beat, is_alive, read_beats
-from pretrain.stacks import request_stacks
+from pretrain.runtime.heartbeat import Beat, is_alive, read_beats
+from pretrain.runtime.stacks import request_stacks
 
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0

@@ -12,16 +12,16 @@ from launch.command import LaunchOptions, build_command
 from launch.inspect import METRICS, Run, document, read_run, state
 from launch.machine import this_machine
 from launch.outcome import judge, last_step
+from launch.plan_report import Rows, print_rows
 from launch.process import note, run
-from launch.report import Rows, print_rows
-from pretrain.config import RunConfig
-from pretrain.config_loader import load_config
-from pretrain.deepspeed_config import deepspeed_json
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
-from pretrain.layout import plan
-from pretrain.watchdog.fault_plan import FAULTS, FaultPlan
-from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.sentences import sentences
+from pretrain.fault_injection.plan import FAULTS, FaultPlan
+from pretrain.ledger.describe import describe
+from pretrain.ledger.record import Kind, Record
+from pretrain.plan.deepspeed_json import deepspeed_json
+from pretrain.plan.plan import plan
 
 REHEARSALS = "rehearsals"
 """Folder for them, in that of all runs."""
@@ -148,7 +148,7 @@ def rows(rehearsal: Rehearsal) -> Rows:
     yield "validation loss", losses(rehearsal)
     yield "false alarms", f"{len(rehearsal.false_signs)} in the twin and before the fault"
     signs = [*rehearsal.false_signs, *rehearsal.signs]
-    told = [(record, sentence) for record in signs for sentence in sentences(record)]
+    told = [(record, sentence) for record in signs for sentence in describe(record)]
     for number, (record, sentence) in enumerate(told):
         title = "" if number else "story"
         yield title, f"step {record.step:,}, attempt {record.attempt:,}: {sentence}"
@@ -159,7 +159,7 @@ def noticed(rehearsal: Rehearsal) -> str:
         return "no"
     first, delay = rehearsal.signs[0], rehearsal.delay
     after = f"{delay:,} step{'s' * (delay != 1)} after the first with the fault" if delay else "at once"
-    return f"{after}, at step {first.step:,}: {'; '.join(sentences(first))}"
+    return f"{after}, at step {first.step:,}: {'; '.join(describe(first))}"
 
 
 def deeds(run: Run) -> str:

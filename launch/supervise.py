@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.command import Command, LaunchOptions
+from launch.hang_detector import LOST_SECONDS, Trouble, Watch
 from launch.outcome import Ending, Outcome, judge, last_step
 from launch.process import ORPHAN_SECONDS, Launch, Remains, forwarding, note
-from launch.progress import is_done, records, sealed_step
-from launch.watch import LOST_SECONDS, Trouble, Watch
+from launch.run_progress import is_done, records, sealed_step
 from pretrain.errors import (
     DATA_EXIT_CODE,
     CheckpointError,
@@ -29,8 +29,8 @@ from pretrain.errors import (
     Preempted,
     TrainingDiverged,
 )
-from pretrain.heartbeat import clear_beats
-from pretrain.run_lock import RunLock
+from pretrain.runtime.heartbeat import clear_beats
+from pretrain.runtime.run_lock import RunLock
 
 FINAL = frozenset(
     {

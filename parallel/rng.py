@@ -17,7 +17,7 @@ from parallel.mesh import ParallelMesh
 
 
 @dataclass(frozen=True)
-class Draw:
+class MaskSeed:
     """One layer's pass over one micro-batch: the seed of all its masks."""
 
     seed: int
@@ -47,12 +47,12 @@ class RandomStreams:
         self._step = step
         self._passes.clear()
 
-    def draw(self, layer: str) -> Draw:
+    def draw(self, layer: str) -> MaskSeed:
         """The draw of this layer's next micro-batch. Not to be called again when activations are recomputed."""
         micro_batch = self._passes.get(layer, 0)
         self._passes[layer] = micro_batch + 1
         parts = (self._seed, self._step, micro_batch, layer, self._data_rank)
-        return Draw(derive_seed(*parts), self._tensor_rank)
+        return MaskSeed(derive_seed(*parts), self._tensor_rank)
 
 
 def dropout(x: Tensor, probability: float, seed: int) -> Tensor:

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.stream import BatchStream, ValidationSet
+from data_pipeline.reading.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
-from pretrain.agreement import agreed
-from pretrain.announcements import closing_lines, start_lines
-from pretrain.assembly import assemble_engine
-from pretrain.checkpoint import LIBRARIES, Checkpointer
-from pretrain.config import RunConfig
-from pretrain.config_loader import changed_settings, dump_config, load_config
-from pretrain.durable import write_durably
+from pretrain.checkpoint.checkpoint import LIBRARIES, Checkpointer
+from pretrain.checkpoint.compatibility import Compatibility
+from pretrain.checkpoint.random_state import seed_generators
+from pretrain.config.loader import changed_settings, dump_config, load_config
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
 from pretrain.errors import (
     DATA_EXIT_CODE,
     ConfigurationError,
@@ -33,25 +32,26 @@ from pretrain.errors import (
     SurefootError,
     TrainingDiverged,
 )
-from pretrain.heartbeat import Heartbeat
-from pretrain.identity import Identity
-from pretrain.journal import Journal, Journaling, SilentJournal
-from pretrain.judge import judge_finite
-from pretrain.kernels import detect_kernels
-from pretrain.layout import Plan, plan
-from pretrain.random_state import seed_generators
-from pretrain.records import TrainState
-from pretrain.resume import PLAIN, Request, in_words, restore, resumed, take_up
-from pretrain.run_lock import RunLock
-from pretrain.safekeeping import Safekeeping, record
-from pretrain.signals import StopSignals
-from pretrain.stacks import stacks_on_request
+from pretrain.fault_injection.faults import make_fault
+from pretrain.fault_injection.plan import FaultPlan
+from pretrain.ledger.describe import describe
+from pretrain.ledger.ledger import RunLedger
+from pretrain.ledger.record import Kind, Record
+from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
+from pretrain.metrics.summary import closing_lines, start_lines
+from pretrain.plan.plan import Plan, plan
+from pretrain.recovery.candidates import CheckpointManager, record
+from pretrain.recovery.resume import PLAIN, Request, in_words, restore, resumed, take_up
+from pretrain.runtime.agreement import agreed
+from pretrain.runtime.durable_files import write_durably
+from pretrain.runtime.heartbeat import Heartbeat
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.runtime.run_lock import RunLock
+from pretrain.runtime.signals import StopSignals
+from pretrain.runtime.stacks import stacks_on_request
+from pretrain.step import TrainState
 from pretrain.trainer import Collaborators, RunJudge, Trainer
-from pretrain.watchdog.chronicle import Chronicle
-from pretrain.watchdog.fault_plan import FaultPlan
-from pretrain.watchdog.faults import make_fault
-from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.sentences import sentences
+from pretrain.watchdog.finite import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
 
 CONFIG = "config.toml"
@@ -79,7 +79,7 @@ def train(
     notes = [f"settings have changed since the last session: {in_words(changes)}"] if changes else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
-    chronicle = Chronicle.open(config.run_folder, mesh, stack, lambda record: notes.extend(sentences(record)))
+    ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
     kernels = detect_kernels(config.optimizer.implementation)
     engine = assemble_engine(config, layout, mesh, kernels)
     notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
@@ -87,24 +87,24 @@ def train(
         config.run_folder / "checkpoints",
         config,
         mesh,
-        Identity.of(config, mesh, batches.fingerprint),
+        Compatibility.of(config, mesh, batches.fingerprint),
         report=notes.append,
     )
     watchdog = Watchdog(config)
-    if why := chronicle.recovery.stopped:
+    if why := ledger.history.stopped:
         notes.append(f"the last session had given up: {why}")
-    restored = restore(checkpointer, engine, chronicle, request)
+    restored = restore(checkpointer, engine, ledger, request)
     if restored:
-        state = take_up(restored, request, changes, batches, watchdog, chronicle)
+        state = take_up(restored, request, changes, batches, watchdog, ledger)
     else:
-        state = resumed(TrainState(), chronicle)
-        chronicle.tell(record(Kind.RUN_START, state, **identity_fields(config, layout)))
+        state = resumed(TrainState(), ledger)
+        ledger.append(record(Kind.RUN_START, state, **identity_fields(config, layout)))
     agreed(mesh, lambda: write_config(config, mesh))
     journal = stack.enter_context(open_journal(config, layout, mesh, state))
     for note in notes:
         journal.event(state.step, note)
-    chronicle.report = lambda record: report_record(journal, record)
-    safekeeping = Safekeeping(config, engine, checkpointer, watchdog, chronicle)
+    ledger.report = lambda record: report_record(journal, record)
+    checkpoints = CheckpointManager(config, engine, checkpointer, watchdog, ledger)
     if judge is None and not config.watchdog.enabled:
         judge = judge_finite
     trainer = Trainer(
@@ -114,10 +114,10 @@ def train(
             engine=engine,
             batches=batches,
             validation=validation,
-            safekeeping=safekeeping,
+            checkpoints=checkpoints,
             journal=journal,
             watchdog=watchdog,
-            chronicle=chronicle,
+            ledger=ledger,
             signals=signals,
             heartbeat=heartbeat,
             fault=fault,
@@ -128,23 +128,23 @@ def train(
     state = trainer.take_up(state)
     if restored:
         restored.restore_random_state()
-    state = run_to_its_end(trainer, state, chronicle)
+    state = run_to_its_end(trainer, state, ledger)
     for line in closing_lines(config, trainer.validation_loss, validation):
         journal.event(state.step, line)
     return state
 
 
-def run_to_its_end(trainer: Trainer, state: TrainState, chronicle: Chronicle) -> TrainState:
+def run_to_its_end(trainer: Trainer, state: TrainState, ledger: RunLedger) -> TrainState:
     """Train, and let the ledger have the last word."""
     try:
         state = trainer.run(state)
     except Preempted:
-        chronicle.tell(record(Kind.PREEMPTED, trainer.state))
+        ledger.append(record(Kind.PREEMPTED, trainer.state))
         raise
     except TrainingDiverged as error:
-        chronicle.tell(record(Kind.STOPPED, trainer.state, code=error.exit_code, reason=str(error)))
+        ledger.append(record(Kind.STOPPED, trainer.state, code=error.exit_code, reason=str(error)))
         raise
-    chronicle.tell(record(Kind.DONE, state))
+    ledger.append(record(Kind.DONE, state))
     return state
 
 
@@ -158,10 +158,10 @@ def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
     }
 
 
-def report_record(journal: Journaling, record: Record) -> None:
+def report_record(journal: MetricsLogger, record: Record) -> None:
     """Records that people care about appear in the journal, but for those that it has in its own words."""
     if record.kind not in (Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
-        for sentence in sentences(record):
+        for sentence in describe(record):
             journal.event(record.step, sentence)
 
 
@@ -196,11 +196,11 @@ def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
         write_durably(config.run_folder / CONFIG, dump_config(config))
 
 
-def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> Journaling:
+def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> MetricsLogger:
     """Rank 0 writes; the others keep quiet."""
     if mesh.rank != 0:
-        return SilentJournal()
-    return Journal(
+        return SilentLogger()
+    return FileLogger(
         config.run_folder,
         config.journal,
         total_steps=config.run.steps,

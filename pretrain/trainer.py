@@ -8,23 +8,23 @@ import psutil
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.stream import BatchStream, ValidationSet
+from data_pipeline.reading.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh
-from pretrain.agreement import guarded, raise_first
-from pretrain.config import RunConfig
-from pretrain.engine import BatchesMissing, TrainEngine
+from pretrain.config.run import RunConfig
+from pretrain.engine.engine import BatchesMissing, TrainEngine
 from pretrain.errors import CheckpointError, Preempted, RanksDisagree, TrainingDiverged
-from pretrain.evaluate import validate
-from pretrain.evidence import Scene, leave_evidence
-from pretrain.heartbeat import Heartbeat, Phase
-from pretrain.journal import Journaling
-from pretrain.optim import learning_rate
-from pretrain.records import Action, StepReport, TrainState, Verdict
-from pretrain.rollback import Rescue
-from pretrain.safekeeping import RETRY_STEPS, Safekeeping
-from pretrain.signals import StopSignals
-from pretrain.watchdog.chronicle import Chronicle
-from pretrain.watchdog.faults import Fault
+from pretrain.evaluation.validate import validate
+from pretrain.fault_injection.faults import Fault
+from pretrain.ledger.ledger import RunLedger
+from pretrain.metrics.logger import MetricsLogger
+from pretrain.optim.optim import learning_rate
+from pretrain.recovery.candidates import RETRY_STEPS, CheckpointManager
+from pretrain.recovery.crash_report import CrashReport, write_crash_report
+from pretrain.recovery.rollback import RollbackExecutor
+from pretrain.runtime.agreement import guarded, raise_first
+from pretrain.runtime.heartbeat import Heartbeat, Phase
+from pretrain.runtime.signals import StopSignals
+from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.watchdog import Watchdog
 
 RunJudge = Callable[[StepReport, TrainState], Verdict]
@@ -39,10 +39,10 @@ class Collaborators:
     engine: TrainEngine
     batches: BatchStream
     validation: ValidationSet
-    safekeeping: Safekeeping
-    journal: Journaling
+    checkpoints: CheckpointManager
+    journal: MetricsLogger
     watchdog: Watchdog
-    chronicle: Chronicle
+    ledger: RunLedger
     signals: StopSignals
     heartbeat: Heartbeat
     fault: Fault
@@ -61,15 +61,15 @@ class Trainer:
         self.engine = collaborators.engine
         self.batches = collaborators.batches
         self.validation = collaborators.validation
-        self.safekeeping = collaborators.safekeeping
+        self.checkpoints = collaborators.checkpoints
         self.journal = collaborators.journal
         self.watchdog = collaborators.watchdog
-        self.chronicle = collaborators.chronicle
+        self.ledger = collaborators.ledger
         self.signals = collaborators.signals
         self.heartbeat = collaborators.heartbeat
         self.fault = collaborators.fault
         self.judge = collaborators.judge
-        self.rescue = Rescue(config, collaborators)
+        self.rescue = RollbackExecutor(config, collaborators)
         self._steps = guarded(self.batches)
         self.validation_loss: float | None = None
         """The last validation loss that this process has taken."""
@@ -86,10 +86,10 @@ class Trainer:
 
     def take_up(self, state: TrainState) -> TrainState:
         """What is to be done before the first step of a process: a rollback that a crash has cut short."""
-        if self.chronicle.recovery.pending is not None:
+        if self.ledger.history.pending is not None:
             state = self.rescue.complete(state)
-        self.batches.skip(self.chronicle.recovery.skips)
-        self.safekeeping.await_certificates(state.step)
+        self.batches.skip(self.ledger.history.skips)
+        self.checkpoints.await_certificates(state.step)
         return state
 
     def run(self, state: TrainState) -> TrainState:
@@ -109,7 +109,7 @@ class Trainer:
             try:
                 state, stopping = self._next(state)
             except (DataError, TrainingDiverged) as error:  # of all ranks alike
-                if self.safekeeping.writing():
+                if self.checkpoints.writing():
                     self._seal(state)
                 if isinstance(error, TrainingDiverged):
                     raise TrainingDiverged(f"{error}{self._leave_evidence(str(error))}") from None
@@ -160,35 +160,35 @@ class Trainer:
         if verdict.action is Action.HALT:
             raise TrainingDiverged(self.rescue.last_words(verdict))
         if verdict.action is Action.ROLLBACK:
-            return self._go_back(state, verdict), report.interrupted
+            return self._roll_back(state, verdict), report.interrupted
         state = state.after(report, verdict)
         self._check_damage(state)
         # What is certified now makes room in memory for what is remembered.
         self._look_after_checkpoints(state)
-        if self.safekeeping.remember_due(state.step):
+        if self.checkpoints.remember_due(state.step):
             self._remember(state)
         return state, report.interrupted
 
     def _look_after_checkpoints(self, state: TrainState, *, at_once: bool = False) -> None:
         """Complete what a thread had some steps for, or no more; certify what has proven healthy."""
         due = None if at_once else state.step
-        if self.safekeeping.writing(due):
+        if self.checkpoints.writing(due):
             self._seal(state)
         problems = []
-        if self.safekeeping.ripe(state):
-            problems += self.safekeeping.prove(state)
-        if provings := self.safekeeping.proven(due):
+        if self.checkpoints.ripe(state):
+            problems += self.checkpoints.prove(state)
+        if provings := self.checkpoints.proven(due):
             self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
-            problems += self.safekeeping.certify(state, provings)
+            problems += self.checkpoints.certify(state, provings)
         for problem in problems:
             self.journal.event(state.step, problem)
 
-    def _go_back(self, state: TrainState, verdict: Verdict) -> TrainState:
+    def _roll_back(self, state: TrainState, verdict: Verdict) -> TrainState:
         """To an earlier step; what was restored from host memory is put on disk at once if nothing else is there."""
         self._look_after_checkpoints(state, at_once=True)
         self.heartbeat.beat(state.step, Phase.RESTORING, state.attempt)
-        state = self.rescue.go_back(state, verdict)
-        on_disk = self.safekeeping.on_disk()
+        state = self.rescue.roll_back(state, verdict)
+        on_disk = self.checkpoints.on_disk()
         self._saved = state.step if state.step in on_disk else state.step - 1
         if not on_disk:
             self._save(state)
@@ -196,7 +196,7 @@ class Trainer:
         return state
 
     def _remember(self, state: TrainState) -> None:
-        problem = self.safekeeping.remember(state, self.batches.state())
+        problem = self.checkpoints.remember(state, self.batches.state())
         if problem and not self._forgetful:
             self.journal.event(state.step, problem)
         self._forgetful = bool(problem)
@@ -224,7 +224,7 @@ class Trainer:
     def _judge(self, report: StepReport, state: TrainState) -> Verdict:
         if self.judge is not None:
             return self.judge(report, state)
-        verdict = self.watchdog.judge(report, state, self.chronicle.recovery, self.batches.draws())
+        verdict = self.watchdog.judge(report, state, self.ledger.history, self.batches.draws())
         # Which of the ranks is right nobody knows: no update, and the end.
         return verdict if report.unanimous else Verdict(Action.HALT, "ranks have decided differently")
 
@@ -232,7 +232,7 @@ class Trainer:
         """Of the next update: the schedule's, lowered where a rollback has asked for it."""
         peak, total = self.config.optimizer.learning_rate, self.config.run.steps
         rate = learning_rate(updates, total, self.config.schedule, peak)
-        return self.fault.learning_rate(updates, rate * self.chronicle.recovery.learning_rate_factor(updates))
+        return self.fault.learning_rate(updates, rate * self.ledger.history.learning_rate_factor(updates))
 
     def _name_damaged(self, step: int, names: Sequence[str]) -> None:
         """Tell of the damaged samples of all ranks, each once."""
@@ -274,10 +274,10 @@ class Trainer:
 
     def _save(self, state: TrainState) -> None:
         """Begin a checkpoint; some steps later it is sealed."""
-        if self.safekeeping.writing():
+        if self.checkpoints.writing():
             self._seal(state)
         self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
-        problem = self.safekeeping.write(state, self.batches.state())
+        problem = self.checkpoints.write(state, self.batches.state())
         self._saved, self._lost = state.step, ""
         if problem:
             self._lose(state.step, problem)
@@ -285,7 +285,7 @@ class Trainer:
     def _seal(self, state: TrainState) -> None:
         """Complete the checkpoint that was begun."""
         self.heartbeat.beat(state.step, Phase.SAVING, state.attempt)
-        saved, begun = self.safekeeping.seal()
+        saved, begun = self.checkpoints.seal()
         if saved.tag is None:
             self._lose(begun.step, saved.problem)
         else:
@@ -305,15 +305,15 @@ class Trainer:
         report, verdict = self._judged
         self.heartbeat.beat(self.state.step, Phase.SAVING, self.state.attempt)
         draws = self.watchdog.draws_since(verdict.onset or report.step) or (self.batches.draws(),)
-        scene = Scene(reason, report, verdict, self.state, self.chronicle.recovery, draws)
-        folder, problem = leave_evidence(scene, self.config, self.mesh, self.engine, self.batches)
+        scene = CrashReport(reason, report, verdict, self.state, self.ledger.history, draws)
+        folder, problem = write_crash_report(scene, self.config, self.mesh, self.engine, self.batches)
         return f"; evidence is in {folder}" if folder else f"; no evidence could be written: {problem}"
 
     def _leave(self, state: TrainState) -> None:
         """End the run early, with a checkpoint of where it stands."""
         if self._saved < state.step:
             self._save(state)
-        if self.safekeeping.writing():
+        if self.checkpoints.writing():
             self._seal(state)
         raise Preempted(
             f"stopped by a signal at step {state.step}; the same command resumes the run{self._lost}"

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import Factors, LowRankLinear
-from parallel.rng import Draw, seed_attention
-from pretrain.config import ModelConfig
+from parallel.rng import MaskSeed, seed_attention
+from pretrain.config.run import ModelConfig
 from pretrain.models.context import LayerContext
 
 
@@ -128,7 +128,7 @@ class SelfAttention(nn.Module):
             spectral=context.spectral,
         )
 
-    def forward(self, x_BSD: Tensor, draw: Draw | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, draw: MaskSeed | None) -> Tensor:
         """(B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out."""
         q_BHSK, k_BGSK, v_BGSK = self.project(x_BSD)
         probability = self.config.attention.dropout if draw else 0.0

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
-from parallel.rng import Draw, dropout
+from parallel.rng import MaskSeed, dropout
 from pretrain.models.attention import SelfAttention
 from pretrain.models.context import LayerContext
 
@@ -76,7 +76,7 @@ class TransformerBlock(nn.Module):
             return y
         return self._run(x_BSD, draw)
 
-    def _run(self, x_BSD: Tensor, draw: Draw | None) -> Tensor:
+    def _run(self, x_BSD: Tensor, draw: MaskSeed | None) -> Tensor:
         def attend(h_BSD: Tensor) -> Tensor:
             return self.attention(h_BSD, draw)
 
@@ -84,7 +84,12 @@ class TransformerBlock(nn.Module):
         return self._add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")
 
     def _add(
-        self, x_BSD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor], draw: Draw | None, site: str
+        self,
+        x_BSD: Tensor,
+        norm: nn.Module,
+        branch: Callable[[Tensor], Tensor],
+        draw: MaskSeed | None,
+        site: str,
     ) -> Tensor:
         """The residual stream after a branch, with its norm before or after."""
         branch_BSD = branch(x_BSD if self.norm_after else norm(x_BSD))

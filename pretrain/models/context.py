@@ -8,7 +8,7 @@ from parallel.initialization import Normal
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from parallel.spectral import SpectralConfig
-from pretrain.config import ModelConfig
+from pretrain.config.run import ModelConfig
 
 
 @dataclass(frozen=True)

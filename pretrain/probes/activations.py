@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from pretrain.models.blocks import TransformerBlock
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, by_block, observe_first_call
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_block, observe_first_call
 
 
 class ActivationProbe(Probe):
@@ -15,10 +15,10 @@ class ActivationProbe(Probe):
         self._model = model
         self._squares: dict[int, Tensor] = {}
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense
 
-    def begin(self, occasion: Occasion) -> None:
+    def begin(self, occasion: ProbeStep) -> None:
         self._squares.clear()
         if not (self._model.mesh.data.first and self._model.mesh.tensor.first):
             return

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallel.statistics import attention_entropy, entropy_lower_bound, sampled_rows
 from pretrain.models.attention import CausalAttention
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, by_block, observe_first_call
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_block, observe_first_call
 
 
 class AttentionEntropyProbe(Probe):
@@ -25,10 +25,10 @@ class AttentionEntropyProbe(Probe):
         self._model = model
         self._heads: dict[int, Tensor] = {}
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense
 
-    def begin(self, occasion: Occasion) -> None:
+    def begin(self, occasion: ProbeStep) -> None:
         self._histograms = occasion.histograms
         self._heads.clear()
         if not self._model.mesh.data.first:

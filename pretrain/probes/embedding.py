@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.statistics import row_moments
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, observe_first_call
-from pretrain.probes.reach import RowReach, reach_applies
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, observe_first_call
+from pretrain.probes.row_bound import RowBound, row_bound_applies
 
 
 class EmbeddingProbe(Probe):
@@ -28,15 +28,15 @@ class EmbeddingProbe(Probe):
         self._table = dict(model.layers).get(layer)
         self._first_rank = self._pairs * (model.mesh.pipeline.size - 1) if layer else 0
         self._prefix = prefix
-        self._reach = RowReach(model.config) if reach_applies(model.config) else None
+        self._reach = RowBound(model.config) if row_bound_applies(model.config) else None
         self._start, self._stop = own_rows(model)
         self._rows = real_rows(model) if self._reach else (self._start, self._stop)
         self._tev = torch.empty(0, device=model.mesh.device)
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return True
 
-    def begin(self, occasion: Occasion) -> None:
+    def begin(self, occasion: ProbeStep) -> None:
         self._occasion = occasion
         if self._table is not None:
             observe_first_call(self._table, self._look)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from parallel.statistics import sample_variance
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, by_layer, squares_by_layer
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_layer, squares_by_layer
 
 
 class GradientNormProbe(Probe):
@@ -19,7 +19,7 @@ class GradientNormProbe(Probe):
         self._model = model
         self._owners = model.owners()
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense
 
     def local(self) -> Tensor:
@@ -55,10 +55,10 @@ class GradientVarianceProbe(Probe):
         self._norms: list[tuple[int, Tensor]] = []
         self._tied = TiedGradients(model)
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense and len(occasion.batches) * self._model.mesh.data.size > 1
 
-    def begin(self, occasion: Occasion) -> None:
+    def begin(self, occasion: ProbeStep) -> None:
         self._micro_batches = len(occasion.batches)
         self._handles = [
             parameter.register_hook(partial(self._look, self._owners[id(parameter)]))
@@ -116,7 +116,7 @@ class TiedGradients:
         self._takes_part = apart and (pipeline.first or pipeline.last)
         self._rows: list[Tensor] = []
 
-    def begin(self, occasion: Occasion) -> list[RemovableHandle]:
+    def begin(self, occasion: ProbeStep) -> list[RemovableHandle]:
         """Look at the gradients of the micro-batches to come, until the handles are removed."""
         self._occasion = occasion
         self._rows = []

@@ -18,13 +18,13 @@ from torch.utils.hooks import RemovableHandle
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
 from parallel.partition import LAYERS_BEFORE_BLOCKS
-from pretrain.config import RunConfig
-from pretrain.deepspeed_update import UpdateGate
-from pretrain.shapes import parameter_shapes
+from pretrain.backend.update_gate import UpdateGate
+from pretrain.config.run import RunConfig
+from pretrain.tasks.gpt.sizes import parameter_shapes
 
 
 @dataclass(frozen=True)
-class Occasion:
+class ProbeStep:
     """One optimizer step as the probes see it."""
 
     step: int
@@ -95,10 +95,10 @@ class Probe(ABC):
     """Looks at a step without changing it by a bit. Methods are called on all ranks in the order that they stand in."""
 
     @abstractmethod
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         """Whether the probe looks at this step; the same on all ranks."""
 
-    def begin(self, occasion: Occasion) -> None:  # noqa: B027 - most need nothing here
+    def begin(self, occasion: ProbeStep) -> None:  # noqa: B027 - most need nothing here
         """Before the forward pass of the first micro-batch."""
 
     def gradients_averaged(self) -> None:  # noqa: B027

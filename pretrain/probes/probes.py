@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batches import Batch
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.probes.activations import ActivationProbe
 from pretrain.probes.attention import AttentionEntropyProbe
 from pretrain.probes.embedding import EmbeddingProbe
 from pretrain.probes.gradients import GradientNormProbe, GradientVarianceProbe
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel
+from pretrain.probes.mean_row import MeanRowProbe
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
 from pretrain.probes.replicas import ReplicaProbe, replicas_apply
-from pretrain.probes.shift import ShiftProbe
 from pretrain.probes.spectral import SpectralProbe
 from pretrain.probes.update import UpdateProbe
 
@@ -26,7 +26,7 @@ class Probes:
         self._config = model.config
         self._mesh = model.mesh
         self._update = UpdateProbe(model) if model.config.probes.update_rms else None
-        self._shift = ShiftProbe(model) if model.config.probes.tev else None
+        self._shift = MeanRowProbe(model) if model.config.probes.tev else None
         extra = [probe for probe in (self._shift, self._update) if probe]
         self._all: list[Probe] = [*make_probes(model), *extra]
         self._active: list[Probe] = []
@@ -40,7 +40,7 @@ class Probes:
         self._step = step
         if self._update and not dense:
             self._update.forget()
-        occasion = Occasion(step, dense, histograms, batches)
+        occasion = ProbeStep(step, dense, histograms, batches)
         self._active = [probe for probe in self._all if probe.due(occasion)]
         for probe in self._active:
             probe.begin(occasion)

@@ -7,7 +7,7 @@ G  groups of ranks that hold the same rows: by table and tensor rank, C  copies 
 import torch
 from torch import Tensor
 
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
 
 _MODULUS = 2**52
 _BITS = {2: torch.int16, 4: torch.int32}
@@ -31,7 +31,7 @@ class ReplicaProbe(Probe):
         """By table: layer and pipeline stage of each copy within a replica."""
         self._copies = len(self._holders[0]) * mesh.data.size
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense
 
     def local(self) -> Tensor:

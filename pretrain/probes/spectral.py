@@ -9,8 +9,8 @@ from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import ReplicatedLinear
 from parallel.mesh import Axis
 from parallel.spectral import SpectralConfig, SpectralLayer, SpectralNorms, initialise, power_step
-from pretrain.deepspeed_runtime import gathered
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, by_block
+from pretrain.backend.setup import gathered
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_block
 
 Linear = ColumnParallelLinear | RowParallelLinear | ReplicatedLinear
 
@@ -34,7 +34,7 @@ class SpectralProbe(Probe):
         self._norms: dict[int, SpectralNorms] = {}
         """Those of the followed layers that are this data rank's, by id; made at the first look."""
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense
 
     def local(self) -> Tensor:

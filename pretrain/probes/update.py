@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pretrain.probes.probe import Measures, Occasion, Probe, ProbedModel, by_layer, squares_by_layer
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_layer, squares_by_layer
 
 
 class UpdateProbe(Probe):
@@ -20,7 +20,7 @@ class UpdateProbe(Probe):
         self._before: list[Tensor] = []
         self._squares: Tensor | None = None
 
-    def due(self, occasion: Occasion) -> bool:
+    def due(self, occasion: ProbeStep) -> bool:
         return occasion.dense
 
     def keep(self) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretrain.config import RunConfig
-from pretrain.records import Remedy
-from pretrain.watchdog.recovery import VETO_WINDOW, Recovery
+from pretrain.config.run import RunConfig
+from pretrain.ledger.history import VETO_WINDOW, RunHistory
+from pretrain.step import Remedy
 
 ROLLBACK_WINDOW = 10_000
 """Attempts within which plain rollbacks are counted; the other remedies are counted in the whole run."""
@@ -45,38 +45,38 @@ class Budget:
         return f"{self.used:,} of {self.allowed:,} {self.what} ({self.key})"
 
 
-def budgets(recovery: Recovery, config: RunConfig, attempt: int) -> tuple[Budget, ...]:
+def budgets(history: RunHistory, config: RunConfig, attempt: int) -> tuple[Budget, ...]:
     """All of them, as they stand when this attempt is judged."""
     return (
-        veto_budget(recovery, config, attempt),
-        *(rollback_budget(remedy, recovery, config, attempt) for remedy in REMEDY_KEYS),
-        skip_budget(recovery, config),
+        veto_budget(history, config, attempt),
+        *(rollback_budget(remedy, history, config, attempt) for remedy in REMEDY_KEYS),
+        skip_budget(history, config),
     )
 
 
-def rollback_budget(remedy: Remedy, recovery: Recovery, config: RunConfig, attempt: int) -> Budget:
+def rollback_budget(remedy: Remedy, history: RunHistory, config: RunConfig, attempt: int) -> Budget:
     """Of rollbacks with this remedy."""
     windowed = remedy is Remedy.SKIP
     return Budget(
         key=f"watchdog.{REMEDY_KEYS[remedy]}",
-        used=recovery.count(remedy, since=attempt - ROLLBACK_WINDOW if windowed else 0),
+        used=history.count(remedy, since=attempt - ROLLBACK_WINDOW if windowed else 0),
         allowed=getattr(config.watchdog, REMEDY_KEYS[remedy]),
         what=f"rollbacks ({remedy}) in {f'{ROLLBACK_WINDOW:,} steps' if windowed else 'the run'}",
     )
 
 
-def veto_budget(recovery: Recovery, config: RunConfig, attempt: int) -> Budget:
+def veto_budget(history: RunHistory, config: RunConfig, attempt: int) -> Budget:
     """Of updates withheld without a rollback."""
     fraction = int(config.watchdog.veto_fraction * VETO_WINDOW)
     return Budget(
         key="watchdog.veto_fraction",
-        used=recovery.vetoes_after(attempt - VETO_WINDOW),
+        used=history.vetoes_after(attempt - VETO_WINDOW),
         allowed=max(fraction, config.watchdog.vetoes_in_a_row),
         what=f"vetoes in {VETO_WINDOW:,} steps",
     )
 
 
-def skip_budget(recovery: Recovery, config: RunConfig) -> Budget:
+def skip_budget(history: RunHistory, config: RunConfig) -> Budget:
     """Of samples that rollbacks leave out. One rollback there is always room for: a short run should not end where a
     long one goes on."""
     total = config.run.steps * config.data.global_batch_size
@@ -85,7 +85,7 @@ def skip_budget(recovery: Recovery, config: RunConfig) -> Budget:
     ) * config.data.global_batch_size
     return Budget(
         key="watchdog.skipped_fraction",
-        used=recovery.skipped_samples,
+        used=history.skipped_samples,
         allowed=max(int(config.watchdog.skipped_fraction * total), one),
         what="skipped samples in the run",
     )

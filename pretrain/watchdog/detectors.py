@@ -37,8 +37,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pretrain.config import RunConfig
-from pretrain.records import Alarm, StepReport
+from pretrain.config.run import RunConfig
+from pretrain.step import Alarm, StepReport
 from pretrain.watchdog.cusum import HIGH, LOW, Channel, ChannelSettings
 
 SHORT_WINDOW = 64

@@ -15,13 +15,13 @@ neither take back a run that gets better nor end one that gets no worse.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pretrain.config import RunConfig
-from pretrain.judge import judge_finite
-from pretrain.records import Action, Alarm, Remedy, StepReport, TrainState, Verdict
-from pretrain.watchdog.alarm_memory import DRIFTS, AlarmMemory, family
+from pretrain.config.run import RunConfig
+from pretrain.ledger.history import Rollback, RunHistory
+from pretrain.step import Action, Alarm, Remedy, StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import rollback_budget, skip_budget, veto_budget
-from pretrain.watchdog.course import Course
-from pretrain.watchdog.recovery import Recovery, Rollback
+from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.loss_trend import LossTrend
+from pretrain.watchdog.recent_alarms import DRIFTS, RecentAlarms, family
 
 MEMORY_FAULTS = ("reach", "replicas")
 """Kinds of alarms that no training could have caused."""
@@ -44,19 +44,19 @@ RECOVERIES_WITHOUT_PROGRESS = 3
 
 
 @dataclass(frozen=True)
-class Evidence:
+class JudgeInput:
     """All that a verdict rests on."""
 
     alarms: tuple[Alarm, ...]
     """Of this step."""
     suspects: tuple[Alarm, ...]
-    memory: AlarmMemory
+    memory: RecentAlarms
     """With this step in it."""
     report: StepReport
     state: TrainState
     """Before this step."""
-    recovery: Recovery
-    course: Course = field(default_factory=Course)
+    history: RunHistory
+    course: LossTrend = field(default_factory=LossTrend)
     """With the loss of this step."""
 
     @property
@@ -68,48 +68,48 @@ class Evidence:
         return tuple(alarm for alarm in self.alarms if alarm.kind in kinds)
 
 
-def judge(evidence: Evidence, config: RunConfig) -> Verdict:
+def judge(given: JudgeInput, config: RunConfig) -> Verdict:
     """What to do with the update of this step and with the run."""
-    if faults := evidence.of_kind(MEMORY_FAULTS):
-        return _replay(faults, evidence, config)
+    if faults := given.of_kind(MEMORY_FAULTS):
+        return _replay(faults, given, config)
     left_alone = ""
-    if drifts := _corroborated(evidence):
+    if drifts := _corroborated(given):
         onset = min(alarm.onset for alarm in drifts)
-        by_loss = any(s.certain and _by_loss(s.alarm) for s in evidence.memory.sightings)
-        verdict = _climb(_summary(drifts), drifts, onset, evidence, config)
-        if by_loss or not (verdict.action is Action.HALT or evidence.course.falling(onset)):
+        by_loss = any(s.certain and _by_loss(s.alarm) for s in given.memory.sightings)
+        verdict = _climb(_summary(drifts), drifts, onset, given, config)
+        if by_loss or not (verdict.action is Action.HALT or given.course.falling(onset)):
             return verdict
         why = "the loss has not moved" if verdict.action is Action.HALT else "the loss still falls"
         left_alone = f"left alone, as {why}: {verdict.reason}"
-    bad = evidence.of_kind(BAD_NUMBERS)
-    if bad or not evidence.report.finite:
-        return _withhold(bad, evidence, config)
+    bad = given.of_kind(BAD_NUMBERS)
+    if bad or not given.report.finite:
+        return _withhold(bad, given, config)
     return Verdict(Action.PROCEED, left_alone)
 
 
-def in_dry_run(verdict: Verdict, evidence: Evidence) -> Verdict:
+def in_dry_run(verdict: Verdict, given: JudgeInput) -> Verdict:
     """What is done about a verdict where only non-finite updates are withheld; the reason is kept."""
-    plain = judge_finite(evidence.report, evidence.state)
+    plain = judge_finite(given.report, given.state)
     if verdict.action is Action.PROCEED or plain.action is not Action.PROCEED:
         return plain
     deed = f"{verdict.action} ({verdict.remedy})" if verdict.remedy else str(verdict.action)
     return Verdict(Action.PROCEED, f"dry run, no {deed}: {verdict.reason}", verdict.alarms, verdict.onset)
 
 
-def _corroborated(evidence: Evidence) -> tuple[Alarm, ...]:
+def _corroborated(given: JudgeInput) -> tuple[Alarm, ...]:
     """The drifts that together are enough for a rollback; none if they are not, or if nothing is new."""
-    drifts = evidence.of_kind(DRIFTS)
-    if not drifts and not evidence.suspects:
+    drifts = given.of_kind(DRIFTS)
+    if not drifts and not given.suspects:
         return ()
     if alone := tuple(filter(_by_loss, drifts)):
         return alone
-    alarmed = evidence.memory.families(certain=True)
-    suspected = evidence.memory.families(certain=False) if "tev" in alarmed else frozenset()
+    alarmed = given.memory.families(certain=True)
+    suspected = given.memory.families(certain=False) if "tev" in alarmed else frozenset()
     if len(alarmed | suspected) < 2:
         return ()
     return tuple(
         sighting.alarm
-        for sighting in evidence.memory.sightings
+        for sighting in given.memory.sightings
         if sighting.certain or family(sighting.alarm.signal) in suspected - alarmed
     )
 
@@ -123,48 +123,46 @@ def _by_loss(alarm: Alarm) -> bool:
     return family(alarm.signal) == "loss" and alarm.kind == "high"
 
 
-def _withhold(bad: tuple[Alarm, ...], evidence: Evidence, config: RunConfig) -> Verdict:
+def _withhold(bad: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> Verdict:
     """Veto one update, but not one after the other."""
-    report, row = evidence.report, evidence.state.vetoes_in_a_row
+    report, row = given.report, given.state.vetoes_in_a_row
     reason = _summary(bad) or f"non-finite loss {report.loss} and gradient norm {report.gradient_norm}"
-    budget = veto_budget(evidence.recovery, config, evidence.attempt)
+    budget = veto_budget(given.history, config, given.attempt)
     if row < config.watchdog.vetoes_in_a_row and not budget.spent:
         return Verdict(Action.VETO, reason, bad)
     often = f"{row} vetoes in a row" if row >= config.watchdog.vetoes_in_a_row else str(budget)
-    return _climb(f"{reason}, after {often}", bad, report.step - row, evidence, config)
+    return _climb(f"{reason}, after {often}", bad, report.step - row, given, config)
 
 
-def _replay(faults: tuple[Alarm, ...], evidence: Evidence, config: RunConfig) -> Verdict:
+def _replay(faults: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> Verdict:
     """Back to before a fault of memory; more of them mean a machine that should not go on."""
     reason, onset = _summary(faults), min(alarm.onset for alarm in faults)
-    budget = rollback_budget(Remedy.REPLAY, evidence.recovery, config, evidence.attempt)
+    budget = rollback_budget(Remedy.REPLAY, given.history, config, given.attempt)
     if budget.spent:
         return _halt(
             f"{reason}; again a fault of memory, after {budget}: test the hosts' memory", faults, onset
         )
-    return _unless_stuck(Verdict(Action.ROLLBACK, reason, faults, onset, Remedy.REPLAY), evidence)
+    return _unless_stuck(Verdict(Action.ROLLBACK, reason, faults, onset, Remedy.REPLAY), given)
 
 
 def _climb(
-    reason: str, alarms: tuple[Alarm, ...], onset: int, evidence: Evidence, config: RunConfig
+    reason: str, alarms: tuple[Alarm, ...], onset: int, given: JudgeInput, config: RunConfig
 ) -> Verdict:
     """The lowest rung that this trouble has not been tried on and that there is budget for; else the end."""
-    tried = relapsed_from(evidence, config)
+    tried = relapsed_from(given, config)
     if tried:
         reason += f", again after the rollback of step {tried[-1].step}"
     lowest = 1 + max((LADDER.index(rollback.remedy) for rollback in tried), default=-1)
-    budgets = [
-        rollback_budget(remedy, evidence.recovery, config, evidence.attempt) for remedy in LADDER[lowest:]
-    ]
+    budgets = [rollback_budget(remedy, given.history, config, given.attempt) for remedy in LADDER[lowest:]]
     remedy = next((remedy for remedy, b in zip(LADDER[lowest:], budgets, strict=True) if not b.spent), None)
     if remedy is None:
         spent = "; ".join(map(str, budgets)) or "the deepest rollback has not helped"
         return _halt(f"{reason}; {spent}", alarms, onset)
     verdict = Verdict(Action.ROLLBACK, reason, alarms, onset, remedy)
-    return _unless_stuck(_unless_skipped_out(verdict, WIDTH[remedy], evidence, config), evidence)
+    return _unless_stuck(_unless_skipped_out(verdict, WIDTH[remedy], given, config), given)
 
 
-def relapsed_from(evidence: Evidence, config: RunConfig) -> tuple[Rollback, ...]:
+def relapsed_from(given: JudgeInput, config: RunConfig) -> tuple[Rollback, ...]:
     """The rollbacks with a skip that have not cured this step's trouble.
 
     It counts as theirs within some horizons past the step that each turned back from, and at about the same step
@@ -173,35 +171,33 @@ def relapsed_from(evidence: Evidence, config: RunConfig) -> tuple[Rollback, ...]
     reach = RELAPSE_HORIZONS * config.watchdog.horizon
     return tuple(
         rollback
-        for rollback in evidence.recovery.rollbacks
+        for rollback in given.history.rollbacks
         if rollback.remedy in LADDER
         and (
-            evidence.attempt - rollback.attempt <= rollback.undone + reach
-            or abs(evidence.report.step - rollback.step) <= config.watchdog.margin
+            given.attempt - rollback.attempt <= rollback.undone + reach
+            or abs(given.report.step - rollback.step) <= config.watchdog.margin
         )
     )
 
 
-def _unless_stuck(verdict: Verdict, evidence: Evidence) -> Verdict:
+def _unless_stuck(verdict: Verdict, given: JudgeInput) -> Verdict:
     """The end instead, when the last recoveries have won no ground."""
-    recovery = evidence.recovery
+    history = given.history
     if (
         verdict.action is Action.HALT
-        or len(recovery.progress) < RECOVERIES_WITHOUT_PROGRESS
-        or recovery.certified_step > recovery.progress[-RECOVERIES_WITHOUT_PROGRESS]
+        or len(history.progress) < RECOVERIES_WITHOUT_PROGRESS
+        or history.certified_step > history.progress[-RECOVERIES_WITHOUT_PROGRESS]
     ):
         return verdict
-    stuck = (
-        f"{RECOVERIES_WITHOUT_PROGRESS} rollbacks without a certified step above {recovery.certified_step}"
-    )
+    stuck = f"{RECOVERIES_WITHOUT_PROGRESS} rollbacks without a certified step above {history.certified_step}"
     return _halt(f"{verdict.reason}; {stuck}", verdict.alarms, verdict.onset)
 
 
-def _unless_skipped_out(verdict: Verdict, width: int, evidence: Evidence, config: RunConfig) -> Verdict:
+def _unless_skipped_out(verdict: Verdict, width: int, given: JudgeInput, config: RunConfig) -> Verdict:
     """The end instead, when the rollback would leave out more samples than the run may."""
     around = width * (config.watchdog.margin + config.watchdog.skip_after)
-    steps = evidence.report.step - verdict.onset + 1 + around
-    budget = skip_budget(evidence.recovery, config)
+    steps = given.report.step - verdict.onset + 1 + around
+    budget = skip_budget(given.history, config)
     if steps * config.data.global_batch_size <= budget.left:
         return verdict
     more = f"{steps * config.data.global_batch_size:,} more would go"

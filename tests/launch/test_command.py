@@ -15,7 +15,7 @@ from deepspeed.launcher.runner import encode_world_info, parse_args
 from launch.command import Command, LaunchOptions, Machine, build_command, inline_toml
 from launch.hosts import Slots
 from launch.machine import count_accelerators, free_port
-from pretrain.config_loader import parse_value
+from pretrain.config.loader import parse_value
 from pretrain.errors import ConfigurationError
 
 CPU = Machine(accelerators=0, visible_devices=None, free_port=23456)

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watchdog_run import BATCH, HEALTHY, Run, make_config
+from support.watchdog_run import BATCH, HEALTHY, Run, make_config
 
 from launch.cli import main
-from launch.story import lost
-from pretrain.certificate import certify
-from pretrain.checkpoint_files import condemn, quarantine
-from pretrain.config_loader import dump_config
-from pretrain.manifest import MANIFEST
-from pretrain.metrics_file import MetricsFile
-from pretrain.records import Remedy
-from pretrain.tags import Tag
-from pretrain.watchdog.ledger import Ledger
-from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.recovery import Rollback, fold
+from launch.history import lost
+from pretrain.checkpoint.certificate import certify
+from pretrain.checkpoint.lifecycle import condemn, quarantine
+from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.tag import Tag
+from pretrain.config.loader import dump_config
+from pretrain.ledger.file import Ledger
+from pretrain.ledger.history import Rollback, fold
+from pretrain.ledger.record import Kind, Record
+from pretrain.metrics.jsonl import MetricsFile
+from pretrain.step import Remedy
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "deepspeed", "megatron", "numpy", "webdataset", "sentencepiece", "tensorboard")
@@ -94,7 +94,7 @@ def test_the_story_for_scripts(troubled: RunFolder, capsys: pytest.CaptureFixtur
     undone = sum(rollback["step"] - rollback["target_step"] for rollback in story["rollbacks"])
     assert story["lost"]["undone_steps"] == undone
     assert story["lost"]["undone_tokens"] == undone * BATCH * 32
-    assert story["lost"]["skipped_samples"] == sum(end - start for start, end in run.recovery.skips)
+    assert story["lost"]["skipped_samples"] == sum(end - start for start, end in run.history.skips)
     assert story["lost"]["withheld_updates"] == len(story["vetoes"]) == 1
     assert story["lost"]["wasted_steps"] == undone + 1
     assert [alarm["signal"] for alarm in story["alarms"]] == ["gradient_norm", "loss", "loss", "tev_reach"]
@@ -111,7 +111,7 @@ def test_the_story_for_scripts(troubled: RunFolder, capsys: pytest.CaptureFixtur
     left = {budget["key"]: budget["left"] for budget in story["budgets"]}
     assert left["watchdog.rollbacks"] == 2
     assert left["watchdog.deeper"] == left["watchdog.replays"] == 1
-    assert left["watchdog.skipped_fraction"] == 0.2 * 2000 * BATCH - run.recovery.skipped_samples
+    assert left["watchdog.skipped_fraction"] == 0.2 * 2000 * BATCH - run.history.skipped_samples
 
 
 def test_a_step_that_was_withheld_and_undone_is_lost_once() -> None:
@@ -154,7 +154,7 @@ def test_the_story_for_people(troubled: RunFolder, capsys: pytest.CaptureFixture
 
 
 def test_health_of_checkpoints(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    told = troubled.run.recovery.certified
+    told = troubled.run.history.certified
     first, second, third, *_ = sorted(told, key=Tag.parse)
     folder = troubled.path / "checkpoints"
     troubled.checkpoint(first, certified=True)
@@ -219,7 +219,7 @@ def test_a_lineage_begun_by_hand(troubled: RunFolder, capsys: pytest.CaptureFixt
 
 def test_a_rollback_cut_short_is_told(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(troubled.path / "ledger.jsonl")
-    last = troubled.run.recovery.rollbacks[-1]
+    last = troubled.run.history.rollbacks[-1]
     ledger.append(replace(last, step=221, attempt=999, target_step=200).intent(4))
     ledger.close()
     assert "a rollback to step 200 is decided and not done" in troubled.told(capsys)

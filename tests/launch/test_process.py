@@ -25,7 +25,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[bytes]] = []
 
     def launch(mode: str) -> "subprocess.Popen[bytes]":
-        script = str(Path(__file__).with_name("stand_in_train.py"))
+        script = str(ROOT / "tests/support/stand_in_train.py")
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, script, str(tmp_path), mode],

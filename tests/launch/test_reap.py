@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from launch.reap import reap
-from pretrain.heartbeat import beat_file, start_of
+from pretrain.runtime.heartbeat import beat_file, start_of
 
 PORT = 1  # no launch has it
 MARKS = {"MASTER_PORT": str(PORT), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CROSS_SIZE": "1"}

@@ -11,11 +11,11 @@ from launch.cli import main
 from launch.command import Command, LaunchOptions
 from launch.outcome import Ending
 from launch.rehearse import Rehearsal, rows
-from pretrain.records import Alarm, Remedy
-from pretrain.watchdog.fault_plan import FaultPlan
-from pretrain.watchdog.ledger import LEDGER, Ledger
-from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.recovery import Rollback
+from pretrain.fault_injection.plan import FaultPlan
+from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.history import Rollback
+from pretrain.ledger.record import Kind, Record
+from pretrain.step import Alarm, Remedy
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
 ALARM = Alarm("loss", "high", 168, 15.5, 14.0)

@@ -16,9 +16,9 @@ import pytest
 from launch.ranks import find_launchers, find_orphans, send
 from launch.supervise import FINAL
 from pretrain.errors import ConfigurationError
-from pretrain.heartbeat import HEARTBEATS, Beat, read_beats
-from pretrain.run_lock import RunLock
-from pretrain.stacks import stacks_file
+from pretrain.runtime.heartbeat import HEARTBEATS, Beat, read_beats
+from pretrain.runtime.run_lock import RunLock
+from pretrain.runtime.stacks import stacks_file
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -29,7 +29,7 @@ class Run:
 
     def __init__(self, folder: Path, launcher: str, *words: str) -> None:
         self.folder = folder
-        script = str(Path(__file__).with_name("stand_in_supervised.py"))
+        script = str(ROOT / "tests/support/stand_in_supervised.py")
         self.log = folder.parent / f"{folder.name}.log"
         self.process = subprocess.Popen(
             [sys.executable, script, launcher, str(folder), *words],

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import contents, differences, dumped, metrics, newest_checkpoint, run_config
-from training import Layout
+from support.runs import contents, differences, dumped, metrics, newest_checkpoint, run_config
+from support.training import Layout
 
-from pretrain.heartbeat import HEARTBEATS, read_beats
+from pretrain.runtime.heartbeat import HEARTBEATS, read_beats
 
 ROOT = Path(__file__).parents[2]
 SUREFOOT = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())"]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from host_pair import across, host_pair, losses, start
-from two_hosts import TwoHosts, why_not
+from support.host_pair import across, host_pair, losses, start
+from support.two_hosts import TwoHosts, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 

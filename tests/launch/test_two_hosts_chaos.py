@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_pair import across, host_pair, losses, start
-from two_hosts import TwoHosts, why_not
+from support.host_pair import across, host_pair, losses, start
+from support.two_hosts import TwoHosts, why_not
 
-from pretrain.heartbeat import HEARTBEATS, is_alive, read_beats
-from pretrain.watchdog.ledger import LEDGER, read_ledger
+from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.runtime.heartbeat import HEARTBEATS, is_alive, read_beats
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from distributed import run_distributed
+from support.distributed import run_distributed
+from support.training import make_mesh
 from torch import Tensor
-from training import make_mesh
 
 from parallel.config import ParallelConfig
 from parallel.initialization import Normal

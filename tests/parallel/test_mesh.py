@@ -3,8 +3,8 @@
 import pytest
 import torch
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-from distributed import run_distributed
-from training import make_mesh
+from support.distributed import run_distributed
+from support.training import make_mesh
 
 from parallel.config import ParallelConfig
 from parallel.mesh import describe_world, first_slurm_host, is_peer_loss

@@ -1,8 +1,8 @@
 """Dropout masks are functions of place and time."""
 
 import torch
-from distributed import run_distributed
-from training import make_mesh
+from support.distributed import run_distributed
+from support.training import make_mesh
 
 from parallel.config import ParallelConfig
 from parallel.rng import RandomStreams, dropout

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from distributed import run_distributed
 from hypothesis import given
 from hypothesis import strategies as st
+from support.distributed import run_distributed
+from support.training import make_mesh
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import make_mesh
 
 from benchmarks.naive_sigma import NaiveSigmaLinear
 from parallel.config import ParallelConfig

@@ -5,10 +5,10 @@ B  samples, S  tokens, D  hidden size, V  padded vocabulary
 
 import pytest
 import torch
-from distributed import run_distributed
+from support.distributed import run_distributed
+from support.training import make_mesh
 from torch import Tensor
 from torch.nn import functional as F
-from training import make_mesh
 
 from parallel.config import ParallelConfig
 from parallel.initialization import Normal

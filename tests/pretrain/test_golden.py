@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from golden import CASES, RECORDED, machine, run_case
-from training import slow
+from support.golden import CASES, RECORDED, machine, run_case
+from support.training import slow
 
 USUAL = ("gpt2-dense-tp2-pp2", "llama-sigma-zero2", "llama-bf16-tp2-pp2")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import contents, differences, dumped, newest_checkpoint, run_config
-from training import Layout
+from support.runs import contents, differences, dumped, newest_checkpoint, run_config
+from support.training import Layout
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import RankFailed, run_distributed
-from runs import contents, differences, metrics, newest_checkpoint, run_config
-from training import Layout, make_mesh
+from support.distributed import RankFailed, run_distributed
+from support.runs import contents, differences, metrics, newest_checkpoint, run_config
+from support.training import Layout, make_mesh
 
-from pretrain import checkpoint_share, manifest
 from pretrain.__main__ import train
-from pretrain.checkpoint_files import CONDEMNED, LATEST, candidates
-from pretrain.config import RunConfig
+from pretrain.backend.state_file import PieceWriter
+from pretrain.checkpoint import manifest, rank_files
+from pretrain.checkpoint.lifecycle import CONDEMNED, LATEST, candidates
+from pretrain.config.run import RunConfig
 from pretrain.errors import Preempted
-from pretrain.records import TrainState
-from pretrain.rollback import Rescue
-from pretrain.safekeeping import Safekeeping
-from pretrain.signals import StopSignals
-from pretrain.state_file import PieceWriter
+from pretrain.fault_injection.faults import make_fault
+from pretrain.fault_injection.plan import FaultPlan
+from pretrain.ledger.file import LEDGER, Ledger, read_ledger
+from pretrain.ledger.history import RunHistory, fold
+from pretrain.ledger.record import Kind, Record
+from pretrain.recovery.candidates import CheckpointManager
+from pretrain.recovery.rollback import RollbackExecutor
+from pretrain.runtime.signals import StopSignals
+from pretrain.step import TrainState
 from pretrain.trainer import Trainer
-from pretrain.watchdog.fault_plan import FaultPlan
-from pretrain.watchdog.faults import make_fault
-from pretrain.watchdog.ledger import LEDGER, Ledger, read_ledger
-from pretrain.watchdog.record import Kind, Record
-from pretrain.watchdog.recovery import Recovery, fold
 
 pytestmark = pytest.mark.slow
 
@@ -125,13 +125,13 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
         if mishap in ("trouble", "killed between intent and deed", "killed before the deed is told"):
             patch.setattr(Trainer, "take_up", take_up)
         if here and mishap == "killed in a save":
-            patch.setattr(checkpoint_share, "settle", due(checkpoint_share.settle))
+            patch.setattr(rank_files, "settle", due(rank_files.fsync_and_hash))
         if here and mishap == "killed while sealing":
             patch.setattr(manifest, "write_durably", due(manifest.write_durably))
         if here and mishap == "killed between intent and deed":
-            patch.setattr(Safekeeping, "condemn", die)
+            patch.setattr(CheckpointManager, "condemn", die)
         if here and mishap == "killed before the deed is told":
-            patch.setattr(Rescue, "_conclude", die)
+            patch.setattr(RollbackExecutor, "_conclude", die)
         if here and mishap == "full disk":
             patch.setattr(PieceWriter, "_write", refuse)
         yield
@@ -198,7 +198,7 @@ def test_a_run_survives_one_mishap_after_the_other(
     assert not [path for path in config.run_folder.rglob("*") if path.name.endswith(".tmp")]
 
 
-def told(config: RunConfig, course: Recovery) -> None:
+def told(config: RunConfig, course: RunHistory) -> None:
     """A ledger that asks for what a run has learned, before its first step."""
     config.run_folder.mkdir(parents=True)
     ledger = Ledger(config.run_folder / LEDGER)

@@ -1,0 +1,174 @@
+"""Sample order: pure functions from a position in the stream to a sample.
+
+    position --skip list--> draw --mixture--> (source, turn) --permutation--> (source, epoch, index)
+
+A *position* counts the samples that a run has consumed. A *draw* is a place in the endless raw sequence, the
+same for every run with this seed and data; draws of the skip list are jumped over. A *turn* counts the draws
+of one source; its epochs are runs of as many turns as it has samples. No step looks at what came before, so
+the first and the billionth sample are found at the same cost, and any split of the positions over ranks,
+micro-batches or processes sees the same samples.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.reading.ranges import SampleRange
+
+Integers = NDArray[np.int64]
+
+CYCLE = 1000
+"""Draws in which a mixture keeps to its weights exactly, so a weight is resolved to a thousandth."""
+
+FEISTEL_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class SourceShape:
+    """What the order needs to know of one source."""
+
+    fingerprint: str
+    samples: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where draws lead: three arrays of one length."""
+
+    source: Integers
+    epoch: Integers
+    index: Integers
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The endless sequence of samples of a mixture.
+
+    Raises ValueError where a weight is too small to be drawn once in a cycle.
+    """
+
+    seed: int
+    sources: tuple[SourceShape, ...]
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if 0 in self.counts:
+            raise ValueError(
+                f"weight of source {self.counts.index(0)} is below {1 / CYCLE:g} of the sum of all weights"
+            )
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Draws of each source in a cycle."""
+        return apportion([source.weight for source in self.sources], CYCLE)
+
+    def locate(self, draws: Integers) -> Draws:
+        """Find the samples of `draws` (any order, repeats allowed)."""
+        source, turn = self._turns(draws)
+        epoch, index = np.empty_like(draws), np.empty_like(draws)
+        for number, shape in enumerate(self.sources):
+            mine = source == number
+            epoch[mine], offset = np.divmod(turn[mine], shape.samples)
+            index[mine] = self._shuffled(number, epoch[mine], offset) if self.shuffle else offset
+        return Draws(source, epoch, index)
+
+    def _turns(self, draws: Integers) -> tuple[Integers, Integers]:
+        """Source of each draw, and how many draws of that source come before it."""
+        if len(self.sources) == 1:
+            return np.zeros_like(draws), draws
+        cycle, place = np.divmod(draws, CYCLE)
+        source, turn = np.empty_like(draws), np.empty_like(draws)
+        for number in np.unique(cycle):
+            here = cycle == number
+            sources = self._cycle(int(number))
+            source[here] = sources[place[here]]
+            turn[here] = number * np.asarray(self.counts)[source[here]] + _occurrence(sources)[place[here]]
+        return source, turn
+
+    def _cycle(self, number: int) -> Integers:
+        """Source of each draw of a cycle: shuffled, or spread evenly where the order is kept."""
+        sources = np.repeat(np.arange(len(self.counts)), self.counts)
+        if self.shuffle:
+            return sources[permute(np.arange(CYCLE), CYCLE, _key("mixture", self.seed, number))]
+        return sources[
+            np.argsort((_occurrence(sources) + 0.5) / np.take(self.counts, sources), kind="stable")
+        ]
+
+    def _shuffled(self, source: int, epochs: Integers, offsets: Integers) -> Integers:
+        shape = self.sources[source]
+        index = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            key = _key("epoch", self.seed, source, shape.fingerprint, int(epoch))
+            index[here] = permute(offsets[here], shape.samples, key)
+        return index
+
+
+def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
+    """Split `total` by weight into whole numbers: floors, then by largest remainder, ties to the first."""
+    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights) * total
+    counts = np.floor(shares).astype(np.int64)
+    largest = np.argsort(counts - shares, kind="stable")[: total - int(counts.sum())]
+    counts[largest] += 1
+    return tuple(int(count) for count in counts)
+
+
+def permute(indices: Integers, length: int, key: bytes) -> Integers:
+    """Map `indices` through a pseudo-random permutation of range(length) that `key` selects.
+
+    A Feistel network on the smallest square grid that holds the range, applied again to what falls outside
+    (cycle walking): Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
+    """
+    side = math.isqrt(length - 1) + 1
+    keys = _round_keys(key)
+    out = _feistel(indices.astype(np.uint64), side, keys)
+    while (outside := out >= length).any():
+        out[outside] = _feistel(out[outside], side, keys)
+    return np.asarray(out, dtype=np.int64)
+
+
+def draws_at(positions: Integers, skip: Sequence[SampleRange]) -> Integers:
+    """Draws that stand at `positions` when the merged ranges of `skip` are jumped over."""
+    if not skip:
+        return positions
+    starts, ends = np.asarray(skip, dtype=np.int64).T
+    jumped: Integers = np.concatenate([[0], np.cumsum(ends - starts)])
+    return positions + jumped[np.searchsorted(starts - jumped[:-1], positions, side="right")]
+
+
+def _occurrence(sources: Integers) -> Integers:
+    """How many equal entries come before each entry."""
+    before = np.empty_like(sources)
+    for source in np.unique(sources):
+        here = sources == source
+        before[here] = np.arange(np.count_nonzero(here))
+    return before
+
+
+def _feistel(values: NDArray[np.uint64], side: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One pass of the network over the grid of side x side."""
+    left, right = np.divmod(values, np.uint64(side))
+    for key in keys:
+        left, right = right, (left + _mix(right + key) % np.uint64(side)) % np.uint64(side)
+    return left * np.uint64(side) + right
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _key(*parts: object) -> bytes:
+    return "/".join(map(str, parts)).encode()
+
+
+def _round_keys(key: bytes) -> NDArray[np.uint64]:
+    return np.frombuffer(hashlib.blake2b(key, digest_size=8 * FEISTEL_ROUNDS).digest(), dtype="<u8")

@@ -1,0 +1,118 @@
+"""A prepared split, opened for reading: any sample by its number."""
+
+import hashlib
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Generic
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import MANIFEST, ManifestType, index_name, read_manifest
+from data_pipeline.shards.shard import SampleDamaged, ShardIndex, ShardReader
+from data_pipeline.shards.storage import Folder, LocalFolder, open_folder
+
+OPEN_SHARDS = 256
+"""Shards that are held open at once; each takes two file descriptors."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was read: the fields, or none of a sample that is damaged."""
+
+    source: str
+    """Name of the dataset, for messages."""
+    fields: tuple[memoryview, ...] = ()
+    damage: str = ""
+    """Name and fault of a damaged sample."""
+
+
+class Dataset(Generic[ManifestType]):
+    """One split of prepared data. Not for concurrent use; `close` it.
+
+    Raises DataError, at the start for what the manifest and the sizes of local files tell, later when a shard
+    cannot be fetched or opened. A damaged sample is no error: it is returned as such.
+    """
+
+    def __init__(self, folder: Folder, kind: type[ManifestType]) -> None:
+        self.manifest = read_manifest(folder, kind)
+        self.folder = folder
+        self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._verified: set[int] = set()
+        if isinstance(folder, LocalFolder):
+            for number in range(len(self._ends)):
+                self._files(number)
+
+    @property
+    def name(self) -> str:
+        """Path or URL, for messages."""
+        return self.folder.name
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    def read(self, number: int) -> Sample:
+        """Sample `number` in the order of the shards."""
+        shard, place = self._locate(number)
+        try:
+            return Sample(self.name, self._reader(shard).read(place))
+        except SampleDamaged as error:
+            return Sample(self.name, damage=str(error))
+
+    def place(self, number: int) -> tuple[str, int]:
+        """Shard of a sample, and its number in it, from 0."""
+        shard, place = self._locate(number)
+        return self.manifest.shards[shard].name, place
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """Number of the shard, and of the sample in it."""
+        shard = bisect_right(self._ends, number)
+        return shard, number - (self._ends[shard - 1] if shard else 0)
+
+    def _reader(self, shard: int) -> ShardReader:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+        else:
+            self._open[shard] = self._open_shard(shard)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        return self._open[shard]
+
+    def _open_shard(self, number: int) -> ShardReader:
+        entry = self.manifest.shards[number]
+        path, index_path = self._files(number)
+        if number not in self._verified:
+            if hashlib.sha256(index_path.read_bytes()).hexdigest() != entry.index_sha256:
+                raise DataError(f"{index_path}: changed since {self.name}/{MANIFEST} was written")
+            self._verified.add(number)
+        index = ShardIndex.load(index_path, self.manifest.fields)
+        return ShardReader(path, index, f"{self.name}/{entry.name}")
+
+    def _files(self, number: int) -> tuple[Path, Path]:
+        """Local paths of a shard and its index, of the right size."""
+        entry = self.manifest.shards[number]
+        return (
+            self.folder.local(entry.name, entry.bytes, entry.sha256),
+            self.folder.local(index_name(entry.name), entry.index_bytes, entry.index_sha256),
+        )
+
+
+def split_folder(path: str, split: str, cache: Path | None) -> Folder:
+    """The folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
+
+    Raises DataError when there is neither.
+    """
+    folder = open_folder(path, cache)
+    for candidate in (folder, folder.child(split)):
+        if candidate.has(MANIFEST):
+            return candidate
+    raise DataError(
+        f"{path}: no {MANIFEST} and no {split}/{MANIFEST} here; make them with `surefoot prepare`"
+    )

@@ -1,0 +1,171 @@
+"""Raw text to a prepared dataset: tokenizer, train and validation splits, complete or not at all."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.preparing.progress import progress
+from data_pipeline.preparing.workspace import workspace
+from data_pipeline.shards.manifest import TextManifest
+from data_pipeline.shards.storage import data_errors
+from data_pipeline.text.corpus import Corpus
+from data_pipeline.text.encoding import CHUNK_CHARACTERS, Chunk, encode_chunks
+from data_pipeline.text.splits import TOKENIZER_FILE, Packing, Split, SplitWriter
+from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
+
+RECORD = "prepare.json"
+"""What the folder was made with and from; written last."""
+
+TRAINING_BYTES = 32 << 20
+"""Text that the tokenizer is trained on, about; of a larger corpus an evenly spread part of the documents."""
+
+
+class TargetExists(Exception):
+    """The output folder is there and is not what was asked for."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What to prepare, and how."""
+
+    sources: tuple[str, ...]
+    out: Path
+    vocabulary_size: int
+    sequence_length: int
+    validation_fraction: float
+    tokenizer: Path | None = None
+    field: str = "text"
+    workers: int = 1
+    shard_samples: int = 65536
+    seed: int = 0
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written: the manifests, of train first, and what was left out."""
+
+    manifests: tuple[TextManifest, ...]
+    skipped: tuple[str, ...]
+
+
+def prepare_text(settings: TextSettings) -> Prepared | None:
+    """Make `settings.out`; None when it is there already, made with these settings from these files.
+
+    Raises DataError, and TargetExists when `out` holds something else.
+    """
+    corpus = Corpus(settings.sources, settings.field)
+    record = _record(settings, corpus)
+    if _is_made(settings, record):
+        return None
+    with workspace(settings.out) as folder, data_errors(folder):
+        tokenizer = _tokenizer(settings, corpus)
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer.model)
+        manifests = _write_splits(settings, corpus, tokenizer, folder)
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    return Prepared(manifests, tuple(corpus.skipped))
+
+
+def _record(settings: TextSettings, corpus: Corpus) -> dict[str, Any]:
+    """All that decides the output."""
+    files = hashlib.sha256()
+    for path in corpus.files:
+        stat = path.stat()
+        files.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+    tokenizer = Tokenizer.load(settings.tokenizer).digest if settings.tokenizer else None
+    return {
+        "format": 1,
+        "task": "text",
+        "files": {"count": len(corpus.files), "bytes": corpus.bytes, "sha256": files.hexdigest()},
+        "tokenizer": tokenizer,
+        "vocabulary_size": None if tokenizer else settings.vocabulary_size,
+        "sequence_length": settings.sequence_length,
+        "validation_fraction": settings.validation_fraction,
+        "field": settings.field,
+        "shard_samples": settings.shard_samples,
+        "seed": settings.seed,
+    }
+
+
+def _is_made(settings: TextSettings, record: dict[str, Any]) -> bool:
+    """Whether `out` is what `record` says; TargetExists when it is something that must not be replaced."""
+    out = settings.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / RECORD).is_file():
+        raise TargetExists(
+            f"{out}: is there, and not a folder that `surefoot prepare` made; choose another --out"
+        )
+    made = json.loads((out / RECORD).read_text())
+    differing = sorted(key for key in {*made, *record} if made.get(key) != record.get(key))
+    if differing and not settings.overwrite:
+        raise TargetExists(
+            f"{out}: was made with other settings or files ({', '.join(differing)} differ); "
+            "--overwrite replaces it, or choose another --out"
+        )
+    return not differing
+
+
+def _tokenizer(settings: TextSettings, corpus: Corpus) -> Tokenizer:
+    if settings.tokenizer:
+        return Tokenizer.load(settings.tokenizer)
+    with progress("reading for the tokenizer", corpus.bytes) as advance:
+
+        def texts() -> Iterator[str]:
+            share = TRAINING_BYTES / max(corpus.bytes, 1)
+            for document in corpus.documents():
+                advance(document.consumed)
+                if fraction("tokenizer", document.text) < share and not _is_held_out(settings, document.text):
+                    yield document.text
+
+        return train_tokenizer(texts(), settings.vocabulary_size)
+
+
+def _write_splits(
+    settings: TextSettings, corpus: Corpus, tokenizer: Tokenizer, folder: Path
+) -> tuple[TextManifest, ...]:
+    names: tuple[Split, ...] = ("train", "validation") if settings.validation_fraction else ("train",)
+    packing = Packing(settings.sequence_length, settings.shard_samples)
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("tokenizing", corpus.bytes))
+        train, *validation = [
+            stack.enter_context(SplitWriter(folder, name, tokenizer, packing)) for name in names
+        ]
+        for chunk, ids in encode_chunks(tokenizer, _chunks(corpus), settings.workers):
+            for text, document in zip(chunk.texts, ids, strict=True):
+                held_out = _is_held_out(settings, text)
+                (validation[0] if held_out else train).add(document)
+            advance(chunk.consumed)
+        return (train.finish(), *(split.finish(train.counts_V) for split in validation))
+
+
+def _chunks(corpus: Corpus) -> Iterator[Chunk]:
+    """Documents in portions that are worth a trip to another process."""
+    texts: list[str] = []
+    consumed = characters = 0
+    for document in corpus.documents():
+        texts.append(document.text)
+        consumed += document.consumed
+        characters += len(document.text)
+        if characters >= CHUNK_CHARACTERS:
+            yield Chunk(tuple(texts), consumed)
+            texts, consumed, characters = [], 0, 0
+    if texts:
+        yield Chunk(tuple(texts), consumed)
+
+
+def _is_held_out(settings: TextSettings, text: str) -> bool:
+    """Whether a document belongs to the validation split: by its content, so that copies stay together."""
+    return fraction(f"validation/{settings.seed}", text) < settings.validation_fraction
+
+
+def fraction(purpose: str, text: str) -> float:
+    """A number in [0, 1) that follows from `text` and differs between purposes."""
+    digest = hashlib.blake2b(
+        text.encode(), digest_size=8, person=hashlib.sha256(purpose.encode()).digest()[:16]
+    )
+    return int.from_bytes(digest.digest(), "big") / 2**64

@@ -1,0 +1,90 @@
+"""What `surefoot check` says: a plan as rows for people and as a document for scripts."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pretrain.config.run import RunConfig
+from pretrain.errors import Fault
+from pretrain.plan.plan import Plan, Stage
+
+Rows = Iterator[tuple[str, str]]
+
+GIB = 2**30
+
+
+def plan_rows(config: RunConfig, plan: Plan) -> Rows:
+    """(what, value) for each fact of the plan."""
+    batch, counts, memory = plan.batch, plan.parameters, plan.memory
+    yield "ranks", f"{plan.world_size} = tensor {plan.tensor} x pipeline {plan.pipeline} x data {plan.data}"
+    yield "precision", f"{config.precision.dtype}, ZeRO-{plan.zero_stage}"
+    yield (
+        "batch",
+        f"micro {batch.micro} x accumulation {batch.accumulation} x data {batch.data} = "
+        f"{batch.samples:,} samples = {batch.tokens:,} tokens a step",
+    )
+    yield "run", f"{plan.steps:,} steps = {plan.tokens:,} tokens, {plan.tokens_per_parameter:.1f} a parameter"
+    yield "parameters", f"{counts.total:,}, {counts.non_embedding:,} without embeddings"
+    for part, count in asdict(counts).items():
+        yield f"  {part.replace('_', '-')}", f"{count:,}" if count else no_parameters(config, part)
+    yield "training", f"{plan.flops_per_token / 1e9:.3g} GFLOP a token"
+    yield "memory", f"{memory.total / GIB:.2f} GiB on the fullest rank, about"
+    for part, size in asdict(memory).items():
+        yield f"  {part}", f"{size / GIB:.2f} GiB"
+    if plan.pipeline > 1:
+        for index, stage in enumerate(plan.stages):
+            yield f"  stage {index}", stage_text(stage)
+
+
+def no_parameters(config: RunConfig, part: str) -> str:
+    """Why a part has none."""
+    return "rotary" if part == "positions" else "tied to the embedding" if part == "head" else "0"
+
+
+def stage_text(stage: Stage) -> str:
+    return (
+        f"layers {stage.first_layer} to {stage.last_layer - 1}, {stage.blocks} of them blocks; "
+        f"{stage.parameters:,} parameters and {stage.memory.total / GIB:.2f} GiB a rank"
+    )
+
+
+def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
+    """The plan with everything derived from it, in plain JSON types."""
+    return {
+        **asdict(plan),
+        "batch": {**asdict(plan.batch), "samples": plan.batch.samples, "tokens": plan.batch.tokens},
+        "parameters": {
+            **asdict(plan.parameters),
+            "total": plan.parameters.total,
+            "non_embedding": plan.parameters.non_embedding,
+        },
+        "memory": {**asdict(plan.memory), "total": plan.memory.total},
+        "tokens": plan.tokens,
+        "tokens_per_parameter": plan.tokens_per_parameter,
+        "deepspeed": deepspeed,
+    }
+
+
+def fault_document(message: str, faults: tuple[Fault, ...]) -> dict[str, Any]:
+    """What is wrong, for scripts."""
+    return {"error": message.splitlines()[0], "faults": [asdict(fault) for fault in faults]}
+
+
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """A table on a terminal, plain lines elsewhere."""
+    rows, console = list(rows), Console()
+    if not console.is_terminal:
+        width = max([18, *(len(what) for what, _ in rows)])
+        for what, value in rows:
+            print(f"{what:<{width}} {value}")
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for what, value in rows:
+        table.add_row(escape(what), escape(value))
+    console.print(table, highlight=True)

@@ -1,0 +1,59 @@
+"""CERTIFICATE.json: the word that a run stayed healthy after a checkpoint, and that its bytes are still right.
+
+It lies beside the manifest and names its digest: it vouches for that checkpoint and no other.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pretrain.checkpoint.manifest import MANIFEST, Digest, Document, parse_document, read_text
+from pretrain.errors import CheckpointError
+from pretrain.runtime.durable_files import write_durably
+
+CERTIFICATE = "CERTIFICATE.json"
+
+Fact = float | int | str | bool | None
+
+
+class Certificate(Document):
+    """Given to a sealed checkpoint once the steps after it were healthy."""
+
+    format: Literal[1] = 1
+    tag: str
+    step: int = Field(ge=0)
+    """The step at which it was certified."""
+    horizon: int = Field(ge=0)
+    """Healthy steps since the checkpoint that it rests on."""
+    manifest: Digest
+    """SHA-256 of the manifest."""
+    facts: dict[str, Fact]
+    """What the judge went by."""
+
+
+def certify(folder: Path, *, step: int, horizon: int, facts: Mapping[str, Fact]) -> Certificate:
+    """Write the certificate of a checkpoint, durably; its bytes have been verified.
+
+    Raises CheckpointError without a manifest, and OSError.
+    """
+    certificate = Certificate(
+        tag=folder.name, step=step, horizon=horizon, manifest=_manifest_digest(folder), facts=dict(facts)
+    )
+    write_durably(folder / CERTIFICATE, certificate.model_dump_json(indent=1))
+    return certificate
+
+
+def read_certificate(folder: Path) -> Certificate:
+    """Raises CheckpointError if it is missing, not understood, or vouches for another checkpoint."""
+    path = folder / CERTIFICATE
+    certificate = parse_document(path, read_text(path), Certificate)
+    if certificate.tag != folder.name or certificate.manifest != _manifest_digest(folder):
+        raise CheckpointError(f"{path}: this is the certificate of another checkpoint ({certificate.tag})")
+    return certificate
+
+
+def _manifest_digest(folder: Path) -> str:
+    return hashlib.sha256(read_text(folder / MANIFEST)).hexdigest()

@@ -1,0 +1,60 @@
+"""What a checkpoint must agree with before it is loaded into a run."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from parallel.mesh import ParallelMesh
+from pretrain.checkpoint.manifest import CheckpointLayout, Manifest
+from pretrain.config.run import RunConfig
+
+FREE_TO_CHANGE: dict[str, Any] = {"dropout": True, "activation_checkpointing": True, "attention": {"dropout"}}
+"""Fields of the model that a resumed run may change: they are not in the weights."""
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """What a checkpoint must agree with before it is loaded."""
+
+    layout: CheckpointLayout
+    architecture: str
+    """Digest of the model's shape."""
+    data_fingerprint: str
+
+    @classmethod
+    def of(cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str) -> "Compatibility":
+        model = config.model.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+        shape = json.dumps({**model, "sequence_length": config.data.sequence_length}, sort_keys=True)
+        return cls(
+            layout=CheckpointLayout(
+                tensor=mesh.tensor.size,
+                pipeline=mesh.pipeline.size,
+                data=mesh.data.size,
+                zero_stage=config.parallel.zero_stage,
+                dtype=config.precision.dtype,
+            ),
+            architecture=hashlib.sha256(shape.encode()).hexdigest(),
+            data_fingerprint=data_fingerprint,
+        )
+
+    def reason_against(self, manifest: Manifest) -> str:
+        """Why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
+        if manifest.layout != self.layout:
+            theirs, ours = manifest.layout.model_dump(), self.layout.model_dump()
+            changed = [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key]]
+            return (
+                f"was saved in another layout ({', '.join(changed)}); resume with the layout it was saved in: "
+                "conversion between layouts is not supported yet"
+            )
+        if manifest.config_digest != self.architecture:
+            return (
+                "holds another model; restore [model] and data.sequence_length as they were, or choose another "
+                "run.name"
+            )
+        if manifest.data_fingerprint != self.data_fingerprint:
+            return (
+                "belongs to other data or another tokenizer than the run's, so its data position means nothing; "
+                "restore data.sources, or choose another run.name"
+            )
+        return ""

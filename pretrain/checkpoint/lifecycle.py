@@ -1,0 +1,166 @@
+"""The life of checkpoints on disk, for one process; `pretrain.checkpoint.checkpoint` makes all ranks agree on it.
+
+    writing --seal--> sealed --certify--> certified --retire--> gone
+       |                 |'---------------'|
+       |                 |                 '--condemn----> condemned: with CONDEMNED.txt, not loaded unless told
+       |                 '--quarantine--> TAG.quarantined, with QUARANTINE.txt
+       '--discard--> gone (a crash instead leaves it torn, as it is)
+
+Each step is one durable write or rename, so a crash leaves a checkpoint before it or after it. DeepSpeed's `latest`
+follows from that, and is set anew after each step and at every start. Only folders (no links) with a well-formed tag
+for a name are ever looked at.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.checkpoint.certificate import read_certificate
+from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.retention import EVIDENCE, Retention
+from pretrain.checkpoint.tag import Tag
+from pretrain.errors import CheckpointError
+from pretrain.runtime.durable_files import sync_folder, write_durably
+
+LATEST = "latest"
+QUARANTINED = ".quarantined"
+RETIRED = ".retired-"
+REASON = "QUARANTINE.txt"
+CONDEMNED = "CONDEMNED.txt"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Checkpoints of a run, newest first."""
+
+    sealed: tuple[Tag, ...]
+    """With a manifest and not condemned; whether their bytes are still right, `manifest.verify` says."""
+    certified: dict[Tag, int]
+    """Those of them with a sound certificate, each with the step at which it was given."""
+    condemned: tuple[Tag, ...]
+    """With a manifest and the mark that they are not to be loaded."""
+    torn: tuple[Tag, ...]
+    """Without a manifest: a save that never ended."""
+
+    def preferred(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, ...]:
+        """Where a rollback to at most this step may go: certified ones first, each kind newest (or oldest) first."""
+        within = [tag for tag in self.sealed if tag.step <= limit_step]
+        ordered = within[::-1] if oldest else within
+        return tuple(sorted(ordered, key=lambda tag: tag not in self.certified))
+
+
+def candidates(checkpoints: Path) -> Candidates:
+    """What lies in the folder of a run's checkpoints, which need not exist."""
+    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    tags = sorted(filter(None, map(Tag.parse, names)), reverse=True)
+    folders = {tag: checkpoints / str(tag) for tag in tags if _is_folder(checkpoints / str(tag))}
+    whole = [tag for tag, folder in folders.items() if (folder / MANIFEST).is_file()]
+    condemned = tuple(tag for tag in whole if (folders[tag] / CONDEMNED).exists())
+    sealed = tuple(tag for tag in whole if tag not in condemned)
+    steps = {tag: _certified_at(folders[tag]) for tag in sealed}
+    return Candidates(
+        sealed=sealed,
+        certified={tag: step for tag, step in steps.items() if step is not None},
+        condemned=condemned,
+        torn=tuple(tag for tag in folders if tag not in whole),
+    )
+
+
+def _certified_at(folder: Path) -> int | None:
+    try:
+        return read_certificate(folder).step
+    except CheckpointError:
+        return None
+
+
+def create_folder(checkpoints: Path, step: int) -> Tag:
+    """Make the folder of a new checkpoint, under the next attempt's tag.
+
+    Attempts never start again: the newest checkpoint always stays, and those set aside or discarded count.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    sync_folder(checkpoints.parent)
+    names = [path.name.removeprefix(RETIRED).removesuffix(QUARANTINED) for path in checkpoints.iterdir()]
+    used = [Tag.parse(name) for name in names]
+    attempt = 1 + max((tag.attempt for tag in used if tag), default=0)
+    tag = Tag(step=step, attempt=attempt)
+    (checkpoints / str(tag)).mkdir()
+    sync_folder(checkpoints)
+    return tag
+
+
+def update_latest(checkpoints: Path, *, certified: bool) -> None:
+    """Point DeepSpeed's `latest` to the newest (certified) checkpoint, for stock tools; Surefoot never reads it."""
+    found = candidates(checkpoints)
+    tag = next(iter(found.certified if certified else found.sealed), None)
+    if tag is not None:
+        write_durably(checkpoints / LATEST, str(tag))
+    else:
+        (checkpoints / LATEST).unlink(missing_ok=True)
+
+
+def condemn(checkpoints: Path, tag: Tag, reason: str) -> None:
+    """Mark a checkpoint as one that is not to be loaded, and keep it as evidence."""
+    write_durably(checkpoints / str(tag) / CONDEMNED, reason.rstrip("\n") + "\n")
+
+
+def reinstate(checkpoints: Path, tag: Tag) -> None:
+    """Take the mark away."""
+    (checkpoints / str(tag) / CONDEMNED).unlink(missing_ok=True)
+    sync_folder(checkpoints / str(tag))
+
+
+def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
+    """Set a damaged checkpoint aside, as evidence. Returns where it lies now."""
+    aside = checkpoints / f"{tag}{QUARANTINED}"
+    (checkpoints / str(tag)).rename(aside)
+    sync_folder(checkpoints)
+    write_durably(aside / REASON, reason.rstrip("\n") + "\n")
+    return aside
+
+
+def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
+    """Delete the checkpoints that need not be kept, older torn ones, and leftovers of an earlier call.
+
+    Returns the tags. Called after a save or a certificate. Only what is durable counts as kept: nothing is deleted
+    before what replaces it is on disk.
+    """
+    for leftover in checkpoints.glob(f"{RETIRED}*"):
+        shutil.rmtree(leftover)
+    found = candidates(checkpoints)
+    tags = retention.to_delete(found.sealed, found.certified)
+    tags += found.condemned[EVIDENCE:]
+    # One run at a time writes here, so a torn checkpoint that is older than a sealed one is what a crash left.
+    tags += [tag for tag in found.torn if found.sealed and tag < found.sealed[0]]
+    for tag in tags:
+        shutil.rmtree(_take_out(checkpoints, tag))
+    return tags
+
+
+def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
+    """Free the space of saves that failed. Empty folders reserve the tags until the next `retire`."""
+    for tag in tags:
+        retired = _take_out(checkpoints, tag)
+        shutil.rmtree(retired)
+        retired.mkdir()
+
+
+def space_problem(folder: Path, needed: int) -> str | None:
+    """Says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return None
+    return f"{folder}: {free / 1e9:.2f} GB free, but a checkpoint needs {needed / 1e9:.2f} GB"
+
+
+def _take_out(checkpoints: Path, tag: Tag) -> Path:
+    """Rename before deleting, so that no crash leaves half a checkpoint under its own name."""
+    retired = checkpoints / f"{RETIRED}{tag}"
+    (checkpoints / str(tag)).rename(retired)
+    sync_folder(checkpoints)
+    return retired
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

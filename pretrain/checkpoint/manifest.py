@@ -1,0 +1,185 @@
+"""MANIFEST.json: what a checkpoint is and every byte that belongs to it.
+
+It is written last. A folder without it is not a checkpoint, and nothing of a checkpoint is unpickled before
+its files have been compared with it.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from io import BufferedReader
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from pretrain.errors import CheckpointError
+from pretrain.runtime.durable_files import write_durably
+from pretrain.step import TrainState
+
+MANIFEST = "MANIFEST.json"
+MAX_DOCUMENT_BYTES = 64 * 2**20
+_BLOCK = 2**23
+"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
+AnyDocument = TypeVar("AnyDocument", bound="Document")
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Document(BaseModel):
+    """What is written beside a checkpoint's files, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class FileRecord(Document):
+    """One file of a checkpoint."""
+
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: Digest
+    rank: int = Field(ge=0)
+    """The rank that wrote it."""
+
+
+class CheckpointLayout(Document):
+    """How the state is cut; a checkpoint loads only into the layout that it was saved from."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    """Data-parallel ranks."""
+    zero_stage: int
+    dtype: str
+
+
+class Manifest(Document):
+    """A complete checkpoint."""
+
+    format: Literal[1] = 1
+    tag: str
+    layout: CheckpointLayout
+    config_digest: str
+    """Digest of the resolved configuration."""
+    data_fingerprint: str
+    """Fingerprint of the data and its tokenizer: what the data position in the checkpoint refers to."""
+    state: TrainState
+    files: dict[FileName, FileRecord]
+    versions: dict[str, str]
+    """Library -> version."""
+    checksums: tuple[int, ...] = ()
+    """By rank, of the bits of weights and optimizer that it held; empty in checkpoints of earlier versions."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(record.size for record in self.files.values())
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Make the folder a checkpoint; called once, after all ranks have described their files.
+
+    Raises CheckpointError if a file is missing or has another size.
+    """
+    if folder.name != manifest.tag:
+        raise CheckpointError(f"{folder}: a manifest for {manifest.tag} cannot seal this folder")
+    problems = [
+        problem
+        for name, record in manifest.files.items()
+        if (problem := _size_problem(folder / name, record))
+    ]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    write_durably(folder / MANIFEST, manifest.model_dump_json(indent=1))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises CheckpointError if the manifest is missing, not understood, or belongs to another folder."""
+    manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
+    if manifest.tag != folder.name:
+        raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {manifest.tag}")
+    return manifest
+
+
+def read_text(path: Path) -> bytes:
+    """The bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
+    try:
+        with _open_regular(path) as file:
+            text = file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_DOCUMENT_BYTES} bytes, as no sound one is")
+    return text
+
+
+def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocument:
+    """The document in `text`, which `path` held; raises CheckpointError if it is not understood."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {_first_fault(error)}") from error
+
+
+def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk: bool = False) -> list[str]:
+    """Problems of the files with these names, and torch files that the manifest lacks; empty if sound.
+
+    DeepSpeed finds files of layers by pattern, so a file too many is as dangerous as one too few. `from_disk` has the
+    operating system forget what it holds of a file first: memory may have what a disk has lost.
+    """
+    problems = [_problem(folder / name, manifest.files.get(name), from_disk) for name in names]
+    unknown = sorted(path.name for path in folder.glob("*.pt") if path.name not in manifest.files)
+    return [problem for problem in problems if problem] + [
+        f"{folder / name}: not in the manifest" for name in unknown
+    ]
+
+
+def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | None:
+    if record is None:
+        return f"{path}: not in the manifest"
+    if problem := _size_problem(path, record):
+        return problem
+    try:
+        with _open_regular(path) as file:
+            if from_disk:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            same = _sha256(file) == record.sha256
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None if same else f"{path}: the content has changed since it was saved (SHA-256 differs)"
+
+
+def _size_problem(path: Path, record: FileRecord) -> str | None:
+    try:
+        status = path.lstat()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path}: not a regular file"
+    if status.st_size != record.size:
+        return f"{path}: {status.st_size} bytes, but {record.size} were saved"
+    return None
+
+
+def _open_regular(path: Path) -> BufferedReader:
+    """Open for reading; no symbolic link, and no pipe or device that would block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(0, "not a regular file", str(path))
+    return file
+
+
+def _sha256(file: BufferedReader) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else fault["msg"]

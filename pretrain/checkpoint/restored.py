@@ -1,0 +1,36 @@
+"""What a checkpoint gives back, from disk or from host memory, beside the engine's state."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.checkpoint.random_state import restore_random_state
+from pretrain.checkpoint.tag import Tag
+from pretrain.step import TrainState
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The run as it was, apart from the weights and the optimizer, which the engine has now."""
+
+    tag: Tag | None
+    """None: it was in host memory."""
+    state: TrainState
+    data: dict[str, Any]
+    """Position of the data stream."""
+    watchdog: dict[str, Any]
+    """State of the watchdog."""
+    random: dict[str, Any]
+    """Random state of this rank."""
+    proof: str
+    """Digest of the checksums of all ranks' weights and optimizers; empty where none were saved."""
+
+    def restore_random_state(self) -> None:
+        """To be called last, when everything else is in place."""
+        restore_random_state(self.random)
+
+
+def proof_of(checksums: Sequence[int | None]) -> str:
+    """Digest of the checksums of all ranks; empty if one is missing."""
+    return "" if None in checksums else hashlib.sha256(repr(list(checksums)).encode()).hexdigest()[:16]

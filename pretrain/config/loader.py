@@ -1,0 +1,116 @@
+"""Reads a run's configuration from TOML, explains everything that is wrong with it, and writes it back.
+
+Relative paths in a configuration are relative to the current directory, as with other launchers.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from pretrain.config.problems import explain
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigurationError, Fault
+
+Table = dict[str, Any]
+
+OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the TOML file at `path` and apply overrides of the form `section.key=value`, later ones last.
+
+    A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all faults.
+    """
+    table = read_toml(Path(path))
+    faults = [fault for text in overrides if (fault := apply_override(table, text))]
+    try:
+        # Strict JSON mode: no silent conversion such as true -> 1 or "8" -> 8, yet lists become tuples.
+        config = RunConfig.model_validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        faults += explain(RunConfig, error)
+    if faults:
+        raise ConfigurationError(f"{path}: {count(faults)}", faults)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """TOML of the resolved configuration; loading it gives an equal one."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def read_toml(path: Path) -> Table:
+    """Parse a TOML file; raises ConfigurationError that names file and line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        message, _, position = str(error).partition(" (at ")
+        line = re.match(r"line (\d+)", position)
+        where = f"{path}:{line[1]}" if line else f"{path}: at the end"
+        raise ConfigurationError(f"{where}: not valid TOML: {message}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def apply_override(table: Table, text: str) -> Fault | None:
+    """Set one `section.key=value` in `table`; returns what is wrong with it instead, if anything."""
+    key, separator, value = text.partition("=")
+    key = key.strip()
+    if not separator or not OVERRIDE_KEY.fullmatch(key):
+        return Fault(f"--set {text}", "an override has the form section.key=value", "--set run.steps=1000")
+    try:
+        parsed = parse_value(value.strip())
+    except ValueError as error:
+        return Fault(f"--set {text}", f"the value is not TOML: {error}", "strings with brackets need quotes")
+    *parents, leaf = key.split(".")
+    for depth, name in enumerate(parents):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            return Fault(f"--set {text}", f"{'.'.join(parents[: depth + 1])} is a value, not a section")
+    table[leaf] = parsed
+    return None
+
+
+def parse_value(text: str) -> Any:
+    """Read a TOML value, or a bare word as a string; raises ValueError."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+        if parsed.keys() == {"value"}:
+            return parsed["value"]
+        raise ValueError("it holds more than one line")
+    except tomllib.TOMLDecodeError as error:
+        if text and text[0] not in "[{\"'" and "\n" not in text:
+            return text
+        raise ValueError(str(error).partition(" (at ")[0]) from None
+
+
+def count(faults: Sequence[Fault]) -> str:
+    return "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+
+
+def changed_settings(before: str, now: str) -> dict[str, str]:
+    """Keys that two resolved configurations differ in, with both values; what is not TOML differs in nothing."""
+    try:
+        old, new = _leaves(tomllib.loads(before)), _leaves(tomllib.loads(now))
+    except tomllib.TOMLDecodeError:
+        return {}
+    return {
+        key: f"{old.get(key, 'unset')} -> {new.get(key, 'unset')}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    }
+
+
+def _leaves(table: Table, prefix: str = "") -> Table:
+    """Dotted key -> value."""
+    found: Table = {}
+    for name, value in table.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

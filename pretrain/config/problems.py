@@ -1,0 +1,133 @@
+"""Turns what pydantic finds into faults in the user's terms: key, value, rule, a value that would work."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
+from pretrain.config.keys import is_section, walk
+from pretrain.config.nearest import nearest
+from pretrain.errors import Fault
+
+RULES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string in quotes",
+    "path_type": "must be a path in quotes",
+    "tuple_type": "must be a list of tables",
+    "model_type": "must be a table of keys",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    "too_short": "must not be empty",
+    "string_pattern_mismatch": "must be of letters, digits, '.', '_', '-', the first a letter or digit",
+}
+"""Kind of a pydantic error to our words; braces are filled from the error's context."""
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
+    """All faults behind a ValidationError of `model`, unknown keys first.
+
+    A section or key that is missing because its name is misspelled is reported once, as the misspelling.
+    """
+    details = error.errors(include_url=False)
+    unknown = [
+        (key, value, suggest(model, key))
+        for detail in details
+        if detail["type"] == "extra_forbidden"
+        for key, value in unknown_leaves(model, dotted(detail["loc"]), detail["input"])
+    ]
+    meant = {key for *_, suggestions in unknown for key in suggestions}
+    return [
+        *(
+            Fault(key, "unknown key", did_you_mean(suggestions), toml(value))
+            for key, value, suggestions in unknown
+        ),
+        *(invalid_value(model, detail) for detail in details if not follows(detail, details, meant)),
+    ]
+
+
+def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) -> bool:
+    """Whether an error is told already: an unknown key, what it leaves missing, a list of bad entries."""
+    location = detail["loc"]
+    match detail["type"]:
+        case "extra_forbidden":
+            return True
+        case "missing":
+            return dotted(location) in meant
+        case "too_short":
+            return any(other["loc"][: len(location)] == location for other in details if other is not detail)
+    return False
+
+
+def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys to explain for an unknown `key`: itself, or what a section of another framework holds."""
+    if isinstance(value, dict) and value and not suggest(model, key):
+        for name, below in value.items():
+            yield from unknown_leaves(model, f"{key}.{name}", below)
+    else:
+        yield key, value
+
+
+def suggest(model: type[BaseModel], key: str) -> list[str]:
+    """Known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling."""
+    known = [name for name, _ in walk(model)]
+    section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
+    siblings = [known_name(full) for full in known if full.rpartition(".")[0] == section]
+    foreign = FOREIGN_NAMES.get(name.lower().replace("-", "_"))
+    elsewhere = [full for full in known if known_name(full) == name]
+    similar = [f"{key.rpartition('.')[0]}.{match}".lstrip(".") for match in nearest(name, siblings)]
+    return list(dict.fromkeys([*([foreign] if foreign else []), *elsewhere, *similar]))
+
+
+def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Fault:
+    """The fault behind one error that is not an unknown key."""
+    key = dotted(detail["loc"])
+    example = working_value(model, key)
+    if detail["type"] == "missing":
+        return Fault(key, "required", f"for example {example}" if example else "")
+    rule = RULES.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
+    return Fault(key, rule, f"for example {example}" if example else "", toml(detail["input"]))
+
+
+def working_value(model: type[BaseModel], key: str) -> str:
+    """A line of TOML that sets `key` to a value that would work; empty for a whole section."""
+    name = re.sub(r"\[\d+\]", "[]", key)
+    field = dict(walk(model)).get(name)
+    if field is None:
+        return ""
+    if example := EXAMPLES.get(name):
+        return f"{known_name(name)} = {example}"
+    if is_section(field):
+        return f"[{name}]"
+    return f"{known_name(name)} = {toml(field.default)}"
+
+
+def did_you_mean(suggestions: list[str]) -> str:
+    return f"did you mean {' or '.join(suggestions)}?" if suggestions else ""
+
+
+def known_name(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def dotted(location: tuple[int | str, ...]) -> str:
+    """The user's key: ("data", "sources", 0, "path") -> data.sources[0].path."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def toml(value: Any) -> str:
+    """The value about as it stands in TOML, shortened; empty for tables."""
+    if isinstance(value, dict):
+        return ""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

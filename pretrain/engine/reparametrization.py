@@ -1,0 +1,88 @@
+"""sigmaReparam in a training run: when its parts happen around an update, and the optimizer of its gammas.
+
+Gammas are scalars in fp32, also in a bf16 model, and every rank of a stage knows their gradient. So they are
+buffers with an AdamW of their own: without weight decay, clipped by the global norm as all else.
+
+K   matrices stacked in one layer
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel.mesh import ParallelMesh
+from parallel.spectral import GradientPiece, find_spectral_layers, initialise, power_step, pull_back
+from pretrain.backend.update_gate import UpdateGate
+
+
+class Reparametrization:
+    """All reparametrised matrices of this rank."""
+
+    def __init__(
+        self, module: nn.Module, mesh: ParallelMesh, gate: UpdateGate, defaults: Mapping[str, Any]
+    ) -> None:
+        """`defaults` are those of the model's AdamW, whose betas and epsilon gamma's shares."""
+        self._mesh = mesh
+        self._gate = gate
+        self._layers = find_spectral_layers(module)
+        self._by_weight = {id(layer.weight): layer for layer in self._layers}
+        gammas = [layer.norms.gamma_K for layer in self._layers if layer.norms.active]
+        self._optimizer: torch.optim.Optimizer | None = None
+        if gammas:
+            options = {"betas": defaults["betas"], "eps": defaults["eps"]}
+            self._optimizer = torch.optim.AdamW(gammas, lr=0.0, weight_decay=0.0, **options)
+        self.residual = initialise(self._layers, mesh.tensor.group) if self._layers else 0.0
+        """How far the first vectors are from singular vectors (largest relative residual)."""
+
+    def pull_back(self) -> Tensor:
+        """After the last backward: make gradients of What those of W; returns this rank's share of |dgamma|^2."""
+        if not self._optimizer:
+            return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
+        pieces = [
+            GradientPiece(self._by_weight[id(held.parameter)], held.gradient, held.start)
+            for held in self._gate.gradients()
+            if id(held.parameter) in self._by_weight
+        ]
+        group = self._mesh.stage.group if self._gate.sharded else self._mesh.tensor.group
+        gradients = pull_back(pieces, self._layers, group)
+        for layer, gradient in zip(self._layers, gradients, strict=True):
+            layer.norms.gamma_K.grad = gradient
+        squared = torch.cat(gradients).double().square().sum()
+        # All tensor and data ranks have the same gammas: they count once.
+        return squared / (self._mesh.tensor.size * self._mesh.data.size)
+
+    def after_update(self, learning_rate: float, gradient_norm: float, clipping: float) -> None:
+        """Once the weights have moved: move gamma, take a power step, renew What."""
+        if not self._layers:
+            return
+        if self._optimizer:
+            self._update_gammas(
+                learning_rate, min(1.0, clipping / (gradient_norm + 1e-6)) if clipping else 1.0
+            )
+        power_step(self._layers, self._mesh.tensor.group)
+        self.materialise()
+
+    def materialise(self) -> None:
+        """Renew What from W, sigma and gamma, also after a load."""
+        for layer in self._layers:
+            layer.norms.materialise(layer.weight)
+
+    def _update_gammas(self, learning_rate: float, factor: float) -> None:
+        assert self._optimizer is not None
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+            for gamma in group["params"]:
+                gamma.grad.mul_(factor)
+        self._optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of gamma's optimizer; all else is in the module's buffers."""
+        return self._optimizer.state_dict() if self._optimizer else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore after the module has been loaded."""
+        if self._optimizer:
+            self._optimizer.load_state_dict(state)
+        self.materialise()

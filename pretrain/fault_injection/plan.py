@@ -1,0 +1,68 @@
+"""Faults that can be planted in a run to see what the watchdog does: their names, and when they happen."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pretrain.config.nearest import nearest
+from pretrain.errors import ConfigurationError
+
+_PATTERN = re.compile(r"(\w+)(?:@(\d{1,9})(?:\+(\d{1,9}))?)?")
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """What is done, and for how many steps where that is not said."""
+
+    description: str
+    steps: int = 1
+
+
+FAULTS: Mapping[str, FaultKind] = {
+    "poisoned_samples": FaultKind("labels of all samples of some steps are shuffled within each sample", 40),
+    "garbage_batch": FaultKind("one global batch is of random tokens"),
+    "nan_gradient": FaultKind("a gradient of the last rank is NaN"),
+    "infinite_loss": FaultKind("the loss of one rank of the last stage is infinite"),
+    "high_learning_rate": FaultKind("the learning rate is 20 times what it should be", 40),
+    "exponent_flip": FaultKind("the highest exponent bit of one embedding weight flips in one replica"),
+    "replica_flip": FaultKind("a middle bit of one embedding weight flips in one replica"),
+    "tev_drift": FaultKind("every step adds 0.2 % of a common vector to all rows of the embedding", 100),
+    "exploding_logits": FaultKind("query weights of one block grow 30 times"),
+}
+
+
+@dataclass(frozen=True)
+class FaultPlan:
+    """A fault and when it happens."""
+
+    name: str
+    """One of `FAULTS`."""
+    step: int
+    """The first step that has it, from 1."""
+    steps: int
+    """How many have it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.step}+{self.steps}"
+
+    def covers(self, step: int) -> bool:
+        """Whether a step has it."""
+        return self.step <= step < self.step + self.steps
+
+    @classmethod
+    def parse(cls, text: str, total_steps: int) -> "FaultPlan":
+        """Read `NAME[@STEP[+STEPS]]`; without STEP it is right after two thirds of the run's `total_steps`.
+
+        Raises ConfigurationError.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise ConfigurationError(f"--fault {text}: not of the form NAME[@STEP[+STEPS]]")
+        name, step, steps = match.groups()
+        if name not in FAULTS:
+            known = " or ".join(nearest(name, FAULTS)) or f"one of {', '.join(FAULTS)}"
+            raise ConfigurationError(f"--fault {text}: there is no fault {name}; did you mean {known}?")
+        plan = cls(name, int(step or total_steps * 2 // 3 + 1), int(steps or FAULTS[name].steps))
+        if not (1 <= plan.step <= total_steps and plan.steps > 0):
+            raise ConfigurationError(f"--fault {text}: steps of the run are 1 to {total_steps} (run.steps)")
+        return plan

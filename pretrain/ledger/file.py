@@ -1,0 +1,97 @@
+"""`ledger.jsonl`: what a run has seen, decided and done, one record a line, appended and never rewritten.
+
+Each record holds the SHA-256 of the line before it, so that a line that was changed, lost or put in between is
+noticed (lines that were cut off at the end are not). It is on the disk when `append` returns: what a process finds
+after a crash is a prefix of what was written, and the state of the run is a fold over it (`recovery`).
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pretrain.errors import CheckpointError
+from pretrain.ledger.history import RunHistory, fold
+from pretrain.ledger.record import Record, decode, encode
+from pretrain.runtime.durable_files import sync_folder
+from pretrain.runtime.line_file import LineFile
+
+LEDGER = "ledger.jsonl"
+BEGINNING = "0" * 64
+"""Stands for the digest of the line before the first."""
+BROKEN = "does not follow from the line before: one of the two was changed, or lines are missing in between"
+
+
+class Ledger:
+    """Appends records; needs one writer per run."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the ledger and cut off a line that was torn by a crash.
+
+        Raises CheckpointError if it was changed or is not understood, and OSError.
+        """
+        records, self._last = _read(path) if path.exists() else ((), BEGINNING)
+        self.history: RunHistory = fold(records)
+        self._path = path
+        self._seq = len(records)
+        self._file = LineFile(path)
+        sync_folder(path.parent)
+
+    def append(self, record: Record) -> Record:
+        """Write a record, stamped with its place and time, and wait until the disk has it.
+
+        Raises OSError, and then neither the file nor `recovery` has changed.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        stamped = replace(record, seq=self._seq + 1, time=now)
+        history = self.history.after(stamped)
+        line = encode(stamped, self._last)
+        self._file.append(line, durable=True)
+        self.history, self._seq, self._last = history, stamped.seq, _digest(line)
+        return stamped
+
+    def records(self) -> tuple[Record, ...]:
+        """All records so far."""
+        return read_ledger(self._path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_ledger(path: Path) -> tuple[Record, ...]:
+    """The records of a ledger, which another process may be writing.
+
+    Raises CheckpointError if it was changed or is not understood, and OSError.
+    """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[tuple[Record, ...], str]:
+    """The records, and the digest of the last line."""
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was torn by a crash
+    return tuple(_records(path, lines)), _digest(lines[-1]) if lines else BEGINNING
+
+
+def _records(path: Path, lines: list[bytes]) -> Iterator[Record]:
+    expected = BEGINNING
+    for number, line in enumerate(lines, start=1):
+        try:
+            record, previous = decode(line)
+        except ValueError as error:
+            raise CheckpointError(_refusal(path, number, str(error))) from None
+        if previous != expected or record.seq != number:
+            raise CheckpointError(_refusal(path, number, BROKEN))
+        expected = _digest(line)
+        yield record
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _refusal(path: Path, number: int, fault: str) -> str:
+    return (
+        f"{path}:{number}: {fault}; what the run has skipped and spent cannot be told. Restore the file from a copy, "
+        f"or keep only its first {number - 1} lines, and the run forgets what came after them"
+    )

@@ -1,0 +1,131 @@
+"""Records of the ledger: what has been seen, decided and done in a run.
+
+Every record names the step that it is about, that step's attempt and the lineage; the other fields go by kind:
+
+    run_start            config_digest, layout, versions, host
+    resumed              tag
+    suspect              signals
+    alarm                alarms (each a dict of `pretrain.step.Alarm`)
+    host_suspect         rank, host: where a fault of memory was seen
+    veto                 reason, draws [lo, hi)
+    sealed               tag
+    certified            tag (null: in host memory), horizon
+    condemned            tag, reason
+    quarantined          tag, reason
+    refused              tag: the loss has settled higher after it, and it is never certified
+    left_alone           reason
+    rollback_intent      target_step, target_tag (null: in host memory), remedy, onset, skip [[lo, hi), ...],
+                         learning_rate_factor, learning_rate_until, reason
+    learning_rate_edit   update, factor, return_updates, until
+    rollback_done        seconds, tier (memory, disk), proof
+    rebaseline           reason, declared: by other settings of a new session; else by the schedule
+    calibrated           thresholds {signal: {direction: threshold}}
+    preempted
+    stopped              code, reason
+    done
+
+An intent is written before its deed. `alarm`, `veto` and `rollback_intent` are about the step that was judged;
+`rollback_done` and `resumed` have the state that the run goes on from, with its new lineage if it has one.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+FORMAT = 1
+
+
+class Kind(StrEnum):
+    """What a record tells."""
+
+    RUN_START = "run_start"
+    RESUMED = "resumed"
+    SUSPECT = "suspect"
+    ALARM = "alarm"
+    HOST_SUSPECT = "host_suspect"
+    VETO = "veto"
+    SEALED = "sealed"
+    CERTIFIED = "certified"
+    CONDEMNED = "condemned"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    LEFT_ALONE = "left_alone"
+    ROLLBACK_INTENT = "rollback_intent"
+    LEARNING_RATE_EDIT = "learning_rate_edit"
+    ROLLBACK_DONE = "rollback_done"
+    REBASELINE = "rebaseline"
+    CALIBRATED = "calibrated"
+    PREEMPTED = "preempted"
+    STOPPED = "stopped"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that has happened."""
+
+    kind: Kind
+    step: int
+    attempt: int
+    lineage: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else there is to say, by kind; JSON types. Floats may be anything: `float()` of what comes back is equal."""
+    seq: int = 0
+    """Place in the ledger, from 1; 0: not written yet."""
+    time: str = ""
+    """Wall time in UTC, ISO 8601, when it was written."""
+
+
+def encode(record: Record, previous: str) -> bytes:
+    """The line of a record in the ledger; `previous` is the digest of the line before."""
+    header = {
+        "format": FORMAT,
+        "seq": record.seq,
+        "previous": previous,
+        "time": record.time,
+        "kind": record.kind,
+        "step": record.step,
+        "attempt": record.attempt,
+        "lineage": record.lineage,
+    }
+    return json.dumps(plain({**record.fields, **header}), allow_nan=False).encode()
+
+
+def decode(line: bytes) -> tuple[Record, str]:
+    """The record of a line, and the digest that it gives for the line before.
+
+    Raises ValueError, with what is wrong.
+    """
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        raise ValueError("not a line of JSON") from None
+    if not isinstance(fields, dict) or "format" not in fields:
+        raise ValueError("not a record of a ledger")
+    if (format_ := fields.pop("format")) != FORMAT:
+        raise ValueError(
+            f"format {format_}, of which this version of Surefoot, with format {FORMAT}, knows nothing"
+        )
+    try:
+        kind = Kind(fields.pop("kind"))
+        header = {name: int(fields.pop(name)) for name in ("step", "attempt", "lineage", "seq")}
+        time, previous = str(fields.pop("time")), str(fields.pop("previous"))
+    except KeyError as error:
+        raise ValueError(f"a record without {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a record that cannot be: {error}") from None
+    return Record(kind=kind, fields=fields, time=time, **header), previous
+
+
+def plain(value: Any) -> Any:
+    """JSON has no word for what is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

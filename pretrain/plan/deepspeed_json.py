@@ -1,0 +1,111 @@
+"""The DeepSpeed JSON of a run: derived from configuration and plan, the user's own JSON merged over it."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hjson
+
+from pretrain.config.nearest import nearest
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigurationError, Fault
+from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
+from pretrain.plan.plan import Plan
+
+Json = dict[str, Any]
+
+AUTO = "auto"
+"""What the Hugging Face integration writes for a value that follows from elsewhere."""
+
+
+def deepspeed_json(config: RunConfig, plan: Plan) -> Json:
+    """What `deepspeed.initialize` is given; raises ConfigurationError where the user's JSON contradicts."""
+    derived = derive(config, plan)
+    path = config.run.deepspeed_config
+    if path is None:
+        return derived
+    user = drop_auto(read_json(path))
+    if faults := list(json_faults(user, derived)):
+        raise ConfigurationError(f"{path}: does not fit this configuration", faults)
+    return merge(derived, user)
+
+
+def derive(config: RunConfig, plan: Plan) -> Json:
+    """The JSON that follows from the configuration alone."""
+    bf16 = config.precision.dtype == "bf16"
+    # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
+    accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
+    return {
+        "train_batch_size": plan.batch.samples,
+        "train_micro_batch_size_per_gpu": plan.batch.micro,
+        "gradient_accumulation_steps": plan.batch.accumulation,
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        **accumulation,
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def read_json(path: Path) -> Json:
+    """Parse JSON with comments (Hjson, as DeepSpeed reads it); raises ConfigurationError."""
+    try:
+        document = hjson.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
+    except hjson.HjsonDecodeError as error:
+        raise ConfigurationError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path}: must hold a JSON object")
+    return document
+
+
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> Json:
+    names = [name for name, _ in pairs]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{', '.join(repeated)} stands there more than once")
+    return dict(pairs)
+
+
+def drop_auto(document: Json) -> Json:
+    """The document without the values that are left to us."""
+    return {
+        key: drop_auto(value) if isinstance(value, dict) else value
+        for key, value in document.items()
+        if value != AUTO
+    }
+
+
+def json_faults(user: Json, derived: Json) -> Iterator[Fault]:
+    """Unknown keys, keys that cannot be used here, and values that contradict the configuration."""
+    for key in user:
+        if key in REFUSED_KEYS:
+            yield Fault(key, "cannot be set in the JSON", REFUSED_KEYS[key])
+        elif key not in KNOWN_KEYS:
+            similar = " or ".join(nearest(key, KNOWN_KEYS))
+            yield Fault(key, "DeepSpeed has no such key", f"did you mean {similar}?" if similar else "")
+    for key, own in OWNED_KEYS.items():
+        given, due = look_up(user, key), look_up(derived, key)
+        if given is not None and given != due:
+            rule = f"contradicts the configuration, from which {due} follows"
+            yield Fault(key, rule, f"remove it, or set {own}", str(given))
+
+
+def look_up(document: Json, key: str) -> Any:
+    """The value at a dotted key; none where there is none."""
+    section, _, name = key.rpartition(".")
+    table = document.get(section, {}) if section else document
+    return table.get(name) if isinstance(table, dict) else table
+
+
+def merge(base: Json, over: Json) -> Json:
+    """`base` with the values of `over`, tables merged key by key."""
+    merged = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], dict) and isinstance(over[key], dict):
+            merged[key] = merge(base[key], over[key])
+    return merged

@@ -1,0 +1,138 @@
+"""What a run leaves behind when it gives up: why, with which weights, on which samples, to be read without the run.
+
+runs/NAME/evidence/attempt00000512/
+    verdict.json    the step, the reason, alarms, all measures of the step, budgets
+    samples.jsonl   the samples from the onset of the trouble to the verdict, as text
+    layers.jsonl    the distribution of every parameter's weights
+    metrics.jsonl   the last rows
+    config.toml
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.reading.ranges import SampleRange
+from data_pipeline.reading.stream import BatchStream
+from parallel.mesh import ParallelMesh
+from pretrain.config.loader import dump_config
+from pretrain.config.run import RunConfig
+from pretrain.engine.engine import TrainEngine
+from pretrain.ledger.history import RunHistory
+from pretrain.ledger.record import plain
+from pretrain.probes.weights import layer_rows
+from pretrain.runtime.agreement import from_first
+from pretrain.step import StepReport, TrainState, Verdict
+from pretrain.watchdog.budgets import budgets
+
+FOLDER = "evidence"
+SAMPLES = 128
+"""Samples that are spelled out at most: the first half from the onset on, the other up to the verdict."""
+METRICS_BYTES = 2**20
+"""End of `metrics.jsonl` that is copied, some hundred rows."""
+
+
+@dataclass(frozen=True)
+class CrashReport:
+    """The step that a run has ended at; equal on all ranks."""
+
+    reason: str
+    report: StepReport
+    verdict: Verdict
+    state: TrainState
+    """Before the step."""
+    history: RunHistory
+    draws: tuple[SampleRange, ...]
+    """Of the steps from the onset to this one."""
+
+
+def write_crash_report(
+    scene: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: BatchStream
+) -> tuple[Path | None, str]:
+    """Write down what there is, all ranks together; the folder, or the problem.
+
+    Nothing that fails here may hide why the run has ended: no rank raises.
+    """
+    sums, problem = {}, ""
+    try:
+        sums = engine.parameter_sums()
+    except Exception as error:  # out of memory, above all
+        problem = f"rank {mesh.rank}: {error!r}"
+    parts, problems = zip(*mesh.gather((sums, problem)), strict=True)
+    layers = layer_rows(parts, engine.layer_names) + [{"problem": text} for text in problems if text]
+    return from_first(mesh, lambda: _write_or_clear_away(scene, config, layers, batches))
+
+
+def _write_or_clear_away(
+    scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+) -> Path:
+    """Raises OSError, whatever is wrong."""
+    folder = config.run_folder / FOLDER / f"attempt{scene.state.attempt + 1:08d}"
+    begun = folder.with_name(f".{folder.name}.tmp")
+    try:
+        _write(begun, scene, config, layers, batches)
+        shutil.rmtree(folder, ignore_errors=True)
+        return begun.rename(folder)
+    except Exception as error:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise OSError(f"{folder}: {error}") from error
+
+
+def _write(
+    folder: Path, scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "verdict.json").write_text(json.dumps(plain(_verdict(scene, config)), indent=1), "utf-8")
+    (folder / "samples.jsonl").write_text(_lines(_samples(scene.draws, batches)), "utf-8")
+    (folder / "layers.jsonl").write_text(_lines(layers), "utf-8")
+    (folder / "metrics.jsonl").write_bytes(_last_rows(config.run_folder / "metrics.jsonl"))
+    (folder / "config.toml").write_text(dump_config(config), "utf-8")
+
+
+def _verdict(scene: CrashReport, config: RunConfig) -> dict[str, Any]:
+    report, verdict = scene.report, scene.verdict
+    return {
+        "step": report.step,
+        "attempt": scene.state.attempt + 1,
+        "lineage": scene.state.lineage,
+        "reason": scene.reason,
+        "onset": verdict.onset,
+        "alarms": [asdict(alarm) for alarm in verdict.alarms],
+        "loss": report.loss,
+        "gradient_norm": report.gradient_norm,
+        "learning_rate": report.learning_rate,
+        "measures": dict(report.measures),
+        "draws": [list(range_) for range_ in scene.draws],
+        "budgets": [str(budget) for budget in budgets(scene.history, config, scene.state.attempt + 1)],
+        "rollbacks": [asdict(rollback) for rollback in scene.history.rollbacks],
+    }
+
+
+def _samples(ranges: Sequence[SampleRange], batches: BatchStream) -> Iterator[dict[str, Any]]:
+    """As far as they can be read; then why no further."""
+    draws = batches.unskipped(ranges)
+    if len(draws) > SAMPLES:
+        draws = [*draws[: SAMPLES // 2], *draws[-(SAMPLES // 2) :]]
+    try:
+        yield from map(asdict, batches.excerpts(draws))
+    except Exception as error:  # the rest is worth having all the same
+        yield {"problem": str(error) or repr(error)}
+
+
+def _last_rows(metrics: Path) -> bytes:
+    """Whole lines from the end of the file."""
+    if not metrics.exists():
+        return b""
+    with metrics.open("rb") as file:
+        start = max(metrics.stat().st_size - METRICS_BYTES, 0)
+        file.seek(start)
+        content = file.read()
+    return content.partition(b"\n")[2] if start else content
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(plain(row), ensure_ascii=False)}\n" for row in rows)

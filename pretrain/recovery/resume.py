@@ -1,0 +1,91 @@
+"""How a process takes up a run: from which checkpoint, and with what has changed since."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from data_pipeline.reading.stream import BatchStream
+from pretrain.checkpoint.checkpoint import Checkpointer
+from pretrain.checkpoint.restored import Restored
+from pretrain.engine.engine import TrainEngine
+from pretrain.fault_injection.plan import FaultPlan
+from pretrain.ledger.ledger import RunLedger
+from pretrain.ledger.record import Kind
+from pretrain.recovery.candidates import record
+from pretrain.step import TrainState
+from pretrain.watchdog.watchdog import Watchdog
+
+FELT = ("run.steps", "model.", "data.", "optimizer.", "schedule.", "precision.", "probes.")
+"""Settings that signals of the watchdog depend on; a schedule depends on `run.steps`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, beside the configuration."""
+
+    tag: str | None = None
+    """Checkpoint to go on from; none: the newest."""
+    force_condemned: bool = False
+    fault: FaultPlan | None = None
+    """To be planted."""
+    port: int = 0
+    """MASTER_PORT, which tells launches apart."""
+
+
+PLAIN = Request()
+"""What a command line without options asks for."""
+
+
+def restore(
+    checkpointer: Checkpointer, engine: TrainEngine, ledger: RunLedger, request: Request
+) -> Restored | None:
+    """The checkpoint that was asked for; else the newest one, of those from before a rollback that was cut short."""
+    if request.tag:
+        return checkpointer.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
+    pending = ledger.history.pending
+    if pending is None:
+        rollbacks = ledger.history.rollbacks
+        afresh = bool(rollbacks) and rollbacks[-1].target_tag is None  # to host memory, or to the beginning
+        return checkpointer.load_newest(engine, sealed=ledger.history.sealed, afresh=afresh)
+    checkpointer.condemn(pending.target_step, pending.reason)
+    if checkpointer.choose(pending.target_step) is None:
+        return None  # host memory is gone, and nothing older is on disk: the initial weights are
+    restored = checkpointer.load_preferred(engine, pending.target_step)
+    checkpointer.condemn(restored.state.step, pending.reason)
+    return restored
+
+
+def take_up(
+    restored: Restored,
+    request: Request,
+    changes: Mapping[str, str],
+    batches: BatchStream,
+    watchdog: Watchdog,
+    ledger: RunLedger,
+) -> TrainState:
+    """Have everybody go on from a checkpoint that the engine has loaded; where the counters stand."""
+    state, history = resumed(restored.state, ledger), ledger.history
+    if request.tag:
+        state = replace(state, attempt=history.attempt, lineage=history.lineage + 1)
+    batches.seek(restored.data)
+    watchdog.take_up(restored.watchdog, restored.state.attempt, ledger.history)
+    ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag)))
+    if on_purpose := {key: change for key, change in changes.items() if key.startswith(FELT)}:
+        watchdog.rebaseline()
+        ledger.append(record(Kind.REBASELINE, state, reason=in_words(on_purpose), declared=True))
+    return state
+
+
+def resumed(saved: TrainState, ledger: RunLedger) -> TrainState:
+    """The counters of a run that a process takes up: attempts and lineages go on where the ledger has them. What a
+    session did that has given up stays in the curves: what comes now is another lineage."""
+    history = ledger.history
+    if history.stopped:
+        return replace(saved, lineage=history.lineage + 1, attempt=history.attempt)
+    if saved.lineage >= history.lineage:
+        return saved
+    return replace(saved, lineage=history.lineage, attempt=max(saved.attempt, history.attempt))
+
+
+def in_words(changes: Mapping[str, str]) -> str:
+    """Settings that have changed, in one line."""
+    return ", ".join(f"{key} {change}" for key, change in changes.items())

@@ -1,0 +1,42 @@
+"""Whether the loss still falls: the witness against alarms of other signals."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+SPAN = 64
+"""Losses on each side of an onset that are compared at most."""
+FEWEST = 16
+"""And at least."""
+SIGMAS = 2.0
+"""Standard errors by which the median must have fallen."""
+
+
+@dataclass(frozen=True)
+class LossTrend:
+    """The last finite losses of a run, by step; goes into checkpoints, and back with them."""
+
+    losses: tuple[tuple[int, float], ...] = ()
+
+    def after(self, step: int, loss: float) -> "LossTrend":
+        """With one more loss."""
+        return LossTrend((*self.losses[1 - 2 * SPAN :], (step, loss))) if np.isfinite(loss) else self
+
+    def falling(self, onset: int) -> bool:
+        """Whether the losses since `onset` are clearly lower than as many before; of few, more are taken."""
+        since = sum(step >= onset for step, _ in self.losses)
+        count = min(max(since, FEWEST), SPAN)
+        if len(self.losses) < 2 * count:
+            return False
+        values = np.array([loss for _, loss in self.losses[-2 * count :]])
+        before, now = values[:count], values[count:]
+        sigma = 1.4826 * max(np.median(np.abs(side - np.median(side))) for side in (before, now))
+        # The standard error of a median is 1.25 that of a mean.
+        error = 1.25 * sigma * (2 / count) ** 0.5
+        return bool(np.median(now) < np.median(before) - SIGMAS * error)
+
+    @classmethod
+    def of(cls, losses: Iterable[tuple[int, float]]) -> "LossTrend":
+        """From what JSON has made of them."""
+        return cls(tuple((step, loss) for step, loss in losses))

@@ -1,0 +1,204 @@
+"""Remote sources: read through fsspec, cached whole, verified, shared by processes."""
+
+import hashlib
+import http.server
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import pytest
+from support.numbered_data import config, numbers, write_split
+
+from data_pipeline.errors import DataError
+from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.shards.storage import open_folder
+
+SAMPLES = 30
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    write_split(folder / "d", SAMPLES)
+    write_split(folder / "d", 5, split="validation", first=5001)
+    return folder
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder, counts requests, holds shards while `open` is not set, and breaks the first `breaks`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.requests: list[str] = []
+        self.breaks = 0
+        self.open = threading.Event()
+        self.open.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        if self.path.endswith(".tar"):
+            self.server.open.wait(timeout=60)
+        if self.path.endswith(".tar") and self.server.breaks:
+            self.server.breaks -= 1
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"half")
+            self.close_connection = True
+        else:
+            super().do_GET()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(data: Path) -> Iterator[Server]:
+    with Server(data) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def memory(data: Path) -> Iterator[str]:
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(data / "d"), "/bucket/d", recursive=True)
+    yield "memory://bucket/d"
+    filesystem.rm("/bucket", recursive=True)
+
+
+def read(path: object, cache: Path | None = None, steps: int = 5) -> list[list[int]]:
+    plan = config(path, cache=cache)
+    with closing(BatchStream(plan, seed=1, data_rank=0, data_size=1)) as stream:
+        return [numbers(next(stream)) for _ in range(steps)]
+
+
+def test_a_memory_url_gives_what_the_folder_gives(data: Path, memory: str, tmp_path: Path) -> None:
+    assert read(memory, tmp_path) == read(data / "d")
+    assert read(f"{memory}/train/", tmp_path) == read(data / "d")
+    with closing(
+        ValidationSet(config(memory, cache=tmp_path), samples=None, data_rank=0, data_size=1)
+    ) as validation:
+        assert [sorted(numbers(step))[-5:] for step in validation] == [list(range(5001, 5006))]
+
+
+def test_a_split_at_the_root_of_a_bucket(data: Path, tmp_path: Path) -> None:
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(data / "d" / "train"), "/root", recursive=True)
+    assert read("memory://root", tmp_path) == read(data / "d")
+    filesystem.rm("/root", recursive=True)
+
+
+def test_a_file_url_is_a_local_folder(data: Path) -> None:
+    assert read(f"file://{data}/d") == read(data / "d")
+
+
+def test_http_shards_are_downloaded_once(data: Path, server: Server, tmp_path: Path) -> None:
+    assert read(f"{server.url}/d", tmp_path) == read(data / "d")
+    assert sum(name.endswith(".tar") for name in server.requests) == 5
+    server.requests.clear()
+    assert read(f"{server.url}/d", tmp_path) == read(data / "d")
+    assert not any(name.endswith((".tar", ".npy")) for name in server.requests)
+
+
+def test_a_broken_download_is_tried_again(data: Path, server: Server, tmp_path: Path) -> None:
+    server.breaks = 2
+    assert read(f"{server.url}/d", tmp_path) == read(data / "d")
+    assert sum(name.endswith(".tar") for name in server.requests) == 7
+
+
+def test_a_download_that_never_works_is_named_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.breaks = 1000
+    with pytest.raises(DataError, match=r"http://127.*text-00000\d\.tar: "):
+        read(f"{server.url}/d", tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tar", ".partial")]
+
+
+def test_remote_content_that_is_not_what_was_indexed_is_refused(memory: str, tmp_path: Path) -> None:
+    filesystem = fsspec.filesystem("memory")
+    for name in filesystem.ls("/bucket/d/train", detail=False):
+        if name.endswith(".tar"):
+            content = bytearray(filesystem.cat_file(name))
+            content[700] ^= 1
+            filesystem.pipe_file(name, bytes(content))
+    with pytest.raises(DataError, match=r"text-00000\d\.tar: SHA-256 is .*, the manifest says"):
+        read(memory, tmp_path)
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere", "no manifest.json and no train/manifest.json here"),
+        ("nosuchprotocol://x", "nosuchprotocol://x: cannot be read"),
+        ("http://127.0.0.1:9/x", "http://127.0.0.1:9/x"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_named(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(url, tmp_path)
+
+
+def test_a_missing_remote_file_is_named(memory: str, tmp_path: Path) -> None:
+    fsspec.filesystem("memory").rm("/bucket/d/train/text-000003.tar")
+    with pytest.raises(DataError, match=r"memory://bucket/d/train/text-000003\.tar: is missing"):
+        read(memory, tmp_path)
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from data_pipeline.shards.storage import open_folder
+url, cache, name, size, sha256 = sys.argv[1:]
+folder = open_folder(url, Path(cache))
+print("ready", flush=True)
+print(folder.local(name, int(size), sha256))
+"""
+
+
+def test_several_processes_download_a_shard_once(data: Path, server: Server, tmp_path: Path) -> None:
+    name = "text-000000.tar"
+    content = (data / "d" / "train" / name).read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    argv = [sys.executable, "-c", FETCH, f"{server.url}/d/train", tmp_path, name, len(content), sha256]
+    server.open.clear()
+    ranks = [
+        subprocess.Popen([str(word) for word in argv], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [rank.stdout.readline() for rank in ranks if rank.stdout] == ["ready\n"] * 3
+    server.open.set()
+    paths = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
+    assert [rank.returncode for rank in ranks] == [0, 0, 0]
+    assert len(paths) == 1
+    assert Path(paths.pop()).read_bytes() == content
+    assert sum(request.endswith(".tar") for request in server.requests) == 1
+
+
+def test_the_cache_lies_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read(memory, steps=1)
+    assert list((tmp_path / ".cache" / "surefoot").rglob("*.tar"))
+
+
+def test_a_full_disk_under_the_cache_is_named(memory: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match="file"):
+        open_folder(f"{memory}/train", tmp_path / "file").local("text-000000.tar", 1, "0" * 64)

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from pretrain.checkpoint.certificate import CERTIFICATE, certify, read_certificate
+from pretrain.checkpoint.manifest import MANIFEST, CheckpointLayout, Manifest, seal
+from pretrain.errors import CheckpointError
+from pretrain.step import TrainState
+
+TAG = "step00000100-a1"
+FACTS = {"median_loss": 2.5, "alarms": 0, "method": "median", "tev": None, "quiet": True}
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    folder = tmp_path / TAG
+    folder.mkdir()
+    manifest = Manifest(
+        tag=TAG,
+        layout=CheckpointLayout(tensor=1, pipeline=1, data=1, zero_stage=0, dtype="fp32"),
+        config_digest="c0ffee",
+        data_fingerprint="f00d",
+        state=TrainState(step=100),
+        files={},
+        versions={},
+    )
+    seal(folder, manifest)
+    return folder
+
+
+def test_what_is_written_is_read(sealed: Path) -> None:
+    written = certify(sealed, step=228, horizon=128, facts=FACTS)
+    assert read_certificate(sealed) == written
+    assert (written.step, written.horizon, written.tag) == (228, 128, TAG)
+    assert written.facts == FACTS
+    assert not list(sealed.glob(".*"))
+
+
+def test_a_second_certificate_replaces_the_first(sealed: Path) -> None:
+    certify(sealed, step=228, horizon=128, facts={})
+    assert certify(sealed, step=300, horizon=200, facts={}) == read_certificate(sealed)
+
+
+def test_without_a_manifest_there_is_nothing_to_certify(sealed: Path) -> None:
+    (sealed / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=f"{MANIFEST}: No such file"):
+        certify(sealed, step=228, horizon=128, facts={})
+    assert not (sealed / CERTIFICATE).exists()
+
+
+def test_it_vouches_for_its_manifest_alone(sealed: Path) -> None:
+    certify(sealed, step=228, horizon=128, facts={})
+    text = (sealed / MANIFEST).read_text()
+    (sealed / MANIFEST).write_text(text.replace("c0ffee", "c0ffe0"))
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        read_certificate(sealed)
+
+
+def test_it_does_not_move_to_another_folder(sealed: Path) -> None:
+    certify(sealed, step=228, horizon=128, facts={})
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        read_certificate(sealed.rename(sealed.with_name("step00000200-a2")))
+
+
+@pytest.mark.parametrize("facts", [{"loss": float("nan")}, {"loss": float("inf")}])
+def test_facts_are_plain_json(sealed: Path, facts: dict[str, float]) -> None:
+    """What is not a number is null, and reads back."""
+    certify(sealed, step=228, horizon=128, facts=facts)
+    assert "NaN" not in (sealed / CERTIFICATE).read_text()
+    assert read_certificate(sealed).facts == {"loss": None}

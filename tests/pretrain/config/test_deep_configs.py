@@ -1,0 +1,113 @@
+"""The configurations for deep models: sound on their stated ranks, comparable with each other, and trainable."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from support.courses import Losses, largest_difference
+from support.distributed import run_distributed
+from support.training import VOCABULARY, make_batches, make_engine, make_mesh, proceed
+
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
+from pretrain.plan.plan import plan
+
+ROOT = Path(__file__).parents[3]
+DEEP = ROOT / "configs" / "gpt" / "deep"
+ARMS = ("pre-ln", "post-ln", "sigma", "mlra", "mlra-matched", "mlra-sigma")
+DEPTHS = (24, 48)
+CLUSTERS = {"1.3b-one-host": 8, "1.3b-many-hosts": 32, "6.7b-one-host": 8, "6.7b-many-hosts": 64}
+RANKS = {**{f"{depth}-{arm}": 1 for depth in DEPTHS for arm in ARMS}, **CLUSTERS}
+METHOD_KEYS = {"attention", "norm_placement", "reparametrization", "gamma_init"}
+"""Keys of [model] in which the arms of a comparison may differ."""
+
+
+def load(name: str) -> RunConfig:
+    return load_config(DEEP / f"{name}.toml")
+
+
+def test_every_file_is_listed() -> None:
+    assert {path.stem for path in DEEP.glob("*.toml")} == set(RANKS)
+
+
+@pytest.mark.parametrize(("name", "world_size"), RANKS.items())
+def test_works_on_its_stated_ranks(name: str, world_size: int) -> None:
+    planned = plan(load(name), world_size)
+    header = (DEEP / f"{name}.toml").read_text().partition("[run]")[0]
+    assert planned.warnings == ()
+    assert f"{planned.batch.tokens:,} a step; {planned.steps:,} steps" in header
+    assert f"surefoot train configs/gpt/deep/{name}.toml" in header
+    if name in CLUSTERS:
+        assert f"pipeline {planned.pipeline} x data {planned.data} = {world_size} ranks" in header
+        assert planned.parameters.total == pytest.approx(float(name[:3]) * 1e9, rel=0.1)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_arms_differ_in_the_method_alone(depth: int) -> None:
+    runs = {arm: load(f"{depth}-{arm}").model_dump() for arm in ARMS}
+    attention = {arm: plan(load(f"{depth}-{arm}"), 1).parameters.attention for arm in ARMS}
+    assert len(set(attention.values())) == 1, attention
+    for run in runs.values():
+        run["run"].pop("name")
+        for key in METHOD_KEYS:
+            run["model"].pop(key)
+    assert all(run == runs["pre-ln"] for run in runs.values())
+    assert len({load(f"{depth}-{arm}").model.model_dump_json() for arm in ARMS}) == len(ARMS)
+
+
+# Each layout with as many of its ranks as fit on this machine: at most two axes of size 2.
+SCALED = {
+    "1.3b-one-host": {"tensor": 2, "pipeline": 2},  # of 2 x 2 x 2: data 1 instead of 2
+    "1.3b-many-hosts": {"tensor": 1, "pipeline": 2},  # of 2 x 4 x 4: tensor 1, pipeline 2, data 2
+    "6.7b-one-host": {"tensor": 2, "pipeline": 2},  # of 4 x 2 x 1: tensor 2
+    "6.7b-many-hosts": {"tensor": 2, "pipeline": 1},  # of 4 x 4 x 4: tensor 2, pipeline 1, data 2
+}
+WORLD_SIZE = 4
+
+
+def tiny(name: str, folder: Path, **parallel: int) -> RunConfig:
+    """The configuration with small dimensions: everything that is not a size stays."""
+    document: dict[str, Any] = load(name).model_dump(mode="json", exclude_none=True)
+    document["run"].update(steps=100)
+    document["schedule"].update(warmup_steps=10)
+    document["model"].update(num_layers=4, hidden_size=32, vocabulary_size=VOCABULARY)
+    document["model"]["attention"].update(num_heads=4)
+    document["parallel"].update(parallel, timeout_seconds=60, control_timeout_seconds=60)
+    document["data"].update(sequence_length=32, micro_batch_size=2, global_batch_size=8)
+    path = folder / "tiny.toml"
+    path.write_text(tomli_w.dumps(document))
+    return load_config(path)
+
+
+def train(config: RunConfig) -> Losses:
+    mesh = make_mesh(config.parallel)
+    engine = make_engine(config, mesh)
+    reports = [
+        engine.step(make_batches(config, mesh, step), proceed, step=step, learning_rate=1e-3)[0]
+        for step in range(1, 5)
+    ]
+    return [(report.loss, report.gradient_norm) for report in reports]
+
+
+@lru_cache
+def alone(config: RunConfig) -> Losses:
+    (course,) = run_distributed(train, 1, config)
+    return course
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1.3b-one-host",
+        "6.7b-many-hosts",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("1.3b-many-hosts", "6.7b-one-host")),
+    ],
+)
+def test_tiny_cluster_trains_as_one_process_does(name: str, tmp_path: Path) -> None:
+    courses = run_distributed(train, WORLD_SIZE, tiny(name, tmp_path, **SCALED[name]))
+    assert all(course == courses[0] for course in courses), "ranks report different numbers"
+    reference = alone(tiny(name, tmp_path, tensor=1, pipeline=1))
+    assert largest_difference(courses[0], reference, 0) <= 2e-3  # bf16, as in the configurations
+    assert largest_difference(courses[0], reference, 1) <= 3e-2

@@ -1,0 +1,274 @@
+"""Loading a configuration: what is accepted, how faults are told, and writing it back."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.config.foreign_names import FOREIGN_NAMES
+from pretrain.config.keys import is_section, walk
+from pretrain.config.loader import changed_settings, dump_config, load_config, parse_value
+from pretrain.config.problems import known_name, suggest, working_value
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigurationError, Fault
+
+BASE = """
+[run]
+name = "test"
+steps = 100
+[model]
+num_layers = 2
+hidden_size = 64
+vocabulary_size = 500
+attention = { num_heads = 4 }
+[data]
+sources = [{ path = "somewhere" }]
+sequence_length = 32
+micro_batch_size = 2
+global_batch_size = 8
+[optimizer]
+learning_rate = 1e-3
+"""
+
+FIELDS = dict(walk(RunConfig))
+LEAVES = [key for key, field in FIELDS.items() if not is_section(field)]
+LETTERS = "abcdefghijklmnopqrstuvwxyz_"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.toml"
+    path.write_text(BASE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "base.toml"
+    path.write_text(BASE)
+    return path
+
+
+def faults_of(path: Path, *overrides: str) -> tuple[Fault, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path, overrides)
+    return caught.value.faults
+
+
+def test_overrides_replace_values_of_any_depth(base: Path) -> None:
+    config = load_config(
+        base,
+        [
+            "run.steps=7",
+            "run.steps=9",
+            "run.name=a-bare-word",
+            "model.attention.num_heads=8",
+            'data.sources=[{path="x", weight=2}, {path="y"}]',
+            "precision.dtype=fp32",
+            "optimizer.learning_rate = 1e-4",
+        ],
+    )
+    assert config.run.steps == 9
+    assert config.run.name == "a-bare-word"
+    assert config.model.attention.num_heads == 8
+    assert [(source.path, source.weight) for source in config.data.sources] == [("x", 2.0), ("y", 1.0)]
+    assert config.precision.dtype == "fp32"
+    assert config.optimizer.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ("word", "word"),
+        ("/some/path", "/some/path"),
+        ('"quoted text"', "quoted text"),
+        ("[1, 2]", [1, 2]),
+        ("{a = [1]}", {"a": [1]}),
+        ("08", "08"),
+        ("two words", "two words"),
+    ],
+)
+def test_override_values_are_toml_or_a_bare_word(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "[1", '{a = "b"', '"open', "1\nsteps = 2", "x\ny"])
+def test_broken_override_values_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_value(text)
+
+
+def test_all_faults_come_at_once_each_with_key_value_rule_and_remedy(base: Path) -> None:
+    faults = faults_of(
+        base,
+        "run.steps=0",
+        "model.num_layer=3",
+        "optimizer.lr=1e-3",
+        'data.micro_batch_size="8"',
+        "model.activation=relu",
+        "optimizer.beta1=inf",
+        "no-equals-sign",
+        "run.steps.more=1",
+    )
+    told = {fault.key: str(fault) for fault in faults}
+    assert set(told) == {
+        "run.steps",
+        "model.num_layer",
+        "optimizer.lr",
+        "data.micro_batch_size",
+        "model.activation",
+        "optimizer.beta1",
+        "--set no-equals-sign",
+        "--set run.steps.more=1",
+    }
+    assert told["run.steps"] == "run.steps = 0: must be greater than 0; for example steps = 1000"
+    assert "did you mean model.num_layers?" in told["model.num_layer"]
+    assert "did you mean optimizer.learning_rate?" in told["optimizer.lr"]
+    assert told["data.micro_batch_size"].startswith('data.micro_batch_size = "8": must be a whole number')
+    assert "'gelu' or 'swiglu'" in told["model.activation"]
+    assert "finite" in told["optimizer.beta1"]
+
+
+@pytest.mark.parametrize("value", ["true", "1.5", '"8"', "[8]"])
+def test_nothing_is_converted_silently(base: Path, value: str) -> None:
+    (fault,) = faults_of(base, f"run.steps={value}")
+    assert fault.key == "run.steps"
+    assert "whole number" in fault.rule
+
+
+def test_missing_keys_are_named_with_an_example(tmp_path: Path) -> None:
+    path = tmp_path / "empty.toml"
+    path.write_text("")
+    assert {fault.key for fault in faults_of(path)} == {"run", "model", "data", "optimizer"}
+    path.write_text(BASE.replace("steps = 100", ""))
+    assert [str(fault) for fault in faults_of(path)] == ["run.steps: required; for example steps = 1000"]
+
+
+def test_misspelled_section_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "typo.toml"
+    path.write_text(BASE.replace("[optimizer]", "[optimzer]"))
+    assert [str(fault) for fault in faults_of(path)] == ["optimzer: unknown key; did you mean optimizer?"]
+
+
+def test_sections_of_other_frameworks_are_gone_through(base: Path) -> None:
+    faults = faults_of(base, "training.seq_len=3", "training.steps=4")
+    assert [fault.remedy for fault in faults] == [
+        "did you mean data.sequence_length?",
+        "did you mean run.steps?",
+    ]
+
+
+def test_entry_of_a_list_is_named_by_its_index(base: Path) -> None:
+    faults = faults_of(base, 'data.sources=[{path="a"}, {path="b", wieght=2}, {weight=-1}]')
+    assert [fault.key for fault in faults] == [
+        "data.sources[1].wieght",
+        "data.sources[2].path",
+        "data.sources[2].weight",
+    ]
+    assert faults[0].remedy == "did you mean data.sources[1].weight?"
+
+
+@st.composite
+def typos(draw: st.DrawFn) -> tuple[str, str]:
+    """(known key, the same with one character inserted, removed, replaced or swapped in its last part)."""
+    key = draw(st.sampled_from([key for key in FIELDS if len(known_name(key)) > 2]))
+    section, _, name = key.rpartition(".")
+    at = draw(st.integers(0, len(name) - 1))
+    letter = draw(st.sampled_from(LETTERS))
+    misspelled = draw(
+        st.sampled_from(
+            [
+                name[:at] + letter + name[at:],
+                name[:at] + name[at + 1 :],
+                name[:at] + letter + name[at + 1 :],
+                name[:at] + name[at + 1 : at + 2] + name[at] + name[at + 2 :],
+            ]
+        )
+    )
+    return key, f"{section}.{misspelled}".lstrip(".")
+
+
+@given(typos())
+def test_any_one_character_typo_names_the_key(shared_base: Path, pair: tuple[str, str]) -> None:
+    key, misspelled = pair
+    if misspelled in FIELDS or not known_name(misspelled):
+        return
+    text = re.sub(r"\[\]", "[0]", misspelled)
+    if "[0]" in text:
+        section, _, name = text.partition("[0].")
+        override = f'{section}=[{{path="a", {name}=1}}]'
+    else:
+        override = f"{text}=1"
+    (fault,) = faults_of(shared_base, override)
+    assert fault.key == text
+    named = re.findall(r"[\w.\[\]]+", fault.remedy.removeprefix("did you mean "))
+    assert re.sub(r"\[\]", "[0]", key) in named
+
+
+def test_foreign_names_lead_to_keys_that_exist(base: Path) -> None:
+    for name, ours in FOREIGN_NAMES.items():
+        assert ours in FIELDS, name
+        assert ours in suggest(RunConfig, name)
+        assert ours in suggest(RunConfig, f"training.{name.upper().replace('_', '-')}")
+
+
+@pytest.mark.parametrize("key", [key for key in LEAVES if "[]" not in key])
+def test_every_suggested_value_is_accepted(base: Path, key: str) -> None:
+    section = key.rpartition(".")[0]
+    load_config(base, [f"{section}.{working_value(RunConfig, key)}"])
+
+
+def test_syntax_errors_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text('[run]\nname = "a"\nsteps = \n')
+    with pytest.raises(ConfigurationError, match=re.escape(f"{path}:3: not valid TOML")):
+        load_config(path)
+    path.write_text("[run")
+    with pytest.raises(ConfigurationError, match=re.escape(f"{path}: at the end: not valid TOML")):
+        load_config(path)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "file.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=re.escape(str(path))):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("run.seed=3", "checkpoint.keep_every=2000", 'data.validation=[{path="v", weight=0.1}]'),
+        (
+            "run.deepspeed_config=ds.json",
+            "data.cache=/tmp/a b",
+            "optimizer.learning_rate=1.2345678901234567e-7",
+        ),
+    ],
+)
+def test_what_is_written_loads_to_the_same(base: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    config = load_config(base, overrides)
+    written = tmp_path / "written.toml"
+    written.write_text(dump_config(config))
+    assert load_config(written) == config
+
+
+def test_changes_between_two_sessions_are_named() -> None:
+    before = (
+        '[run]\nsteps = 5\nname = "a"\n[optimizer]\nlearning_rate = 0.1\n[data]\nsources = [{ path = "x" }]\n'
+    )
+    now = before.replace("0.1", "0.2").replace("steps = 5\n", "")
+    assert changed_settings(before, before) == {}
+    assert changed_settings(before, now) == {
+        "optimizer.learning_rate": "0.1 -> 0.2",
+        "run.steps": "5 -> unset",
+    }
+    assert changed_settings("half a li", now) == {}

@@ -1,0 +1,252 @@
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.disk import fill, small_disk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain.config.run import JournalConfig
+from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
+from pretrain.step import Action, StepReport, Verdict
+
+PROCEED = Verdict(Action.PROCEED)
+REPORT = StepReport(step=1, loss=2.0, gradient_norm=0.5, learning_rate=1e-3, samples=8, tokens=1024)
+MEASUREMENTS = {"seconds": 2.0, "wait_seconds": 0.5, "memory_bytes": 4096.0}
+
+
+def open_journal(folder: Path, first_step: int = 1, **options: object) -> FileLogger:
+    return FileLogger(
+        folder,
+        JournalConfig.model_validate(
+            {"console": "plain", "console_every_steps": 1, "peak_tflops": 2.0, **options}
+        ),
+        total_steps=20,
+        first_step=first_step,
+        flops_per_token=1e9,
+        world_size=2,
+        device_name="cpu",
+    )
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curves(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def next_second() -> None:
+    """TensorBoard reads event files in the order of their names, which count seconds and then, badly, files."""
+    time.sleep(1.1)
+
+
+def test_row_of_a_step(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+    assert rows(tmp_path) == [
+        {
+            "step": 1,
+            "samples": 8,
+            "tokens": 1024,
+            "loss": 2.0,
+            "learning_rate": 1e-3,
+            "gradient_norm": 0.5,
+            "damaged": 0,
+            "seconds": 2.0,
+            "wait_seconds": 0.5,
+            "memory_bytes": 4096.0,
+            "tokens_per_second": 512.0,
+            "tflops": 0.256,
+            "mfu": 0.128,
+            "wait_fraction": 0.25,
+            "attempt": 1,
+            "lineage": 1,
+            "verdict": "proceed",
+            "session": 1,
+        }
+    ]
+
+
+def test_row_of_a_withheld_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.record(replace(REPORT, loss=math.nan), Verdict(Action.VETO, "not finite"), MEASUREMENTS)
+    row = rows(tmp_path)[0]
+    assert (row["loss"], row["nonfinite"]) == (None, ["loss"])
+    assert (row["verdict"], row["reason"]) == ("veto", "not finite")
+    assert "veto: not finite" in capsys.readouterr().out
+
+
+def test_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.validation(5, loss=1.5, tokens=2048, seconds=3.0)
+    row = rows(tmp_path)[0]
+    assert (row["step"], row["validation_loss"], row["validation_tokens"]) == (5, 1.5, 2048)
+    assert "loss" not in row
+    valid = curves(tmp_path)
+    assert [(event.step, event.value) for event in valid.Scalars("valid/loss")] == [(5, 1.5)]
+    assert valid.Scalars("valid/perplexity")[0].value == pytest.approx(math.exp(1.5))
+    assert "step 5: validation loss 1.5000, perplexity 4.48" in capsys.readouterr().out
+
+
+def test_curves(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        for step in (1, 2, 3):
+            report = replace(REPORT, step=step, loss=2.0 / step)
+            journal.record(report, PROCEED, {**MEASUREMENTS, "tev_mean": 0.02, "my_probe": float(step)})
+    found = curves(tmp_path)
+    assert set(found.Tags()["scalars"]) == {
+        "train/loss",
+        "train/perplexity",
+        "train/learning_rate",
+        "train/gradient_norm",
+        "throughput/seconds_per_step",
+        "throughput/tokens_per_second",
+        "throughput/tflops",
+        "throughput/mfu",
+        "memory/allocated_bytes",
+        "data/wait_fraction",
+        "data/damaged_samples",
+        "embedding/tev_mean",
+        "probe/my_probe",
+    }
+    losses = [(event.step, event.value) for event in found.Scalars("train/loss")]
+    assert losses == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]
+    assert found.Scalars("train/perplexity")[0].value == pytest.approx(math.exp(2.0))
+
+
+def test_numbers_beyond_float32(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.record(replace(REPORT, loss=1e300, gradient_norm=math.inf), PROCEED, MEASUREMENTS)
+    assert math.isinf(curves(tmp_path).Scalars("train/perplexity")[0].value)
+
+
+def test_events_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.event(7, "checkpoint step00000007-a1 saved")
+    text = curves(tmp_path).Tensors("run/events/text_summary")[0]
+    assert (text.step, text.tensor_proto.string_val[0]) == (7, b"checkpoint step00000007-a1 saved")
+    assert capsys.readouterr().out == "step 7: checkpoint step00000007-a1 saved\n"
+    assert rows(tmp_path) == []
+
+
+def test_resume_does_not_overlap(tmp_path: Path) -> None:
+    """The first session got to step 9 and died; the second one starts from a checkpoint of step 5."""
+    first = open_journal(tmp_path)
+    for step in range(1, 10):
+        first.record(replace(REPORT, step=step, loss=1.0), PROCEED, MEASUREMENTS)
+    first.validation(5, 1.0, 1, 1.0)
+    first.validation(9, 1.0, 1, 1.0)
+    first.close()
+    next_second()
+    with open_journal(tmp_path, first_step=6) as second:
+        for step in range(6, 9):
+            second.record(replace(REPORT, step=step, loss=2.0), PROCEED, MEASUREMENTS)
+    found = curves(tmp_path)
+    expected = [(step, 1.0) for step in range(1, 6)] + [(step, 2.0) for step in range(6, 9)]
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == expected
+    assert [event.step for event in found.Scalars("valid/loss")] == [5]
+    last = {row["step"]: row for row in rows(tmp_path) if "loss" in row}
+    assert [row["session"] for row in last.values()] == [1] * 5 + [2] * 3 + [1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # SummaryWriter's thread
+def test_full_disk_is_told_once_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    with small_disk(tmp_path / "disk", size=128 * 1024) as disk:
+        journal = FileLogger(
+            disk,
+            JournalConfig(console="plain", console_every_steps=100),
+            total_steps=1000,
+            first_step=1,
+            flops_per_token=1e9,
+            world_size=1,
+            device_name="cpu",
+            clock=lambda: now[0],
+        )
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+        ballast = fill(disk)
+        for step in range(2, 99):
+            journal.record(replace(REPORT, step=step), PROCEED, MEASUREMENTS)
+        now[0] = 61.0
+        journal.record(replace(REPORT, step=99), PROCEED, MEASUREMENTS)
+        ballast.unlink()
+        next_second()
+        now[0] = 122.0
+        for step in range(100, 110):
+            journal.record(replace(REPORT, step=step), PROCEED, MEASUREMENTS)
+        journal.close()
+        steps = [row["step"] for row in rows(disk)]
+        assert steps[0] == 1
+        assert steps[-10:] == list(range(100, 110))
+        drawn = [event.step for event in curves(disk).Scalars("train/loss")]
+        assert drawn[0] == 1
+        assert drawn[-10:] == steps[-10:]
+    out = capsys.readouterr().out
+    for name in ("metrics.jsonl", "tensorboard"):
+        assert out.count(f"{name} cannot be written: [Errno 28] No space left on device") == 1
+        assert out.count(f"{name} is written again") == 1
+
+
+@contextmanager
+def broken_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Standard output is a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as stream:
+        patch.setattr(sys, "stdout", stream)
+        yield
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), writer)
+
+
+def test_console_that_is_gone_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with broken_stdout(monkeypatch), open_journal(tmp_path) as journal:
+        with pytest.raises(BrokenPipeError):
+            print("nobody hears this", flush=True)
+        journal.event(0, "nor this")
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+def test_close_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
+    threads, files = set(threading.enumerate()), open_files()
+    with open_journal(tmp_path, console="bar") as journal:
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+        started = set(threading.enumerate()) - threads
+        assert started
+        assert open_files() != files
+    for thread in started:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in started)
+    assert open_files() == files
+
+
+def open_files() -> set[str]:
+    return {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+
+
+def test_without_tensorboard(tmp_path: Path) -> None:
+    with open_journal(tmp_path, tensorboard=False) as journal:
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+        journal.event(1, "saved")
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_silent_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal: MetricsLogger = SilentLogger()
+    with journal:
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+        journal.validation(1, 1.0, 1, 1.0)
+        journal.event(1, "saved")
+    assert capsys.readouterr().out == ""

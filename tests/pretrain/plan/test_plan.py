@@ -1,0 +1,293 @@
+"""The plan of a run: arithmetic against numbers worked out by hand, and every rule that refuses a layout."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.partition import partition_layers
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigurationError
+from pretrain.plan.plan import Plan, check_layout, plan
+from pretrain.tasks.gpt.sizes import parameter_shapes
+
+SHIPPED = {
+    "demo.toml": 2,
+    "rehearsal.toml": 2,
+    "gpt-124m.toml": 8,
+    "gpt-1.3b.toml": 8,
+    "gpt-6.7b-many-hosts.toml": 32,
+}
+SHARDED = {"num_heads": 8, "kind": "mlra", "down_projection": "sharded"}
+CONFIGS = Path(__file__).parents[3] / "configs" / "gpt"
+
+
+def make(**sections: dict[str, Any]) -> RunConfig:
+    """A small sound configuration with keys of some sections replaced."""
+    base: dict[str, dict[str, Any]] = {
+        "run": {"name": "t", "steps": 100},
+        "model": {
+            "num_layers": 4,
+            "hidden_size": 64,
+            "vocabulary_size": 1000,
+            "attention": {"num_heads": 8},
+        },
+        "data": {
+            "sources": [{"path": "x"}],
+            "sequence_length": 32,
+            "micro_batch_size": 2,
+            "global_batch_size": 48,
+        },
+        "optimizer": {"learning_rate": 1e-3},
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return RunConfig.model_validate(base)
+
+
+@pytest.mark.parametrize(("name", "world_size"), SHIPPED.items())
+def test_shipped_configs_work_on_their_stated_ranks(name: str, world_size: int) -> None:
+    planned = plan(load_config(CONFIGS / name), world_size)
+    assert planned.warnings == ()
+    tokens = f"{planned.batch.tokens:,} a step"
+    header = (CONFIGS / name).read_text().partition("[run]")[0]
+    assert tokens in header, "the token arithmetic in the header is not that of the config"
+    assert f"{planned.steps:,} steps" in header or f"{planned.steps} steps" in header
+    assert f"configs/gpt/{name}" in header
+
+
+def test_every_shipped_config_is_listed() -> None:
+    assert {path.name for path in CONFIGS.glob("*.toml")} == set(SHIPPED)
+
+
+def test_batch_equation() -> None:
+    planned = plan(make(parallel={"tensor": 2, "pipeline": 2}), 12)
+    assert (planned.tensor, planned.pipeline, planned.data) == (2, 2, 3)
+    assert (planned.batch.micro, planned.batch.accumulation, planned.batch.data) == (2, 8, 3)
+    assert (planned.batch.samples, planned.batch.tokens) == (48, 48 * 32)
+    assert planned.tokens == 100 * 48 * 32
+
+
+def test_parameters_of_gpt2_small() -> None:
+    config = make(
+        model={
+            "num_layers": 12,
+            "hidden_size": 768,
+            "vocabulary_size": 50257,
+            "vocabulary_multiple": 1,
+            "positions": "learned",
+            "attention": {"num_heads": 12},
+        },
+        data={"sequence_length": 1024},
+    )
+    counts = plan(config, 1).parameters
+    assert counts.total == 124_439_808  # the published model, openai-community/gpt2
+    assert counts.embedding == 50257 * 768
+    assert counts.positions == 1024 * 768
+    assert counts.head == 0
+
+
+def test_parameters_of_a_modern_block() -> None:
+    config = make(
+        model={
+            "num_layers": 3,
+            "attention": {"num_heads": 8, "num_key_value_heads": 2},
+            "activation": "swiglu",
+            "ffn_hidden_size": 176,
+            "normalization": "rms_norm",
+            "bias": False,
+            "tied_embeddings": False,
+        }
+    )
+    counts = plan(config, 1).parameters
+    assert counts.attention == 3 * (64 * (64 + 2 * 16) + 64 * 64)
+    assert counts.feed_forward == 3 * 3 * 64 * 176
+    assert counts.norms == (2 * 3 + 1) * 64
+    assert counts.embedding == counts.head == 1024 * 64
+    assert counts.non_embedding == counts.total - counts.embedding
+
+
+def test_flops_count_head_and_attention_but_not_the_look_up() -> None:
+    config = make(model={"bias": False})
+    block = 4 * 64 * 64 + 2 * 4 * 64 * 64
+    expected = 6 * (4 * block + 1024 * 64) + 12 * 4 * 64 * 32
+    assert plan(config, 1).flops_per_token == expected
+
+
+@given(blocks=st.integers(1, 60), stages=st.integers(1, 60))
+def test_stages_cover_all_layers_evenly(blocks: int, stages: int) -> None:
+    if stages > blocks:
+        with pytest.raises(ValueError, match="cannot be cut"):
+            partition_layers(blocks, stages)
+        return
+    boundaries = partition_layers(blocks, stages)
+    sizes = [after - before for before, after in pairwise(boundaries)]
+    sizes[0] -= 2
+    sizes[-1] -= 2
+    assert (boundaries[0], boundaries[-1], len(boundaries)) == (0, blocks + 4, stages + 1)
+    assert sum(sizes) == blocks
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_stages_and_tensor_ranks_hold_the_whole_model_once(tied: bool) -> None:
+    config = make(parallel={"tensor": 2, "pipeline": 2}, model={"tied_embeddings": tied})
+    planned = plan(config, 4)
+    shapes = parameter_shapes(config.model, 32)
+    copies = sum(shape.size for shape in shapes if shape.sharded is None)
+    copies += planned.parameters.embedding if tied else 0  # the last stage has the table, too
+    assert sum(2 * stage.parameters for stage in planned.stages) == planned.parameters.total + copies
+    assert [stage.blocks for stage in planned.stages] == [2, 2]
+
+
+def memory(stage: int, data: int, dtype: str = "bf16", **model: Any) -> Plan:
+    config = make(parallel={"zero_stage": stage}, precision={"dtype": dtype}, model=model)
+    return plan(config, data)
+
+
+def test_model_states_by_zero_stage() -> None:
+    total = memory(0, 1).parameters.total
+    expected = {0: (2, 2, 12), 1: (2, 4, 3), 2: (2, 1, 3), 3: (0.5, 1, 3)}
+    for stage, bytes_each in expected.items():
+        states = memory(stage, 4).memory
+        found = (states.weights, states.gradients, states.optimizer)
+        assert found == tuple(int(each * total) for each in bytes_each), stage
+    assert memory(0, 1, "fp32").memory.optimizer == 8 * total
+
+
+def test_activations_of_one_block_by_hand() -> None:
+    """b s h = 2 x 32 x 64; whole: 4; over t = 2: q, k, v, attention output (4), GELU in and out (8); bf16."""
+    numbers = 2 * 32 * 64
+    logits = 2 * 32 * (1024 // 2) * (2 + 8)
+    config = make(parallel={"tensor": 2}, model={"num_layers": 1}, data={"global_batch_size": 2})
+    assert plan(config, 2).memory.activations == numbers * 2 * (4 + (4 + 8) // 2) + logits
+
+
+@pytest.mark.parametrize(
+    ("model", "whole"), [({"attention": {**SHARDED, "rank": 16}}, 4 + 3 / 4), ({"norm_placement": "none"}, 2)]
+)
+def test_activations_with_latents_and_without_norms(model: dict[str, Any], whole: float) -> None:
+    """Three latents of a quarter of h on every rank; without norms only the inputs of the sub-layers."""
+    config = make(parallel={"tensor": 2}, model={"num_layers": 1, **model}, data={"global_batch_size": 2})
+    logits = 2 * 32 * (1024 // 2) * (2 + 8)
+    assert plan(config, 2).memory.activations == 2 * 32 * 64 * 2 * (whole + (4 + 8) / 2) + logits
+
+
+def test_checkpointing_keeps_inputs_and_one_block() -> None:
+    plain, recomputed = memory(1, 1).memory, memory(1, 1, activation_checkpointing=True).memory
+    numbers, logits = 2 * 32 * 64, 2 * 32 * 1024 * 10
+    block = (plain.activations - logits) // 4
+    assert recomputed.activations == 4 * numbers * 2 + block + logits
+
+
+def test_first_stage_keeps_more_micro_batches() -> None:
+    planned = plan(make(parallel={"pipeline": 4}), 4)
+    logits = 2 * 32 * 1024 * 10
+    kept = [stage.memory.activations for stage in planned.stages]
+    kept[-1] -= logits
+    assert kept == [4 * kept[3], 3 * kept[3], 2 * kept[3], kept[3]]
+
+
+REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
+    ({"parallel": {"tensor": 2, "pipeline": 2}}, 6, "parallel", "4 must divide the number of ranks, 6"),
+    ({"parallel": {"pipeline": 2, "zero_stage": 2}}, 2, "parallel.zero_stage", "0 or 1 with pipeline"),
+    ({"parallel": {"pipeline": 2, "zero_stage": 3}}, 2, "parallel.zero_stage", "0 or 1 with pipeline"),
+    ({"parallel": {"pipeline": 2, "zero_stage": 0}}, 2, "parallel.zero_stage", "cannot load"),
+    ({"parallel": {"pipeline": 8}}, 8, "parallel.pipeline", "num_layers = 4"),
+    ({"data": {"global_batch_size": 50}}, 4, "data.global_batch_size", "2 x 4 data-parallel ranks = 8"),
+    ({"model": {"attention": {"num_heads": 7}}}, 1, "model.hidden_size", "num_heads = 7"),
+    ({"model": {"hidden_size": 72, "attention": {"num_heads": 8}}}, 1, "model.hidden_size", "odd size 9"),
+    (
+        {"model": {"attention": {"num_heads": 8, "num_key_value_heads": 3}}},
+        1,
+        "model.attention.num_key_value_heads",
+        "must divide num_heads = 8",
+    ),
+    (
+        {"parallel": {"tensor": 4}, "model": {"attention": {"num_heads": 8, "num_key_value_heads": 2}}},
+        4,
+        "model.attention.num_key_value_heads",
+        "multiple of parallel.tensor = 4",
+    ),
+    (
+        {"parallel": {"tensor": 4}, "model": {"attention": {"num_heads": 2}}},
+        4,
+        "model.attention.num_heads",
+        "multiple of parallel.tensor = 4",
+    ),
+    ({"parallel": {"tensor": 4}, "model": {"ffn_hidden_size": 250}}, 4, "model.ffn_hidden_size", "= 4"),
+    (
+        {"parallel": {"tensor": 8}, "model": {"vocabulary_multiple": 4, "vocabulary_size": 1004}},
+        8,
+        "model.vocabulary_multiple",
+        "pads the vocabulary to 1004",
+    ),
+    (
+        {"parallel": {"tensor": 4}, "model": {"attention": {**SHARDED, "rank": 18}}},
+        4,
+        "model.attention.rank",
+        "multiple of parallel.tensor = 4",
+    ),
+    ({"schedule": {"warmup_steps": 100}}, 1, "schedule.warmup_steps", "run.steps = 100"),
+    (
+        {"schedule": {"kind": "wsd", "warmup_steps": 50, "decay_steps": 60}},
+        1,
+        "schedule.decay_steps",
+        "after the warmup",
+    ),
+    (
+        {"checkpoint": {"every_steps": 10, "keep_every": 25}},
+        1,
+        "checkpoint.keep_every",
+        "multiple of every_steps = 10",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "world_size", "key", "rule"), REFUSED)
+def test_what_cannot_work_is_refused_with_a_reason_and_a_remedy(
+    sections: dict[str, dict[str, Any]], world_size: int, key: str, rule: str
+) -> None:
+    faults = {fault.key: fault for fault in check_layout(make(**sections), world_size)}
+    assert rule in faults[key].rule
+    assert faults[key].remedy.startswith("for example")
+    with pytest.raises(ConfigurationError, match=f"on {world_size} rank"):
+        plan(make(**sections), world_size)
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    config = make(
+        parallel={"tensor": 3, "pipeline": 8, "zero_stage": 2},
+        schedule={"warmup_steps": 1000},
+        checkpoint={"every_steps": 10, "keep_every": 25},
+    )
+    assert {fault.key for fault in check_layout(config, 4)} == {
+        "parallel",
+        "parallel.zero_stage",
+        "parallel.pipeline",
+        "model.attention.num_heads",
+        "model.attention.num_key_value_heads",
+        "model.ffn_hidden_size",
+        "model.vocabulary_multiple",
+        "schedule.warmup_steps",
+        "checkpoint.keep_every",
+    }
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_pipeline_works_with_the_stages_that_can(stage: int) -> None:
+    config = make(parallel={"pipeline": 2, "zero_stage": stage}, precision={"dtype": "fp32"})
+    assert check_layout(config, 4) == []
+
+
+def test_a_bubble_and_uneven_stages_are_warned_of() -> None:
+    config = make(parallel={"pipeline": 3}, data={"global_batch_size": 4})
+    bubble, uneven = plan(config, 3).warnings
+    assert "50% of the time is idle" in bubble  # (3 - 1) / (2 + 3 - 1)
+    assert "4 blocks do not divide evenly into 3" in uneven
+    assert plan(make(parallel={"pipeline": 2}), 2).warnings == ()

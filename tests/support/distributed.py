@@ -1,0 +1,184 @@
+"""The rig: run a plain function on several gloo ranks of this machine.
+
+Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (importing them costs seconds
+per process) and take one function after the other. Every engine leaves process groups behind, with threads of gloo that
+spin once a peer has dropped its end: so after some functions the ranks are replaced by fresh ones.
+"""
+
+import atexit
+import faulthandler
+import gc
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+TIMEOUT_SECONDS = 120.0
+CALLS_PER_POOL = 10
+COLLECTIVE_TIMEOUT_SECONDS = 60
+ASK_FOR_STACK = signal.SIGRTMIN
+
+
+class RankFailed(AssertionError):
+    """A rank raised, died or did not answer; the message holds the tracebacks or stacks of all ranks."""
+
+
+def run_distributed(
+    function: Callable[..., Result], world_size: int, *arguments: Any, timeout: float = TIMEOUT_SECONDS
+) -> list[Result]:
+    """Call `function(*arguments)` on `world_size` ranks with torch.distributed initialised; results by rank.
+
+    The function and its arguments must be picklable (defined at the top level of a test module).
+    """
+    pool = _pool(world_size)
+    try:
+        return pool.run(function, arguments, timeout)
+    except RankFailed:
+        pool.kill()
+        raise
+
+
+class _Pool:
+    """Ranks that wait for functions."""
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        self._calls = 0
+        atexit.register(self.kill)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pretrain.engine.engine", "pretrain.tasks.gpt.model"])
+        self._stacks = Path(tempfile.mkdtemp(prefix="ranks-"))
+        store = self._stacks / "store"
+        for rank in range(self._world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve,
+                args=(theirs, rank, self._world_size, str(store), str(self._stacks)),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float) -> list[Any]:
+        if self._calls == CALLS_PER_POOL:
+            self.kill()
+        if not self._processes:
+            self._start()
+        self._calls += 1
+        for rank, connection in enumerate(self._connections):
+            try:
+                connection.send((function, arguments))
+            except BrokenPipeError:
+                raise RankFailed(f"rank {rank} had died before{self._epitaph(rank)}") from None
+        answers: dict[int, tuple[bool, Any]] = {}
+        while len(answers) < len(self._connections):
+            open_ones = [c for rank, c in enumerate(self._connections) if rank not in answers]
+            ready = wait(open_ones, timeout)
+            if not ready:
+                raise RankFailed(f"no answer within {timeout} s\n{self._dump()}")
+            for connection in ready:
+                rank = self._connections.index(connection)
+                try:
+                    answers[rank] = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise RankFailed(f"rank {rank} died{self._epitaph(rank)}\n{self._dump()}") from None
+                if not answers[rank][0]:
+                    # The others may wait for this one in a collective: they have a moment to fail as well.
+                    timeout = 5.0
+                    if len(answers) < len(self._connections) and not wait(open_ones, timeout):
+                        raise RankFailed(f"rank {rank}:\n{answers[rank][1]}\n{self._dump()}")
+        failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in sorted(answers.items()) if not ok]
+        if failures:
+            raise RankFailed("\n".join(failures))
+        return [answers[rank][1] for rank in range(len(self._connections))]
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        for connection in self._connections:
+            connection.close()
+        self._processes, self._connections, self._calls = [], [], 0
+
+    def _epitaph(self, rank: int) -> str:
+        self._processes[rank].join(1.0)
+        return f" with exit code {self._processes[rank].exitcode}"
+
+    def _dump(self) -> str:
+        """Stacks of the ranks that are still alive."""
+        for process in self._processes:
+            if process.is_alive() and process.pid:
+                os.kill(process.pid, ASK_FOR_STACK)
+        multiprocessing.connection.wait([p.sentinel for p in self._processes], 0.5)
+        return "\n".join(
+            f"stack of {path.stem}:\n{path.read_text()}" for path in sorted(self._stacks.glob("*.stack"))
+        )
+
+
+@lru_cache
+def _pool(world_size: int) -> _Pool:
+    return _Pool(world_size)
+
+
+def _serve(connection: Connection, rank: int, world_size: int, store: str, stacks: str) -> None:
+    """Life of a rank."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    faulthandler.register(ASK_FOR_STACK, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
+    )
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send((True, function(*arguments)))
+        except BaseException:
+            connection.send((False, traceback.format_exc()))
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Destroy all groups but the world: each has threads of its own, and a session makes thousands."""
+    from deepspeed.utils import groups
+    from torch.distributed import distributed_c10d as c10d
+
+    gc.collect()
+    for group in list(c10d._world.pg_map):
+        if group is not c10d.GroupMember.WORLD:
+            c10d.destroy_process_group(group)
+    groups._WORLD_GROUP = None
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,16 @@
+"""Some steps of an engine."""
+
+from support.training import make_batches, proceed
+
+from pretrain.config.run import RunConfig
+from pretrain.engine.engine import TrainEngine
+
+
+def train(engine: TrainEngine, config: RunConfig, first: int, last: int) -> list[tuple[float, float]]:
+    """Take the steps from `first` to `last`; losses and gradient norms."""
+    course = []
+    for step in range(first, last + 1):
+        batches = make_batches(config, engine.mesh, step)
+        report, _ = engine.step(batches, proceed, step=step, learning_rate=1e-2 / step)
+        course.append((report.loss, report.gradient_norm))
+    return course

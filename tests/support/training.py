@@ -1,0 +1,108 @@
+"""Small training runs for tests: a configuration, fixed random batches, an engine on this rank's mesh."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from _pytest.mark import ParameterSet
+
+from data_pipeline.batches import TokenBatch
+from parallel.config import ParallelConfig
+from parallel.mesh import ParallelMesh
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.engine.engine import TrainEngine
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.step import Action, StepReport, Verdict
+
+VOCABULARY = 300
+SEQUENCE = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A point in the space of layouts."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    zero: int = 0
+    accumulation: int = 1
+    dtype: str = "fp32"
+    checkpointing: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def __str__(self) -> str:
+        parts = [f"tp{self.tensor}", f"pp{self.pipeline}", f"dp{self.data}", f"zero{self.zero}"]
+        parts += [f"acc{self.accumulation}", self.dtype] + ["recompute"] * self.checkpointing
+        return "-".join(parts)
+
+
+def make_config(layout: Layout, global_batch_size: int = 12, **model: Any) -> RunConfig:
+    """A 4-block GPT that trains in milliseconds."""
+    attention = {"num_heads": 4, **model.pop("attention", {})}
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "test", "steps": 100, "seed": 7},
+            "model": {
+                "num_layers": 4,
+                "hidden_size": 32,
+                "vocabulary_size": VOCABULARY,
+                "attention": attention,
+                "activation_checkpointing": layout.checkpointing,
+                **model,
+            },
+            "parallel": {
+                "tensor": layout.tensor,
+                "pipeline": layout.pipeline,
+                "zero_stage": layout.zero,
+                "timeout_seconds": 60,
+                "control_timeout_seconds": 60,
+            },
+            "data": {
+                "sources": [{"path": "unused"}],
+                "sequence_length": SEQUENCE,
+                "micro_batch_size": global_batch_size // (layout.accumulation * layout.data),
+                "global_batch_size": global_batch_size,
+            },
+            "optimizer": {"learning_rate": 1e-2, "gradient_clipping": 0.5},
+            "precision": {"dtype": layout.dtype},
+        }
+    )
+
+
+def make_mesh(config: ParallelConfig) -> ParallelMesh:
+    """The mesh over the ranks of the rig."""
+    dist = torch.distributed
+    return ParallelMesh.over_world(
+        config, dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu")
+    )
+
+
+def make_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[TokenBatch]:
+    """This rank's micro-batches of a global batch that depends on the step alone; some targets are masked."""
+    generator = torch.Generator().manual_seed(step)
+    size, length = config.data.global_batch_size, config.data.sequence_length
+    blocks = torch.randint(0, VOCABULARY, (size, length + 1), generator=generator)
+    weights = (torch.rand(size, length, generator=generator) > 0.1).float()
+    rows = torch.arange(size).view(-1, mesh.data.size, config.data.micro_batch_size)[:, mesh.data.rank]
+    return [TokenBatch(blocks[r, :-1], blocks[r, 1:], weights[r]) for r in rows]
+
+
+def proceed(report: StepReport) -> Verdict:
+    return Verdict(Action.PROCEED)
+
+
+def make_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
+    """The engine of a run, as `python -m pretrain` assembles it."""
+    return assemble_engine(config, plan(config, mesh.world_size), mesh, detect_kernels())
+
+
+def slow(*values: Any) -> ParameterSet:
+    """A case that repeats in another layout what a faster one shows; `make test-slow` runs it."""
+    return pytest.param(*values, marks=pytest.mark.slow)
