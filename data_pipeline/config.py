@@ -1,6 +1,7 @@
 """What a run reads: prepared sources, how they are mixed, and the batch equation."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +23,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    kind: Literal["text"] = Field(default="text", repr=False)
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """The training mixture."""
     validation: tuple[SourceConfig, ...] = ()
@@ -40,3 +42,8 @@ class DataConfig(BaseModel):
     """Folder for shards of remote sources; none: `surefoot` in the user's cache folder."""
     damaged_sample_budget: int = Field(default=0, ge=0)
     """Damaged samples that a run may skip (their loss is masked) before it stops with exit code 3."""
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """About how many tokens a sample has."""
+        return self.sequence_length

@@ -29,8 +29,9 @@ def plan_rows(config: RunConfig, plan: Plan) -> Rows:
     )
     yield "run", f"{plan.steps:,} steps = {plan.tokens:,} tokens, {plan.tokens_per_parameter:.1f} a parameter"
     yield "parameters", f"{counts.total:,}, {counts.non_embedding:,} without embeddings"
-    for part, count in asdict(counts).items():
-        yield f"  {part.replace('_', '-')}", f"{count:,}" if count else no_parameters(config, part)
+    absent = config.model.outline(config.data).parts
+    for part, count in counts.parts.items():
+        yield f"  {part.replace('_', '-')}", f"{count:,}" if count else absent[part]
     yield "training", f"{plan.flops_per_token / 1e9:.3g} GFLOP a token"
     yield "memory", f"{memory.total / GIB:.2f} GiB on the fullest rank, about"
     for part, size in asdict(memory).items():
@@ -38,11 +39,6 @@ def plan_rows(config: RunConfig, plan: Plan) -> Rows:
     if plan.pipeline > 1:
         for index, stage in enumerate(plan.stages):
             yield f"  stage {index}", stage_text(stage)
-
-
-def no_parameters(config: RunConfig, part: str) -> str:
-    """Why a part has none."""
-    return "rotary" if part == "positions" else "tied to the embedding" if part == "head" else "0"
 
 
 def stage_text(stage: Stage) -> str:
@@ -58,7 +54,7 @@ def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
         **asdict(plan),
         "batch": {**asdict(plan.batch), "samples": plan.batch.samples, "tokens": plan.batch.tokens},
         "parameters": {
-            **asdict(plan.parameters),
+            **plan.parameters.parts,
             "total": plan.parameters.total,
             "non_embedding": plan.parameters.non_embedding,
         },

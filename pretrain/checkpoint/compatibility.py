@@ -3,14 +3,10 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from parallel.mesh import ParallelMesh
 from pretrain.checkpoint.manifest import CheckpointLayout, Manifest
 from pretrain.config.run import RunConfig
-
-FREE_TO_CHANGE: dict[str, Any] = {"dropout": True, "activation_checkpointing": True, "attention": {"dropout"}}
-"""Fields of the model that a resumed run may change: they are not in the weights."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +20,7 @@ class Compatibility:
 
     @classmethod
     def of(cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str) -> "Compatibility":
-        model = config.model.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-        shape = json.dumps({**model, "sequence_length": config.data.sequence_length}, sort_keys=True)
+        shape = json.dumps(config.model.shape(config.data), sort_keys=True)
         return cls(
             layout=CheckpointLayout(
                 tensor=mesh.tensor.size,

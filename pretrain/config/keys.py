@@ -1,24 +1,47 @@
-"""The keys of the configuration, read off its models."""
+"""The keys of the configuration, read off its models, and the key that a misspelled one was meant to be."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import SequenceMatcher
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pretrain.section import OneOf
+
+LEAST_SIMILARITY = 0.6
+"""Twice the shared characters over all characters, as difflib's own default."""
+
 
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield (dotted key, field) of every section and key below `model`, parents first.
 
-    Entries of a list of tables have `[]` in their key, as in `data.sources[].path`.
+    Entries of a list of tables have `[]` in their key, as in `data.sources[].path`. Where a section goes by its kind,
+    keys of all kinds come, each of them once; keys that are kept out of sight do not.
     """
+    seen = set()
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
+        if not field.repr:
+            continue
         yield key, field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from walk(field.annotation, f"{key}.")
-        elif entry := table_entry(field):
-            yield from walk(entry, f"{key}[].")
+        below = f"{key}[]." if table_entry(field) else f"{key}."
+        for section in sections_of(field).values():
+            for inner, found in walk(section, below):
+                if inner not in seen:
+                    seen.add(inner)
+                    yield inner, found
+
+
+def sections_of(field: FieldInfo) -> Mapping[str, type[BaseModel]]:
+    """The models of the keys in a field, by their kind, or by an empty string where there is but one."""
+    for mark in field.metadata:
+        if isinstance(mark, OneOf):
+            return mark.sections
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return {"": field.annotation}
+    entry = table_entry(field)
+    return {"": entry} if entry else {}
 
 
 def table_entry(field: FieldInfo) -> type[BaseModel] | None:
@@ -30,6 +53,19 @@ def table_entry(field: FieldInfo) -> type[BaseModel] | None:
 
 def is_section(field: FieldInfo) -> bool:
     """Whether `field` holds keys of its own: a table or a list of tables."""
-    annotation = field.annotation
-    is_table = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return is_table or table_entry(field) is not None
+    return bool(sections_of(field))
+
+
+def without_kinds(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The place of a key as users write it: pydantic puts the kind of a section behind its name."""
+    if len(location) < 2 or location[0] not in model.model_fields:
+        return location
+    kinds = sections_of(model.model_fields[str(location[0])])
+    return (location[0], *location[2:]) if location[1] in kinds else location
+
+
+def nearest(name: str, candidates: Iterable[str]) -> list[str]:
+    """The candidates most similar to `name`: several when they tie, none when nothing is similar."""
+    similarity = {known: SequenceMatcher(None, name, known).ratio() for known in candidates}
+    best = max(similarity.values(), default=0.0)
+    return [known for known, ratio in similarity.items() if ratio == best >= LEAST_SIMILARITY]

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from pretrain.config.problems import explain
-from pretrain.config.run import RunConfig
+from pretrain.config.run import RunConfig, with_kind_of_data
 from pretrain.errors import ConfigurationError, Fault
 
 Table = dict[str, Any]
@@ -31,7 +31,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     faults = [fault for text in overrides if (fault := apply_override(table, text))]
     try:
         # Strict JSON mode: no silent conversion such as true -> 1 or "8" -> 8, yet lists become tuples.
-        config = RunConfig.model_validate_json(json.dumps(table, default=str), strict=True)
+        text = json.dumps(with_kind_of_data(table), default=str)
+        config = RunConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
         faults += explain(RunConfig, error)
     if faults:
@@ -41,7 +42,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """TOML of the resolved configuration; loading it gives an equal one."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"data": {"kind"}}))
 
 
 def read_toml(path: Path) -> Table:

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
-from pretrain.config.keys import is_section, walk
-from pretrain.config.nearest import nearest
+from pretrain.config.keys import is_section, nearest, sections_of, walk, without_kinds
 from pretrain.errors import Fault
 
 RULES = {
@@ -39,7 +38,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
 
     A section or key that is missing because its name is misspelled is reported once, as the misspelling.
     """
-    details = error.errors(include_url=False)
+    details = [located(model, detail) for detail in error.errors(include_url=False)]
     unknown = [
         (key, value, suggest(model, key))
         for detail in details
@@ -49,11 +48,16 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
     meant = {key for *_, suggestions in unknown for key in suggestions}
     return [
         *(
-            Fault(key, "unknown key", did_you_mean(suggestions), toml(value))
+            Fault(key, "unknown key", belongs_to(model, key) or did_you_mean(suggestions), toml(value))
             for key, value, suggestions in unknown
         ),
         *(invalid_value(model, detail) for detail in details if not follows(detail, details, meant)),
     ]
+
+
+def located(model: type[BaseModel], detail: ErrorDetails) -> ErrorDetails:
+    """The same error at the key as users write it."""
+    return {**detail, "loc": without_kinds(model, detail["loc"])}
 
 
 def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) -> bool:
@@ -92,6 +96,14 @@ def suggest(model: type[BaseModel], key: str) -> list[str]:
 def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Fault:
     """The fault behind one error that is not an unknown key."""
     key = dotted(detail["loc"])
+    if detail["type"] == "union_tag_invalid":
+        kinds = detail["ctx"]["expected_tags"].replace("'", '"')
+        return Fault(
+            f"{key}.kind",
+            f"must be {kinds}",
+            f"for example kind = {kinds.split(',')[0]}",
+            toml(detail["ctx"]["tag"]),
+        )
     example = working_value(model, key)
     if detail["type"] == "missing":
         return Fault(key, "required", f"for example {example}" if example else "")
@@ -110,6 +122,18 @@ def working_value(model: type[BaseModel], key: str) -> str:
     if is_section(field):
         return f"[{name}]"
     return f"{known_name(name)} = {toml(field.default)}"
+
+
+def belongs_to(model: type[BaseModel], key: str) -> str:
+    """The kinds of section that do have the key, where that of the user does not."""
+    section, _, name = key.partition(".")
+    field = model.model_fields.get(section)
+    if field is None:
+        return ""
+    kinds = [
+        kind for kind, of in sections_of(field).items() if kind and name.partition(".")[0] in of.model_fields
+    ]
+    return f"it is a key of kind = {' or '.join(map(toml, kinds))}" if kinds else ""
 
 
 def did_you_mean(suggestions: list[str]) -> str:

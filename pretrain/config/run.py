@@ -5,18 +5,16 @@ overrides and explains what is wrong; rules that span sections live in `pretrain
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_pipeline.config import DataConfig
 from parallel.config import ParallelConfig
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from pretrain.optim.config import OPTIMIZERS, OptimizerConfig, ScheduleConfig
+from pretrain.section import OneOf, Section, kind_of
+from pretrain.tasks.config import TaskConfig
+from pretrain.tasks.kinds import KINDS
 
 
 class RunSection(Section):
@@ -32,132 +30,6 @@ class RunSection(Section):
     """Seeds initial weights, dropout and the data order."""
     deepspeed_config: Path | None = None
     """A DeepSpeed JSON of your own, merged over the derived one; shown by `surefoot check`."""
-
-
-class AttentionConfig(Section):
-    """Self-attention of one block."""
-
-    kind: Literal["dense", "mlra"] = "dense"
-    """Projections to queries, keys and values: one matrix each, or a product of two, `mlra` (Multi-head Low-Rank
-    Attention, arXiv 2409.07787); the keys below that say so are for `mlra` alone."""
-    num_heads: int = Field(gt=0)
-    """Query heads."""
-    num_key_value_heads: int | None = Field(default=None, gt=0)
-    """Key and value heads (grouped-query attention); none: as many as query heads."""
-    rank: int | None = Field(default=None, gt=0)
-    """`mlra`: rank r of the products; none: hidden_size // 2, which leaves the number of parameters as it is (with
-    as many key and value heads as query heads)."""
-    init: Literal["gpt2", "xavier", "variance_matched"] = "gpt2"
-    """`mlra`: initial factors: N(0, init_std^2) both; Xavier normal each; or such that the product has the variance of
-    a dense matrix, init_std^2 (the control: without it, low rank also means smaller initial outputs)."""
-    down_projection: Literal["replicated", "sharded"] = "replicated"
-    """`mlra`: the factors next to the input whole on every tensor-parallel rank, or cut by their rows."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the attention probabilities."""
-
-
-class ModelConfig(Section):
-    """A decoder-only GPT."""
-
-    kind: Literal["gpt"] = "gpt"
-    """Architecture."""
-    num_layers: int = Field(gt=0)
-    """Transformer blocks."""
-    hidden_size: int = Field(gt=0)
-    """Width d of the residual stream."""
-    ffn_hidden_size: int | None = Field(default=None, gt=0)
-    """Inner width of the feed-forward layer; none: 4 d for GELU, 8/3 d (to a multiple of 64) for SwiGLU."""
-    vocabulary_size: int = Field(gt=0)
-    """Size of the tokenizer's vocabulary."""
-    vocabulary_multiple: int = Field(default=128, gt=0)
-    """The embedding table is padded to a multiple of this; padded rows stay zero and are never predicted."""
-    attention: AttentionConfig
-    activation: Literal["gelu", "swiglu"] = "gelu"
-    """Feed-forward activation."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """Position information: rotary embedding of queries and keys, or a learned table."""
-    rotary_base: float = Field(default=10_000.0, gt=0)
-    """Base of the rotary frequencies."""
-    normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
-    """Which normalization."""
-    norm_placement: Literal["pre", "post", "none"] = "pre"
-    """`pre`: x + f(norm(x)), and a last norm before the head; `post`: norm(x + f(x)), and no last norm (Vaswani et al.
-    2017, arXiv 1706.03762); `none`: x + f(x). Initial weights are the same for all three."""
-    normalization_epsilon: float = Field(default=1e-5, gt=0)
-    """Added to the variance before the square root."""
-    bias: bool = True
-    """Biases in linear and LayerNorm layers."""
-    tied_embeddings: bool = True
-    """The head uses the embedding table."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the embedding and on each residual branch."""
-    init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of initial weights; for residual projections divided by sqrt(2 layers) (GPT-2)."""
-    reparametrization: Literal["none", "sigma", "sigma_stats_only"] = "none"
-    """sigmaReparam (arXiv 2303.06296) on every matrix of the blocks, or its spectral norms without using them."""
-    gamma_init: Literal["sigma", "one"] = "sigma"
-    """First gamma of sigmaReparam: the spectral norm (the reference code), so that nothing changes, or 1 (the text)."""
-    sigma_vectors: int = Field(default=8, gt=0)
-    """Vectors of the power iteration: 1 as in the reference code; more follow sigma where singular values cross."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
-
-    @property
-    def num_key_value_heads(self) -> int:
-        return self.attention.num_key_value_heads or self.attention.num_heads
-
-    @property
-    def attention_rank(self) -> int:
-        """Rank r of low-rank attention."""
-        return self.attention.rank or self.hidden_size // 2
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.attention.num_heads
-
-    @property
-    def ffn_size(self) -> int:
-        if self.ffn_hidden_size:
-            return self.ffn_hidden_size
-        if self.activation == "gelu":
-            return 4 * self.hidden_size
-        return -(-8 * self.hidden_size // 3 // 64) * 64
-
-    @property
-    def padded_vocabulary_size(self) -> int:
-        return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
-
-
-class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
-
-    kind: Literal["adamw"] = "adamw"
-    """Optimizer."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay of matrices; biases, normalization gains never decay."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 does not clip."""
-    implementation: Literal["auto", "torch", "apex"] = "auto"
-    """Which fused AdamW: apex's where NVIDIA's apex is installed, else torch's."""
-
-
-class ScheduleConfig(Section):
-    """Learning rate over applied updates, as a factor of the peak."""
-
-    kind: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
-    """Shape after warmup: `wsd` is warmup-stable-decay."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Updates of linear warmup."""
-    decay_steps: int | None = Field(default=None, gt=0)
-    """`wsd`: the last updates of the run, which decay (none: a fifth); else the update at which
-    the decay ends (none: the last of the run)."""
-    minimum_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Learning rate at the end of the decay, relative to the peak."""
 
 
 class PrecisionConfig(Section):
@@ -283,14 +155,20 @@ class WatchdogConfig(Section):
     """Of all samples of the run, the fraction that rollbacks may skip, one rollback at least; more ends the run."""
 
 
+MODELS = OneOf(KINDS)
+"""The [model] section of every task."""
+DATA = {kind: section.data_section for kind, section in zip(MODELS.sections, KINDS, strict=True)}
+"""Kind of task -> its [data] section."""
+
+
 class RunConfig(Section):
     """One training run."""
 
     run: RunSection
-    model: ModelConfig
+    model: Annotated[TaskConfig, MODELS]
     parallel: ParallelConfig = ParallelConfig()
-    data: DataConfig
-    optimizer: OptimizerConfig
+    data: Annotated[DataConfig, OneOf(tuple(dict.fromkeys(DATA.values())))]
+    optimizer: Annotated[OptimizerConfig, OneOf(OPTIMIZERS)]
     schedule: ScheduleConfig = ScheduleConfig()
     precision: PrecisionConfig = PrecisionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -301,4 +179,13 @@ class RunConfig(Section):
 
     @property
     def run_folder(self) -> Path:
+        """Where the run lives."""
         return self.run.folder / self.run.name
+
+
+def with_kind_of_data(table: Any) -> Any:
+    """A table of settings whose [data] says what kind it is of: users name the task alone, and that follows."""
+    if not isinstance(table, dict) or not isinstance(table.get("data"), dict):
+        return table
+    section = DATA.get(MODELS.kind_in(table.get("model", {})))
+    return {**table, "data": {"kind": kind_of(section), **table["data"]}} if section else table

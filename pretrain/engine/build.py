@@ -4,17 +4,15 @@ import torch
 from torch import nn
 
 from parallel.mesh import ParallelMesh
-from parallel.partition import partition_layers
 from parallel.rng import RandomStreams
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import ModelParts, TrainEngine
-from pretrain.models.context import LayerContext
+from pretrain.models.context import Materials
 from pretrain.optim.optim import make_adamw, parameter_groups
 from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
-from pretrain.tasks.gpt.model import gpt_layers
-from pretrain.tasks.gpt.objective import NextToken
+from pretrain.tasks.registry import TASKS
 
 
 def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> TrainEngine:
@@ -24,23 +22,18 @@ def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: 
         groups = parameter_groups(module.parameters(), config.optimizer.weight_decay)
         return make_adamw(groups, config.optimizer, kernels.adamw)
 
-    parts = gpt_parts(config, mesh, kernels)
+    parts = model_parts(config, mesh, kernels)
     return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer, config)
 
 
-def gpt_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:
-    """A GPT with its objective, next-token prediction."""
+def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:
+    """The model of the configured task with its objective."""
+    task = TASKS[config.model.kind]
     streams = RandomStreams(config.run.seed, mesh)
-    context = LayerContext(
-        config.model,
-        mesh,
-        streams,
-        kernels.norm(config.model.normalization, bias=config.model.bias),
-        config.run.seed,
-    )
+    materials = Materials(mesh, streams, kernels, config.run.seed)
     return ModelParts(
-        layers=gpt_layers(context, config.data.sequence_length),
-        boundaries=partition_layers(config.model.num_layers, config.parallel.pipeline),
-        objective=NextToken(mesh.tensor),
+        layers=task.layers(config.model, config.data, materials),
+        boundaries=config.model.outline(config.data).partition(config.parallel.pipeline),
+        objective=task.objective(config.model, mesh),
         streams=streams,
     )

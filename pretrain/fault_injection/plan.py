@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretrain.config.nearest import nearest
+from pretrain.config.keys import nearest
 from pretrain.errors import ConfigurationError
 
 _PATTERN = re.compile(r"(\w+)(?:@(\d{1,9})(?:\+(\d{1,9}))?)?")

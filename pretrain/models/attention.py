@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import Factors, LowRankLinear
 from parallel.rng import MaskSeed, seed_attention
-from pretrain.config.run import ModelConfig
+from pretrain.models.config import TransformerConfig
 from pretrain.models.context import LayerContext
 
 
-def projected_rows(config: ModelConfig) -> dict[str, int]:
+def projected_rows(config: TransformerConfig) -> dict[str, int]:
     """Output features of each projection, over all heads."""
     queries, keys = config.attention.num_heads, config.num_key_value_heads
     heads = {"query": queries, "key": keys, "value": keys}
@@ -77,7 +77,7 @@ def low_rank_factors(context: LayerContext, name: str, rows: int) -> Factors:
     return Factors(rows, context.normal(f"{name}.down", down), context.normal(f"{name}.up", up))
 
 
-def factor_stds(config: ModelConfig, rows: int) -> tuple[float, float]:
+def factor_stds(config: TransformerConfig, rows: int) -> tuple[float, float]:
     """Standard deviations of the initial D (r, d) and U (rows, r).
 
     An entry of U D has variance r s_U^2 s_D^2. Relative to a dense matrix of the same rule, d = rows, that is r s^2

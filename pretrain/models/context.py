@@ -8,19 +8,40 @@ from parallel.initialization import Normal
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from parallel.spectral import SpectralConfig
-from pretrain.config.run import ModelConfig
+from pretrain.models.config import TransformerConfig
+from pretrain.runtime.kernels import Kernels
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What layers of every kind are built with: this rank's place, its random streams, kernels, the run's seed."""
+
+    mesh: ParallelMesh
+    streams: RandomStreams
+    kernels: Kernels
+    seed: int
+
+    def normal(self, name: str, std: float) -> Normal:
+        """Initial weights N(0, std^2) of the matrix called `name`."""
+        return Normal(self.seed, name, std)
 
 
 @dataclass(frozen=True)
 class LayerContext:
-    """The configuration, this rank's place, and how weights and norms are made."""
+    """Settings of a stack of Transformer blocks, and how its weights and norms are made."""
 
-    config: ModelConfig
-    mesh: ParallelMesh
-    streams: RandomStreams
-    norm_class: type[nn.Module]
-    """LayerNorm or RMSNorm implementation: (size, eps=, bias= where it has one)."""
-    seed: int
+    config: TransformerConfig
+    materials: Materials
+
+    @property
+    def mesh(self) -> ParallelMesh:
+        """This rank's place."""
+        return self.materials.mesh
+
+    @property
+    def streams(self) -> RandomStreams:
+        """Where dropout masks come from."""
+        return self.materials.streams
 
     def weight(self, name: str, *, residual: bool = False) -> Normal:
         """Initial weights of the matrix called `name`, as in GPT-2: N(0, std^2), residual projections with
@@ -31,7 +52,7 @@ class LayerContext:
 
     def normal(self, name: str, std: float) -> Normal:
         """Initial weights N(0, std^2) of the matrix called `name`."""
-        return Normal(self.seed, name, std)
+        return self.materials.normal(name, std)
 
     @property
     def spectral(self) -> SpectralConfig | None:
@@ -47,7 +68,8 @@ class LayerContext:
         config = self.config
         if config.norm_placement == "none":
             return nn.Identity()
-        return make_norm(self.norm_class, config.hidden_size, config.normalization_epsilon, bias=config.bias)
+        norm_class = self.materials.kernels.norm(config.normalization, bias=config.bias)
+        return make_norm(norm_class, config.hidden_size, config.normalization_epsilon, bias=config.bias)
 
 
 def make_norm(norm_class: type[nn.Module], size: int, epsilon: float, *, bias: bool) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from pretrain.config.run import OptimizerConfig, ScheduleConfig
+from pretrain.optim.config import AdamWConfig, ScheduleConfig
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
@@ -20,7 +20,7 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def make_adamw(
-    groups: list[dict[str, object]], config: OptimizerConfig, optimizer_class: type[torch.optim.Optimizer]
+    groups: list[dict[str, object]], config: AdamWConfig, optimizer_class: type[torch.optim.Optimizer]
 ) -> torch.optim.Optimizer:
     """AdamW with learning rate 0: the engine sets it before every update.
 

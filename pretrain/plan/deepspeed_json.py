@@ -7,7 +7,7 @@ from typing import Any
 
 import hjson
 
-from pretrain.config.nearest import nearest
+from pretrain.config.keys import nearest
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Fault
 from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS

@@ -1,23 +1,21 @@
 """The plan of a run: what follows from a configuration and a number of ranks before anything starts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from parallel.partition import LAYERS_AFTER_BLOCKS, LAYERS_BEFORE_BLOCKS, partition_layers
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Fault
+from pretrain.models.outline import Outline
 from pretrain.plan.memory import (
     MemoryEstimate,
     activation_bytes,
-    flops_per_token,
     gradient_bytes,
     optimizer_bytes,
     weight_bytes,
 )
 from pretrain.plan.rules import layout_faults, layout_warnings
-from pretrain.tasks.gpt.sizes import ParameterShape, Part, parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class BatchEquation:
     micro: int
     accumulation: int
     data: int
-    sequence_length: int
+    tokens_per_sample: int
 
     @property
     def samples(self) -> int:
@@ -37,29 +35,27 @@ class BatchEquation:
     @property
     def tokens(self) -> int:
         """Tokens of one optimizer step."""
-        return self.samples * self.sequence_length
+        return self.samples * self.tokens_per_sample
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of the whole model, by what they belong to."""
+    """Parameters of the whole model."""
 
-    embedding: int
-    positions: int
-    attention: int
-    feed_forward: int
-    norms: int
-    head: int
-    """0 where the head uses the embedding table."""
+    parts: Mapping[str, int]
+    """By what they belong to, in the order of the outline; 0 where a part has none of its own."""
+    looked_up: int
+    """Of tables whose rows are looked up: tokens, positions."""
 
     @property
     def total(self) -> int:
-        return self.non_embedding + self.embedding + self.positions
+        """All of them."""
+        return sum(self.parts.values())
 
     @property
     def non_embedding(self) -> int:
-        """All but the tables of tokens and positions."""
-        return self.attention + self.feed_forward + self.norms + self.head
+        """All but the tables that are looked up in."""
+        return self.total - self.looked_up
 
 
 @dataclass(frozen=True)
@@ -121,10 +117,9 @@ def plan(config: RunConfig, world_size: int) -> Plan:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     data = world_size // (tensor * pipeline)
     micro = config.data.micro_batch_size
-    batch = BatchEquation(
-        micro, config.data.global_batch_size // (micro * data), data, config.data.sequence_length
-    )
-    shapes = parameter_shapes(config.model, config.data.sequence_length)
+    accumulation = config.data.global_batch_size // (micro * data)
+    batch = BatchEquation(micro, accumulation, data, config.data.tokens_per_sample)
+    outline = config.model.outline(config.data)
     return Plan(
         world_size=world_size,
         tensor=tensor,
@@ -132,59 +127,50 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         data=data,
         zero_stage=config.parallel.zero_stage,
         batch=batch,
-        parameters=count_parameters(shapes),
-        stages=plan_stages(config, shapes, batch),
-        flops_per_token=model_flops(config, shapes),
+        parameters=count_parameters(outline),
+        stages=plan_stages(config, outline, batch),
+        flops_per_token=sum(layer.flops for layer in outline.layers) / config.data.tokens_per_sample,
         steps=config.run.steps,
         warnings=tuple(layout_warnings(config, world_size)),
     )
 
 
-def count_parameters(shapes: Sequence[ParameterShape]) -> ParameterCounts:
+def count_parameters(outline: Outline) -> ParameterCounts:
     """Sum the sizes by part."""
-    counts: Counter[Part] = Counter()
-    for shape in shapes:
-        counts[shape.part] += shape.size
-    return ParameterCounts(**{part.value: counts[part] for part in Part})
+    counts = Counter(dict.fromkeys(outline.parts, 0))
+    looked_up = 0
+    for layer in outline.layers:
+        for parameter in layer.parameters:
+            counts[parameter.part] += parameter.size
+            looked_up += parameter.size if parameter.looked_up else 0
+    return ParameterCounts(dict(counts), looked_up)
 
 
-def plan_stages(
-    config: RunConfig, shapes: Sequence[ParameterShape], batch: BatchEquation
-) -> tuple[Stage, ...]:
+def plan_stages(config: RunConfig, outline: Outline, batch: BatchEquation) -> tuple[Stage, ...]:
     """Cut the layers into stages; stage i of p keeps up to p - i micro-batches in flight (1F1B schedule)."""
     pipeline = config.parallel.pipeline
-    boundaries = partition_layers(config.model.num_layers, pipeline)
-    stages = []
-    for index, (first, last) in enumerate(pairwise(boundaries)):
-        held = [shape for shape in shapes if first <= shape.layer < last]
-        if index == pipeline - 1 > 0 and config.model.tied_embeddings:
-            held.append(shapes[0])  # the head's copy of the embedding table, kept equal by an all-reduce
-        in_flight = min(pipeline - index, batch.accumulation)
-        stages.append(plan_stage(config, (first, last), held, in_flight, batch.data))
-    return tuple(stages)
+    boundaries = outline.partition(pipeline)
+    return tuple(
+        plan_stage(config, outline, layers, min(pipeline - index, batch.accumulation), batch.data)
+        for index, layers in enumerate(pairwise(boundaries))
+    )
 
 
 def plan_stage(
-    config: RunConfig, layers: tuple[int, int], held: Sequence[ParameterShape], in_flight: int, data: int
+    config: RunConfig, outline: Outline, bounds: tuple[int, int], in_flight: int, data: int
 ) -> Stage:
-    """One stage that holds the parameters `held` and keeps `in_flight` micro-batches."""
-    first, last = layers
-    end_of_blocks = LAYERS_BEFORE_BLOCKS + config.model.num_layers
-    blocks = min(last, end_of_blocks) - max(first, LAYERS_BEFORE_BLOCKS)
-    parameters = sum(shape.size_per_rank(config.parallel.tensor) for shape in held)
-    has_head = last == end_of_blocks + LAYERS_AFTER_BLOCKS
+    """One stage that holds the layers `[first, last)` and keeps `in_flight` micro-batches."""
+    first, last = bounds
+    layers = outline.layers[first:last]
+    # A copy of a table on another stage than its owner's is kept equal by an all-reduce, and is memory all the same.
+    borrowed = {outline.owner(i) for i in range(first, last)} - set(range(first, last))
+    held = [p for layer in layers for p in layer.parameters]
+    held += [p for owner in borrowed for p in outline.layers[owner].parameters if p.name == "weight"]
+    parameters = sum(parameter.size_per_rank(config.parallel.tensor) for parameter in held)
     memory = MemoryEstimate(
         weights=weight_bytes(config, parameters, data),
         gradients=gradient_bytes(config, parameters, data),
         optimizer=optimizer_bytes(config, parameters, data),
-        activations=activation_bytes(config, blocks, in_flight, has_head),
+        activations=activation_bytes(config, layers, in_flight),
     )
-    return Stage(first, last, blocks, parameters, memory)
-
-
-def model_flops(config: RunConfig, shapes: Sequence[ParameterShape]) -> float:
-    """FLOPs of training on one token."""
-    matrices = (Part.ATTENTION, Part.FEED_FORWARD)
-    multiplied = sum(shape.size for shape in shapes if shape.part in matrices and len(shape.shape) == 2)
-    head = config.model.padded_vocabulary_size * config.model.hidden_size
-    return flops_per_token(config.model, multiplied + head, config.data.sequence_length)
+    return Stage(first, last, sum(layer.is_block for layer in layers), parameters, memory)

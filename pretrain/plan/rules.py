@@ -1,10 +1,11 @@
 """What cannot work, or will work badly, on a given number of ranks: one small rule each."""
 
 from collections.abc import Callable, Iterator
-from math import gcd, lcm
+from math import gcd
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import Fault
+from pretrain.section import kind_of
 
 Rule = Callable[[RunConfig, int], Iterator[Fault]]
 
@@ -26,9 +27,10 @@ def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
             f"{bubble:.0%} of the time is idle; a larger data.global_batch_size or a smaller "
             "data.micro_batch_size gives more of them"
         )
-    if config.model.num_layers % parallel.pipeline:
+    blocks = len(config.model.outline(config.data).blocks)
+    if blocks % parallel.pipeline:
         yield (
-            f"{config.model.num_layers} blocks do not divide evenly into {parallel.pipeline} pipeline "
+            f"{blocks} blocks do not divide evenly into {parallel.pipeline} pipeline "
             "stages: the first stages have one more, and the others wait for them"
         )
 
@@ -91,7 +93,7 @@ def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
 
 
 def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Fault]:
-    blocks, stages = config.model.num_layers, config.parallel.pipeline
+    blocks, stages = len(config.model.outline(config.data).blocks), config.parallel.pipeline
     if blocks < stages:
         yield Fault(
             "parallel.pipeline",
@@ -101,78 +103,16 @@ def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def heads_divide(config: RunConfig, world_size: int) -> Iterator[Fault]:
-    model = config.model
-    heads, groups = model.attention.num_heads, model.num_key_value_heads
-    if model.hidden_size % heads:
-        yield Fault(
-            "model.hidden_size",
-            f"must be a multiple of attention.num_heads = {heads}",
-            f"for example {-(-model.hidden_size // heads) * heads}",
-            str(model.hidden_size),
-        )
-    elif model.positions == "rotary" and model.head_size % 2:
-        yield Fault(
-            "model.hidden_size",
-            f"gives heads of odd size {model.head_size}, but rotary positions turn pairs of numbers",
-            f'for example {heads * (model.head_size + 1)}, or positions = "learned"',
-            str(model.hidden_size),
-        )
-    if heads % groups:
-        yield Fault(
-            "model.attention.num_key_value_heads",
-            f"must divide num_heads = {heads}",
-            f"for example {gcd(heads, groups)}",
-            str(groups),
-        )
+def data_fits_task(config: RunConfig, world_size: int) -> Iterator[Fault]:
+    """The [data] section is that of the task."""
+    if not isinstance(config.data, config.model.data_section):
+        rule = f"holds no data for model.kind = {config.model.kind}"
+        yield Fault("data", rule, f"for example data of kind {kind_of(config.model.data_section)}")
 
 
-def tensor_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
-    """Heads, feed-forward and vocabulary are divided over tensor-parallel ranks without a remainder."""
-    model, tensor = config.model, config.parallel.tensor
-    sizes = {
-        "model.attention.num_heads": model.attention.num_heads,
-        "model.attention.num_key_value_heads": model.num_key_value_heads,
-        "model.ffn_hidden_size": model.ffn_size,
-    }
-    for key, size in sizes.items():
-        if size % tensor:
-            above = -(-size // tensor) * tensor
-            remedy = f"for example {above}, or parallel.tensor = {gcd(tensor, *sizes.values())}"
-            yield Fault(key, f"must be a multiple of parallel.tensor = {tensor}", remedy, str(size))
-    if model.padded_vocabulary_size % tensor:
-        yield Fault(
-            "model.vocabulary_multiple",
-            f"pads the vocabulary to {model.padded_vocabulary_size}, "
-            f"which parallel.tensor = {tensor} must divide",
-            f"for example {lcm(model.vocabulary_multiple, tensor)}",
-            str(model.vocabulary_multiple),
-        )
-
-
-def rank_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
-    """Rows of sharded down-projections are divided over tensor-parallel ranks without a remainder."""
-    model, tensor = config.model, config.parallel.tensor
-    sharded = model.attention.kind == "mlra" and model.attention.down_projection == "sharded"
-    if sharded and model.attention_rank % tensor:
-        yield Fault(
-            "model.attention.rank",
-            f'must be a multiple of parallel.tensor = {tensor} for down_projection = "sharded", '
-            "which cuts each down-projection by its rows",
-            f'for example {-(-model.attention_rank // tensor) * tensor}, or down_projection = "replicated"',
-            str(model.attention_rank),
-        )
-
-
-def zero_fits_reparametrization(config: RunConfig, world_size: int) -> Iterator[Fault]:
-    if config.parallel.zero_stage == 3 and config.model.reparametrization != "none":
-        yield Fault(
-            "parallel.zero_stage",
-            "must be 0, 1 or 2 with a reparametrization: power steps need whole matrices, "
-            "and ZeRO-3 takes them apart between layers",
-            "for example zero_stage = 1",
-            "3",
-        )
+def model_fits(config: RunConfig, world_size: int) -> Iterator[Fault]:
+    """What the task says of its model on these ranks."""
+    yield from config.model.problems(config.data, config.parallel)
 
 
 def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
@@ -219,10 +159,8 @@ RULES: tuple[Rule, ...] = (
     batch_divides,
     zero_fits_pipeline,
     blocks_fill_stages,
-    heads_divide,
-    tensor_divides,
-    rank_divides,
-    zero_fits_reparametrization,
+    data_fits_task,
+    model_fits,
     schedule_fits_run,
     kept_checkpoints_exist,
     snapshot_store_turns_over,

@@ -16,7 +16,7 @@ from torch import Tensor
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import SequentialLayers
 from pretrain.config.run import ModelConfig
-from pretrain.engine.build import gpt_parts
+from pretrain.engine.build import model_parts
 from pretrain.models.attention import dense_attention_state, low_rank_factors
 from pretrain.models.context import LayerContext
 from pretrain.plan.plan import plan
@@ -84,13 +84,13 @@ def logits(layout: Layout, model: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Of a model, and of the dense one with its folded weights."""
     config = make_config(layout, **model)
     mesh = make_mesh(config.parallel)
-    low_rank = SequentialLayers(gpt_parts(config, mesh, detect_kernels()).layers)
+    low_rank = SequentialLayers(model_parts(config, mesh, detect_kernels()).layers)
     for parameter in low_rank.parameters():
         generator = torch.Generator().manual_seed(parameter.shape[0])
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     groups = {"num_key_value_heads": config.model.num_key_value_heads}
     config = make_config(layout, **{**model, "attention": groups})
-    dense = SequentialLayers(gpt_parts(config, mesh, detect_kernels()).layers)
+    dense = SequentialLayers(model_parts(config, mesh, detect_kernels()).layers)
     dense.load_state_dict(dense_attention_state(low_rank), strict=True)
     (batch,) = make_batches(config, mesh, 1)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from parallel.pipeline import SequentialLayers
 from pretrain.config.run import ModelConfig
-from pretrain.engine.build import gpt_parts
+from pretrain.engine.build import model_parts
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.gpt.sizes import parameter_shapes
 
@@ -116,7 +116,7 @@ def outcome(name: str) -> tuple[float, float, list[tuple[str, float]]]:
     """Our loss, the reference's, and per parameter the relative difference of the gradients."""
     config = make_config(Layout(), **MODELS[name])
     mesh = make_mesh(config.parallel)
-    parts = gpt_parts(config, mesh, detect_kernels())
+    parts = model_parts(config, mesh, detect_kernels())
     model = SequentialLayers(parts.layers)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():  # gains of 1 and biases of 0 would hide mistakes
@@ -152,7 +152,7 @@ def test_equals_plain_float64(name: str) -> None:
 
 def shapes(name: str) -> list[tuple[int, ...]]:
     config = make_config(Layout(), **MODELS[name])
-    parts = gpt_parts(config, make_mesh(config.parallel), detect_kernels())
+    parts = model_parts(config, make_mesh(config.parallel), detect_kernels())
     return [tuple(parameter.shape) for parameter in SequentialLayers(parts.layers).parameters()]
 
 
@@ -165,7 +165,7 @@ def test_parameters_are_those_of_the_plan(name: str) -> None:
 
 def initial_moments(depth: int) -> list[tuple[str, float]]:
     config = make_config(Layout(), num_layers=depth, hidden_size=128)
-    parts = gpt_parts(config, make_mesh(config.parallel), detect_kernels())
+    parts = model_parts(config, make_mesh(config.parallel), detect_kernels())
     model = SequentialLayers(parts.layers)
     return [
         (n, p.std().item()) for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("layers.2.")

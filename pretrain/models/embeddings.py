@@ -1,0 +1,74 @@
+"""Layers before the first block and behind the last one, for tasks over a vocabulary.
+
+B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
+V  padded vocabulary, W  the rows of it on this tensor rank
+"""
+
+from torch import Tensor, nn
+
+from parallel.rng import dropout
+from parallel.vocab import VocabularyParallelEmbedding, VocabularyParallelHead
+from pretrain.models.config import VocabularyConfig
+from pretrain.models.context import LayerContext
+
+
+class TokenEmbedding(VocabularyParallelEmbedding):
+    """Token ids (B, S) -> (B, S, D)."""
+
+    def __init__(self, context: LayerContext, vocabulary: VocabularyConfig, name: str = "embedding") -> None:
+        super().__init__(
+            vocabulary.vocabulary_size,
+            vocabulary.padded_vocabulary_size,
+            context.config.hidden_size,
+            context.weight(name),
+            context.mesh.tensor,
+        )
+
+
+class EmbeddingPositions(nn.Module):
+    """Adds learned positions, where the model has them, and drops out: (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, context: LayerContext, sequence_length: int) -> None:
+        super().__init__()
+        self.streams = context.streams
+        self.dropout = context.config.dropout
+        self.positions_SD: nn.Parameter | None = None
+        if context.config.positions == "learned":
+            init = context.weight("positions")
+            table = init.rows(0, sequence_length, sequence_length, context.config.hidden_size)
+            self.positions_SD = nn.Parameter(table)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        if self.positions_SD is not None:
+            x_BSD = x_BSD + self.positions_SD[: x_BSD.shape[1]]
+        if self.training and self.dropout:
+            x_BSD = dropout(x_BSD, self.dropout, self.streams.draw("positions").replicated("embedding"))
+        return x_BSD
+
+
+class FinalNorm(nn.Module):
+    """Normalization before the head: (B, S, D) -> (B, S, D).
+
+    Where blocks end in a norm (`post`) or there are none it is the identity, so that the partition is the same.
+    """
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        self.norm = context.norm() if context.config.norm_placement == "pre" else nn.Identity()
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        y_BSD: Tensor = self.norm(x_BSD)
+        return y_BSD
+
+
+class VocabularyHead(VocabularyParallelHead):
+    """(B, S, D) -> logits (B, S, W)."""
+
+    def __init__(self, context: LayerContext, vocabulary: VocabularyConfig, name: str = "head") -> None:
+        super().__init__(
+            vocabulary.vocabulary_size,
+            vocabulary.padded_vocabulary_size,
+            context.config.hidden_size,
+            context.weight(name),
+            context.mesh.tensor,
+        )

@@ -1,0 +1,150 @@
+"""The outline of a model: its layers by name and size, known without building it and without torch.
+
+Everything outside of a task's room that must know what a model consists of reads it here: the partition into pipeline
+stages, the estimates of memory and FLOPs, names and owners of what the probes measure, the targets of planted faults. A
+test holds the outline of every task and the modules that it builds together, by layer, name and shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from parallel.partition import partition_layers
+
+
+@dataclass(frozen=True)
+class ParameterSize:
+    """One parameter as the whole model has it."""
+
+    name: str
+    """As in `named_parameters()` of the layer's module."""
+    shape: tuple[int, ...]
+    part: str
+    """What it belongs to, one of the outline's `parts`."""
+    sharded: int | None = None
+    """Dimension that tensor-parallel ranks divide among them; none: every one has a copy."""
+    stacked: int = 1
+    """Matrices that are stacked in it by rows, such as those of queries, keys and values."""
+    looked_up: bool = False
+    """Its rows are looked up and not multiplied: FLOPs do not count it, nor do counts without embeddings."""
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    def size_per_rank(self, tensor: int) -> int:
+        """Elements that one of `tensor` tensor-parallel ranks holds."""
+        return self.size if self.sharded is None else self.size // tensor
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """A layer whose `weight` is a table with a row for each token."""
+
+    rows: int
+    """Of the real vocabulary; those behind them are padding."""
+    columns: int
+    measures: str
+    """Token embedding variability of the table is reported under this name: `tev_mean`, `tev_std` and so on."""
+    watched: bool = True
+    """Tables that inputs are looked up in are watched at every step; a head's is measured where that is asked for."""
+    input: int | None = None
+    """Which of a batch's `inputs` holds the ids that are looked up in it; none: it is not looked up in."""
+
+
+@dataclass(frozen=True)
+class AttentionSize:
+    """One attention of a block."""
+
+    module: str
+    """Name of the module in the block that computes with q and k, such as `attention.core`."""
+    heads: int
+    """Query heads of the whole model."""
+    name: str = ""
+    """What sets it apart from the others of its block in the names of measures, such as `cross`; empty: there are no
+    others."""
+
+
+@dataclass(frozen=True)
+class ActivationSize:
+    """What a layer keeps of one sample for its backward pass, in numbers of the compute dtype."""
+
+    whole: float = 0
+    """Numbers that every tensor-parallel rank keeps."""
+    sharded: float = 0
+    """Numbers that tensor-parallel ranks divide among them."""
+    masks: float = 0
+    """Bytes of dropout masks."""
+    wide: float = 0
+    """Numbers in fp32 that tensor-parallel ranks divide among them; like those of a head's logits they are kept of one
+    micro-batch at a time."""
+    input: float | None = None
+    """Numbers that are kept instead where the layer is recomputed in the backward pass; none: it is not."""
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """One layer of the model, which a pipeline stage holds whole."""
+
+    name: str
+    """In the names of measures, such as `embedding` or `layer_07`."""
+    parameters: tuple[ParameterSize, ...] = ()
+    """Its own, in the order of its module."""
+    is_block: bool = False
+    """Stages are cut in front of blocks, and share them evenly."""
+    tied_to: str = ""
+    """The layer whose `weight` it uses as its own."""
+    table: TableSize | None = None
+    attentions: tuple[AttentionSize, ...] = ()
+    activations: ActivationSize = ActivationSize()
+    flops: float = 0.0
+    """Of training on one sample, forward and backward, without recomputation."""
+
+    @property
+    def size(self) -> int:
+        """Elements of all parameters."""
+        return sum(parameter.size for parameter in self.parameters)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All layers of a model in order."""
+
+    layers: tuple[LayerSize, ...]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Parts that parameters belong to, in the order of reports, each with what to say where it has none."""
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all layers, by index."""
+        return tuple(layer.name for layer in self.layers)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.is_block)
+
+    @cached_property
+    def tables(self) -> tuple[int, ...]:
+        """Indices of the layers that have a table of their own."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.table and not layer.tied_to)
+
+    def owner(self, index: int) -> int:
+        """The layer that the `weight` of a layer belongs to: its own, or that which it is tied to."""
+        layer = self.layers[index]
+        return self.names.index(layer.tied_to) if layer.tied_to else index
+
+    def sharers(self, index: int) -> tuple[int, ...]:
+        """The layers that use the `weight` of a layer, itself first."""
+        return (index, *(i for i, layer in enumerate(self.layers) if layer.tied_to == self.names[index]))
+
+    def partition(self, stages: int) -> tuple[int, ...]:
+        """Where pipeline stages begin; raises ValueError where there are fewer blocks than stages."""
+        return partition_layers([layer.is_block for layer in self.layers], stages)
+
+
+def stage_of(index: int, boundaries: Sequence[int]) -> int:
+    """The pipeline stage that holds a layer."""
+    return sum(index >= first for first in boundaries[1:-1])

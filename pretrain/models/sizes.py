@@ -1,0 +1,168 @@
+"""Sizes of the layers that tasks share, for their outlines: parameters by name, activations, FLOPs.
+
+Activations follow Korthikanti et al. 2022 (arXiv 2205.05198, equation 2), item by item, without the S x S matrices,
+which flash attention does not keep. FLOPs follow Chowdhery et al. 2022 (arXiv 2204.02311, appendix B).
+
+S  tokens in a sequence     D  hidden size              F  feed-forward size
+Q  query heads * head size  K  key-value heads * head size      R  rank of low-rank attention
+V  padded vocabulary
+"""
+
+from collections.abc import Iterator
+
+from pretrain.models.config import TransformerConfig, VocabularyConfig
+from pretrain.models.outline import ActivationSize, AttentionSize, LayerSize, ParameterSize, TableSize
+
+EMBEDDING, POSITIONS, ATTENTION = "embedding", "positions", "attention"
+FEED_FORWARD, NORMS, HEAD = "feed_forward", "norms", "head"
+"""Parts that parameters belong to."""
+
+
+def block_name(number: int) -> str:
+    """The name of a block in measures: `layer_07`."""
+    return f"layer_{number:02d}"
+
+
+def matrix_flops(elements: int, tokens: int) -> float:
+    """Training FLOPs of `tokens` tokens in matrices of so many elements: 2 forward and 4 backward for each."""
+    return 6.0 * elements * tokens
+
+
+def attention_flops(config: TransformerConfig, queries: int, keys: int) -> float:
+    """Training FLOPs of q k^T and its product with v. As usual for utilisation the whole rectangle is counted."""
+    return 12.0 * config.attention.num_heads * config.head_size * queries * keys
+
+
+def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
+    """One Transformer block over sequences of `tokens` tokens."""
+    parameters = tuple(block_parameters(config))
+    matrices = sum(parameter.size for parameter in parameters if len(parameter.shape) == 2)
+    return LayerSize(
+        name,
+        parameters,
+        is_block=True,
+        attentions=(AttentionSize("attention.core", config.attention.num_heads),),
+        activations=block_activations(config, tokens),
+        flops=matrix_flops(matrices, tokens) + attention_flops(config, tokens, tokens),
+    )
+
+
+def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
+    """Parameters of a block in the order of its module."""
+    D, F, Q = config.hidden_size, config.ffn_size, config.attention.num_heads * config.head_size
+    gates = 2 if config.activation == "swiglu" else 1
+    if config.norm_placement != "none":
+        yield from norm_parameters(config, "attention_norm")
+    yield from projection_parameters(config, "attention.qkv")
+    yield from row_parameters(config, "attention.output", ATTENTION, (D, Q))
+    if config.norm_placement != "none":
+        yield from norm_parameters(config, "feed_forward_norm")
+    yield from column_parameters(config, "feed_forward.up", FEED_FORWARD, (gates * F, D), gates)
+    yield from row_parameters(config, "feed_forward.down", FEED_FORWARD, (D, F))
+
+
+def projection_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
+    """To queries, keys and values: one stacked matrix, or the stacked D and a U for each."""
+    D, R = config.hidden_size, config.attention_rank
+    Q, K = config.attention.num_heads * config.head_size, config.num_key_value_heads * config.head_size
+    if config.attention.kind == "dense":
+        yield from column_parameters(config, f"{name}.linear", ATTENTION, (Q + 2 * K, D), 3)
+        return
+    sharded = 0 if config.attention.down_projection == "sharded" else None
+    yield ParameterSize(f"{name}.down.weight", (3 * R, D), ATTENTION, sharded, stacked=3)
+    for number, rows in enumerate((Q, K, K)):
+        yield from column_parameters(config, f"{name}.up.{number}", ATTENTION, (rows, R))
+
+
+def norm_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
+    """Gain and, for LayerNorm with biases, bias."""
+    yield ParameterSize(f"{name}.weight", (config.hidden_size,), NORMS)
+    if config.bias and config.normalization == "layer_norm":
+        yield ParameterSize(f"{name}.bias", (config.hidden_size,), NORMS)
+
+
+def column_parameters(
+    config: TransformerConfig, name: str, part: str, shape: tuple[int, int], stacked: int = 1
+) -> Iterator[ParameterSize]:
+    """A linear layer whose outputs are divided over tensor-parallel ranks."""
+    yield ParameterSize(f"{name}.weight", shape, part, sharded=0, stacked=stacked)
+    if config.bias:
+        yield ParameterSize(f"{name}.bias", shape[:1], part, sharded=0)
+
+
+def row_parameters(
+    config: TransformerConfig, name: str, part: str, shape: tuple[int, int]
+) -> Iterator[ParameterSize]:
+    """A linear layer whose inputs are divided over tensor-parallel ranks."""
+    yield ParameterSize(f"{name}.weight", shape, part, sharded=1)
+    if config.bias:
+        yield ParameterSize(f"{name}.bias", shape[:1], part)
+
+
+def block_activations(config: TransformerConfig, tokens: int) -> ActivationSize:
+    """What a block keeps of one sample.
+
+    In units of S D: the inputs of both norms and of both sub-layers (4; without norms 2), and the latents of low-rank
+    attention (3 R / D), whole on every rank; divided over tensor-parallel ranks: queries and attention output (2), keys
+    and values (2 k for k key-value heads a query head), and the inner feed-forward layer, 2 F/D for GELU (its input and
+    output), 4 F/D for SwiGLU (gate, value, silu, product). Dropout adds 2 masks of one byte. A block that is recomputed
+    keeps its input.
+    """
+    stream = tokens * config.hidden_size
+    grouped = config.num_key_value_heads / config.attention.num_heads
+    feed_forward = (2 if config.activation == "gelu" else 4) * config.ffn_size / config.hidden_size
+    inputs = 2 if config.norm_placement == "none" else 4
+    latents = 3 * config.attention_rank / config.hidden_size if config.attention.kind == "mlra" else 0
+    return ActivationSize(
+        whole=stream * (inputs + latents),
+        sharded=stream * (2 + 2 * grouped + feed_forward),
+        masks=2 * stream if config.dropout else 0,
+        input=stream if config.activation_checkpointing else None,
+    )
+
+
+def embedding_size(
+    config: TransformerConfig,
+    vocabulary: VocabularyConfig,
+    name: str = "embedding",
+    measures: str = "tev",
+    input: int = 0,
+) -> LayerSize:
+    """A token embedding, which looks up rows for the ids in `inputs[input]` of a batch."""
+    shape = vocabulary.padded_vocabulary_size, config.hidden_size
+    return LayerSize(
+        name,
+        (ParameterSize("weight", shape, EMBEDDING, sharded=0, looked_up=True),),
+        table=TableSize(vocabulary.vocabulary_size, config.hidden_size, measures, input=input),
+    )
+
+
+def position_size(config: TransformerConfig, tokens: int, name: str = "positions") -> LayerSize:
+    """Learned positions, where the model has them, and the dropout of the embedding."""
+    table = ParameterSize("positions_SD", (tokens, config.hidden_size), POSITIONS, looked_up=True)
+    return LayerSize(name, (table,) if config.positions == "learned" else ())
+
+
+def final_norm_size(config: TransformerConfig, name: str = "final_norm") -> LayerSize:
+    """The norm before the head; without parameters where blocks end in a norm or there are none."""
+    return LayerSize(name, tuple(norm_parameters(config, "norm")) if config.norm_placement == "pre" else ())
+
+
+def head_size(
+    config: TransformerConfig,
+    vocabulary: VocabularyConfig,
+    tokens: int,
+    name: str = "head",
+    tied_to: str = "embedding",
+) -> LayerSize:
+    """The head over the vocabulary; its logits are kept in the compute dtype and twice in fp32, for the loss."""
+    rows = vocabulary.padded_vocabulary_size
+    own = ParameterSize("weight", (rows, config.hidden_size), HEAD, sharded=0)
+    return LayerSize(
+        name,
+        () if vocabulary.tied_embeddings else (own,),
+        tied_to=tied_to if vocabulary.tied_embeddings else "",
+        table=TableSize(vocabulary.vocabulary_size, config.hidden_size, f"tev_{name}", watched=False),
+        activations=ActivationSize(sharded=tokens * rows, wide=2 * tokens * rows),
+        flops=matrix_flops(rows * config.hidden_size, tokens),
+    )

@@ -1,0 +1,81 @@
+"""Settings of optimizers and of the learning-rate schedule."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pretrain.optim.update_bound import adamw_update_bound
+from pretrain.section import Section
+
+SMALLEST_EPSILON = 1e-15
+"""With a smaller one, gradients whose squares underflow in fp32 could move weights farther than the bound says."""
+
+
+class OptimizerConfig(Section):
+    """The [optimizer] section; each optimizer derives its own, with a `kind` that names it.
+
+    What is asked for here is all that anything outside of this room knows of an optimizer's settings.
+    """
+
+    kind: str
+    """Optimizer."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of matrices; biases, normalization gains never decay."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+
+    state_numbers: ClassVar[int]
+    """fp32 numbers that the optimizer keeps for each parameter."""
+    needs_whole_matrices: ClassVar[bool] = False
+    """Its update of a matrix needs all of it, which ZeRO and tensor-parallel ranks divide."""
+    update_scale: ClassVar[float | None] = None
+    """About how far one update moves a weight, in learning rates; none where that goes by the gradient."""
+
+    @property
+    def update_bound(self) -> float | None:
+        """The most that one update can move a weight, in learning rates, the decay aside; none: there is no bound."""
+        return None
+
+
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of matrices; biases, normalization gains never decay."""
+    implementation: Literal["auto", "torch", "apex"] = "auto"
+    """Which fused AdamW: apex's where NVIDIA's apex is installed, else torch's."""
+
+    state_numbers: ClassVar[int] = 2
+    update_scale: ClassVar[float | None] = 1.0
+
+    @property
+    def update_bound(self) -> float | None:
+        """It holds for beta1^2 < beta2, and for an epsilon that squares of gradients do not underflow beside."""
+        if self.beta1**2 >= self.beta2 or self.epsilon < SMALLEST_EPSILON:
+            return None
+        return adamw_update_bound(self.beta1, self.beta2)
+
+
+OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (AdamWConfig,)
+"""The [optimizer] section of every optimizer, that of the default `optimizer.kind` first."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over applied updates, as a factor of the peak."""
+
+    kind: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
+    """Shape after warmup: `wsd` is warmup-stable-decay."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Updates of linear warmup."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """`wsd`: the last updates of the run, which decay (none: a fifth); else the update at which
+    the decay ends (none: the last of the run)."""
+    minimum_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the end of the decay, relative to the peak."""

@@ -1,0 +1,40 @@
+"""The half of a task that needs no torch: its [model] section, from which its outline follows."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from data_pipeline.config import DataConfig
+from parallel.config import ParallelConfig
+from pretrain.errors import Fault
+from pretrain.models.outline import Outline
+from pretrain.section import Section
+
+
+class TaskConfig(Section):
+    """The [model] section of a task; each task derives its own, with a `kind` that names it.
+
+    What is asked for here is all that anything outside of the task's room knows of its configuration.
+    """
+
+    kind: str
+    """Architecture."""
+
+    data_section: ClassVar[type[DataConfig]]
+    """The [data] section that goes with it."""
+    loss_unit: ClassVar[str]
+    """What its loss is counted in, such as `nats per token`."""
+    changeable: ClassVar[Mapping[str, Any]] = {}
+    """Keys that a resumed run may change, because they are not in the weights, as pydantic's `exclude` takes them."""
+
+    @abstractmethod
+    def outline(self, data: Any) -> Outline:
+        """The layers of the model by name and size; `data` is the task's own [data] section."""
+
+    @abstractmethod
+    def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Fault]:
+        """Everything about the model that cannot work with these layers on these ranks."""
+
+    def shape(self, data: Any) -> dict[str, Any]:
+        """What a checkpoint must agree with: all keys but those that a resumed run may change. JSON-able."""
+        return self.model_dump(mode="json", exclude=dict(self.changeable))

@@ -1,0 +1,41 @@
+"""The [model] section of a GPT."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from data_pipeline.config import DataConfig
+from parallel.config import ParallelConfig
+from pretrain.errors import Fault
+from pretrain.models.config import TransformerConfig, VocabularyConfig
+from pretrain.models.outline import Outline
+from pretrain.models.rules import block_problems, vocabulary_divides
+from pretrain.tasks.config import TaskConfig
+from pretrain.tasks.gpt.sizes import gpt_outline
+
+
+class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
+    """A decoder-only GPT."""
+
+    kind: Literal["gpt"] = "gpt"
+    """Architecture."""
+
+    data_section: ClassVar[type[DataConfig]] = DataConfig
+    loss_unit: ClassVar[str] = "nats per token"
+    changeable: ClassVar[Mapping[str, Any]] = {
+        "dropout": True,
+        "activation_checkpointing": True,
+        "attention": {"dropout"},
+    }
+
+    def outline(self, data: DataConfig) -> Outline:
+        """Embedding, positions, blocks, final norm, head."""
+        return gpt_outline(self, self, data.sequence_length)
+
+    def problems(self, data: DataConfig, parallel: ParallelConfig) -> Iterator[Fault]:
+        """Blocks and vocabulary must divide over tensor-parallel ranks."""
+        yield from block_problems(self, parallel)
+        yield from vocabulary_divides(self, parallel.tensor)
+
+    def shape(self, data: DataConfig) -> dict[str, Any]:
+        """A table of learned positions is as long as the sequences are."""
+        return {**super().shape(data), "sequence_length": data.sequence_length}

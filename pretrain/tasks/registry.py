@@ -1,0 +1,12 @@
+"""The tasks as the run knows them; `kinds` has their other half, which needs no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pretrain.tasks.gpt.task import GPT
+from pretrain.tasks.task import Task
+
+TASKS: Mapping[str, Task[Any]] = {
+    "gpt": GPT(),
+}
+"""By `model.kind`."""

@@ -1,0 +1,58 @@
+"""The half of a task that needs torch: layers, objective, data and metrics.
+
+A task is a room of its own; nothing outside of it and the two registries (`kinds`, `registry`) names it. Trainer, engine,
+checkpoints, probes and watchdog know what stands here and in `pretrain.tasks.config`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallel.mesh import ParallelMesh
+from parallel.pipeline import LayerSpec
+from pretrain.models.context import Materials
+from pretrain.tasks.config import TaskConfig
+
+Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
+"""(outputs of the last layer, labels of a batch) -> the weighted sum of the loss over its targets, a scalar."""
+
+Model = TypeVar("Model", bound=TaskConfig)
+
+
+class Metric(ABC):
+    """A number that validation reports beside the loss."""
+
+    name: str
+    """Rows of metrics.jsonl have it as `validation_NAME`."""
+    of_loss: ClassVar[bool] = False
+    """It follows from the loss alone, and is drawn of training steps, too."""
+
+    def sums(self, outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
+        """What one micro-batch adds: float64 (n,), n fixed. It is summed over micro-batches and ranks.
+
+        Tensor-parallel ranks all come to the same sums; one of them is counted.
+        """
+        return torch.zeros(0, dtype=torch.float64)
+
+    @abstractmethod
+    def value(self, sums: Sequence[float], loss: float) -> float:
+        """The number that follows from the sums and from the mean loss."""
+
+
+class Task(ABC, Generic[Model]):
+    """What a model of one kind is built from. It has no state."""
+
+    @abstractmethod
+    def layers(self, model: Model, data: Any, materials: Materials) -> list[LayerSpec]:
+        """The layers in the order of the outline."""
+
+    @abstractmethod
+    def objective(self, model: Model, mesh: ParallelMesh) -> Objective:
+        """What is minimised."""
+
+    def metrics(self, model: Model, mesh: ParallelMesh) -> tuple[Metric, ...]:
+        """What validation reports beside the loss."""
+        return ()
