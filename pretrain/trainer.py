@@ -14,7 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.engine import BatchesMissing, TrainEngine
 from pretrain.errors import CheckpointError, Preempted, RanksDisagree, TrainingDiverged
 from pretrain.evaluation.validate import validate
-from pretrain.fault_injection.faults import Fault
+from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.ledger import RunLedger
 from pretrain.metrics.logger import MetricsLogger
 from pretrain.optim.optim import learning_rate
@@ -211,7 +211,7 @@ class Trainer:
                 step=state.step + 1,
                 learning_rate=self._learning_rate(state.updates),
                 interrupted=self.signals.received is not None,
-                dense=self.watchdog.suspicious,
+                full=self.watchdog.suspicious,
                 digest=self.watchdog.digest,
             )
         except BatchesMissing:

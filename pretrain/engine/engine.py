@@ -7,6 +7,7 @@ rank, from the same bytes), then the update or not.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pretrain.engine.rank_digest import SLOTS, slots_of, unanimous
 from pretrain.engine.reparametrization import Reparametrization
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
+from pretrain.probes.row_bound import RowBound, row_bound_applies
 from pretrain.probes.weights import Name, Sums, local_sums
 from pretrain.step import Action, StepReport, Verdict
 
@@ -97,7 +99,16 @@ class TrainEngine:
         self._copies = HostCopies()
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
-        self._model = ProbedModel(config, mesh, local_layers(self.module), self._gate)
+        self._model = ProbedModel(
+            outline=config.model.outline(config.data),
+            boundaries=parts.boundaries,
+            config=config.probes,
+            zero_stage=config.parallel.zero_stage,
+            mesh=mesh,
+            layers=local_layers(self.module),
+            gate=self._gate,
+            row_bound=partial(RowBound, config) if row_bound_applies(config) else None,
+        )
         self._probes = Probes(self._model)
         self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
 
@@ -109,13 +120,13 @@ class TrainEngine:
         step: int,
         learning_rate: float,
         interrupted: bool = False,
-        dense: bool = False,
+        full: bool = False,
         digest: int = 0,
     ) -> tuple[StepReport, Verdict]:
         """Take optimizer step number `step` (from 1) over this rank's micro-batches.
 
         The update is applied only on PROCEED. `interrupted` tells the other ranks that this one was asked to stop.
-        `dense` has all probes look, whatever the step's number; it must be the same on all ranks. `digest`, of which
+        `full` has all probes look, whatever the step's number; it must be the same on all ranks. `digest`, of which
         64 bits count, stands for what this rank has decided so far: the report says whether all have the same.
 
         Raises:
@@ -123,7 +134,7 @@ class TrainEngine:
         """
         normalised, _ = self._normalise(batches)
         self._streams.begin_step(step)
-        self._probes.begin(step, batches, dense=dense)
+        self._probes.begin(step, batches, full=full)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         outcome: list[tuple[StepReport, Verdict]] = []
@@ -278,9 +289,9 @@ class TrainEngine:
         """Of all layers, by index."""
         return self._model.names
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """To be called when weights have been replaced: probes do not compare them with those before."""
-        self._probes.forget()
+        self._probes.reset()
 
     # Checkpoint files
 
@@ -305,7 +316,7 @@ class TrainEngine:
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
         self._gate.set_clipping()
-        self.forget()
+        self.reset()
         assert path is not None, "a verified checkpoint lacks files that DeepSpeed looks for"
 
     def extra_state(self) -> dict[str, Any]:
@@ -329,7 +340,7 @@ class TrainEngine:
     def restore(self, state: Tree) -> None:
         """Put a copy of an earlier `state` back in place; all ranks together."""
         restore_state(self._engine, self.optimizer, state)
-        self.forget()
+        self.reset()
         self.load_extra_state(copied(state["extra"]))
 
     def checksum(self) -> int:
