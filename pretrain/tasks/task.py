@@ -1,7 +1,7 @@
 """The half of a task that needs torch: layers, objective, data and metrics.
 
-A task is a room of its own; nothing outside of it and the two registries (`kinds`, `registry`) names it. Trainer, engine,
-checkpoints, probes and watchdog know what stands here and in `pretrain.tasks.config`.
+A task is a room of its own; nothing outside of it and the two registries (`kinds`, `registry`) names it. Trainer,
+engine, checkpoints, probes and watchdog know what stands here and in `pretrain.tasks.config`.
 """
 
 from abc import ABC, abstractmethod
