@@ -1,6 +1,10 @@
-"""What a run reads: prepared sources, how they are mixed, and the batch equation."""
+"""What a run reads, whatever the kind of data: prepared datasets, how they are mixed, and the batch equation.
+
+A kind of data adds the keys of its own in a subclass, in the `config.py` of its room.
+"""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,16 +22,17 @@ class SourceConfig(BaseModel):
 
 
 class DataConfig(BaseModel):
-    """Sources, sequence length and batch sizes; the data order follows from them and the seed."""
+    """The keys that all kinds of data have in common; the data order follows from them and the seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    kind: str = Field(exclude=True)
+    """Kind of data: each subclass has a value of its own, by which a union of them is told apart. It follows from
+    the model, so users do not write it and dumps do not show it."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """The training mixture."""
     validation: tuple[SourceConfig, ...] = ()
     """The fixed validation set; empty: the validation split beside each training source."""
-    sequence_length: int = Field(gt=0)
-    """Tokens in a training sequence; must equal what the shards were packed for."""
     micro_batch_size: int = Field(gt=0)
     """Samples that one rank carries through one forward and backward pass."""
     global_batch_size: int = Field(gt=0)
@@ -40,3 +45,11 @@ class DataConfig(BaseModel):
     """Folder for shards of remote sources; none: `surefoot` in the user's cache folder."""
     damaged_sample_budget: int = Field(default=0, ge=0)
     """Damaged samples that a run may skip (their loss is masked) before it stops with exit code 3."""
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """About how many tokens the model reads for a sample, for plans and budgets; each subclass says it."""
+        raise NotImplementedError
+
+
+ConfigType = TypeVar("ConfigType", bound=DataConfig)

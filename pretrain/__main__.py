@@ -17,6 +17,9 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.batch import TokenBatch
+from data_pipeline.text.manifest import TextManifest
+from data_pipeline.text.source import TextSource
 from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
 from pretrain.checkpoint.checkpoint import LIBRARIES, Checkpointer
 from pretrain.checkpoint.compatibility import Compatibility
@@ -72,9 +75,9 @@ def train(
     layout = plan(config, mesh.world_size)
     seed_generators(config.run.seed, mesh.rank)
     # Data first: a run whose data is missing leaves no folder.
-    batches, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
+    stream, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
     fault = make_fault(request.fault, config, mesh)
-    batches = fault.wrap_batches(batches)
+    batches = fault.wrap_batches(stream)
     changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
     notes = [f"settings have changed since the last session: {in_words(changes)}"] if changes else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
@@ -165,17 +168,22 @@ def report_record(journal: MetricsLogger, record: Record) -> None:
             journal.event(record.step, sentence)
 
 
-def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[BatchStream, ValidationSet]:
+def open_data(
+    config: RunConfig, mesh: ParallelMesh, stack: ExitStack
+) -> tuple[BatchStream[TextManifest, TokenBatch], ValidationSet]:
     """What this rank trains on and validates with; the tokenizer must be the one that the model is configured for."""
-    rank, size = mesh.data.rank, mesh.data.size
-    batches = BatchStream(config.data, seed=config.run.seed, data_rank=rank, data_size=size)
+    source, rank, size = TextSource(), mesh.data.rank, mesh.data.size
+    batches = BatchStream(source, config.data, seed=config.run.seed, data_rank=rank, data_size=size)
     stack.callback(batches.close)
-    if batches.vocabulary_size != config.model.vocabulary_size:
+    pieces = batches.manifest.tokenizer.vocabulary_size
+    if pieces != config.model.vocabulary_size:
         raise ConfigurationError(
             f"model.vocabulary_size = {config.model.vocabulary_size}: the tokenizer of the data has "
-            f"{batches.vocabulary_size} pieces; set model.vocabulary_size = {batches.vocabulary_size}"
+            f"{pieces} pieces; set model.vocabulary_size = {pieces}"
         )
-    validation = ValidationSet(config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size)
+    validation = ValidationSet(
+        source, config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size
+    )
     stack.callback(validation.close)
     return batches, validation
 

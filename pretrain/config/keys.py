@@ -10,9 +10,12 @@ from pydantic.fields import FieldInfo
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield (dotted key, field) of every section and key below `model`, parents first.
 
-    Entries of a list of tables have `[]` in their key, as in `data.sources[].path`.
+    Entries of a list of tables have `[]` in their key, as in `data.sources[].path`. Keys that dumps leave out follow
+    from others, and are none of the user's.
     """
     for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
         key = f"{prefix}{name}"
         yield key, field
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

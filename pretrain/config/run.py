@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_pipeline.config import DataConfig
+from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
 
 
@@ -289,7 +289,7 @@ class RunConfig(Section):
     run: RunSection
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
-    data: DataConfig
+    data: TextConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     precision: PrecisionConfig = PrecisionConfig()
