@@ -34,9 +34,10 @@ from pathlib import Path
 import torch
 from stability_report import MARGIN, Run, read_runs, write_report
 
-from data_pipeline.batches import TokenBatch
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.batch import TokenBatch
 from data_pipeline.text.prepare import TextSettings, prepare_text
+from data_pipeline.text.source import TextSource
 from parallel.mesh import ParallelMesh
 from parallel.statistics import sample_variance
 from pretrain.config.loader import load_config
@@ -130,8 +131,10 @@ def make_config(options: argparse.Namespace, arm: str, seed: int) -> RunConfig:
 
 
 def make_course(config: RunConfig) -> Course:
-    stream = BatchStream(config.data, seed=config.run.seed, data_rank=0, data_size=1)
-    validation = ValidationSet(config.data, samples=config.evaluation.samples, data_rank=0, data_size=1)
+    stream = BatchStream(TextSource(), config.data, seed=config.run.seed, data_rank=0, data_size=1)
+    validation = ValidationSet(
+        TextSource(), config.data, samples=config.evaluation.samples, data_rank=0, data_size=1
+    )
     course = Course(list(itertools.islice(stream, config.run.steps)), list(validation))
     stream.close()
     validation.close()
@@ -272,10 +275,10 @@ def main() -> None:
     journal = options.out / "runs.jsonl"
     run_grid(options, journal)
     first = make_config(options, options.arms[0], options.seeds[0])
-    unigram = ValidationSet(first.data, samples=1, data_rank=0, data_size=1).unigram_loss
+    unigram = ValidationSet(TextSource(), first.data, samples=1, data_rank=0, data_size=1).baseline
     assert unigram is not None, "one source has a unigram loss"
-    print(write_report(read_runs(journal), unigram, list(ARMS), options.out))
-    print(f"failed: not finite, above {unigram:.2f} nats, or {MARGIN} above the arm's own best")
+    print(write_report(read_runs(journal), unigram.loss, list(ARMS), options.out))
+    print(f"failed: not finite, above {unigram.loss:.2f} nats, or {MARGIN} above the arm's own best")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from methods import BLOCK, MICRO_BATCHES, NO_PROBES, SIZES, Arm, make_batches
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine

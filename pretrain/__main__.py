@@ -26,7 +26,6 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.errors import (
     DATA_EXIT_CODE,
-    ConfigurationError,
     PeerLost,
     Preempted,
     SurefootError,
@@ -50,6 +49,7 @@ from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.stacks import stacks_on_request
 from pretrain.step import TrainState
+from pretrain.tasks.registry import TASKS
 from pretrain.trainer import Collaborators, RunJudge, Trainer
 from pretrain.watchdog.finite import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
@@ -72,9 +72,9 @@ def train(
     layout = plan(config, mesh.world_size)
     seed_generators(config.run.seed, mesh.rank)
     # Data first: a run whose data is missing leaves no folder.
-    batches, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
+    stream, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
     fault = make_fault(request.fault, config, mesh)
-    batches = fault.wrap_batches(batches)
+    batches = fault.wrap_batches(stream)
     changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
     notes = [f"settings have changed since the last session: {in_words(changes)}"] if changes else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
@@ -165,17 +165,17 @@ def report_record(journal: MetricsLogger, record: Record) -> None:
             journal.event(record.step, sentence)
 
 
-def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[BatchStream, ValidationSet]:
-    """What this rank trains on and validates with; the tokenizer must be the one that the model is configured for."""
-    rank, size = mesh.data.rank, mesh.data.size
-    batches = BatchStream(config.data, seed=config.run.seed, data_rank=rank, data_size=size)
+def open_data(
+    config: RunConfig, mesh: ParallelMesh, stack: ExitStack
+) -> tuple[BatchStream[Any, Any], ValidationSet]:
+    """What this rank trains on and validates with, of the kind that the task reads."""
+    task, rank, size = TASKS[config.model.kind], mesh.data.rank, mesh.data.size
+    batches = BatchStream(task.source, config.data, seed=config.run.seed, data_rank=rank, data_size=size)
     stack.callback(batches.close)
-    if batches.vocabulary_size != config.model.vocabulary_size:
-        raise ConfigurationError(
-            f"model.vocabulary_size = {config.model.vocabulary_size}: the tokenizer of the data has "
-            f"{batches.vocabulary_size} pieces; set model.vocabulary_size = {batches.vocabulary_size}"
-        )
-    validation = ValidationSet(config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size)
+    task.check_data(config.model, batches.manifest)
+    validation = ValidationSet(
+        task.source, config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size
+    )
     stack.callback(validation.close)
     return batches, validation
 

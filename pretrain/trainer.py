@@ -8,7 +8,8 @@ import psutil
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.reading.batches import Batches
+from data_pipeline.reading.stream import ValidationSet
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import BatchesMissing, TrainEngine
@@ -37,7 +38,7 @@ class Collaborators:
 
     mesh: ParallelMesh
     engine: TrainEngine
-    batches: BatchStream
+    batches: Batches
     validation: ValidationSet
     checkpoints: CheckpointManager
     journal: MetricsLogger
@@ -224,7 +225,7 @@ class Trainer:
     def _judge(self, report: StepReport, state: TrainState) -> Verdict:
         if self.judge is not None:
             return self.judge(report, state)
-        verdict = self.watchdog.judge(report, state, self.ledger.history, self.batches.draws())
+        verdict = self.watchdog.judge(report, state, self.ledger.history, self.batches.sample_range())
         # Which of the ranks is right nobody knows: no update, and the end.
         return verdict if report.unanimous else Verdict(Action.HALT, "ranks have decided differently")
 
@@ -304,7 +305,7 @@ class Trainer:
             return ""
         report, verdict = self._judged
         self.heartbeat.beat(self.state.step, Phase.SAVING, self.state.attempt)
-        draws = self.watchdog.draws_since(verdict.onset or report.step) or (self.batches.draws(),)
+        draws = self.watchdog.draws_since(verdict.onset or report.step) or (self.batches.sample_range(),)
         scene = CrashReport(reason, report, verdict, self.state, self.ledger.history, draws)
         folder, problem = write_crash_report(scene, self.config, self.mesh, self.engine, self.batches)
         return f"; evidence is in {folder}" if folder else f"; no evidence could be written: {problem}"

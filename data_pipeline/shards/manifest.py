@@ -30,19 +30,8 @@ class ShardEntry(BaseModel):
     index_sha256: str
 
 
-class TokenizerEntry(BaseModel):
-    """The tokenizer that the shards were made with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """In the folder above the manifest's."""
-    sha256: str
-    vocabulary_size: int = Field(gt=0)
-
-
 class Manifest(BaseModel):
-    """What every kind of data has; each task adds its own facts in a subclass."""
+    """What every kind of data has; each kind adds its own facts in a subclass, in the `manifest.py` of its room."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -70,21 +59,6 @@ class Manifest(BaseModel):
         if (total := sum(shard.samples for shard in self.shards)) != self.samples:
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
         return self
-
-
-class TextManifest(Manifest):
-    """Token blocks for next-token prediction."""
-
-    kind: Literal["text"] = "text"
-    sequence_length: int = Field(gt=0)
-    """Targets in a sample; the sample holds one token more."""
-    tokens: int = Field(gt=0)
-    """Targets in all samples."""
-    dtype: Literal["uint16", "uint32"]
-    """Type of the stored ids, little-endian."""
-    tokenizer: TokenizerEntry
-    unigram_cross_entropy: float | None = None
-    """Nats per target of a validation split under the train split's token frequencies (add-one smoothing)."""
 
 
 def index_name(shard: str) -> str:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.order import draws_at
 from data_pipeline.reading.stream import BatchStream
+from data_pipeline.text.batch import TokenBatch
 from parallel.mesh import ParallelMesh
 from parallel.partition import LAYERS_AFTER_BLOCKS, LAYERS_BEFORE_BLOCKS
 from pretrain.backend.setup import local_layers
@@ -46,7 +47,7 @@ Alteration = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 class Fault:
     """Hooks for a run to call; here they do nothing, as in the undisturbed twin."""
 
-    def wrap_batches(self, stream: BatchStream) -> BatchStream:
+    def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:
         """The stream that the run reads."""
         return stream
 
@@ -79,7 +80,12 @@ class AlteredStream:
     """A stream that alters the samples of some draws; for the rest it is the stream within."""
 
     def __init__(
-        self, stream: BatchStream, mesh: ParallelMesh, batch_size: int, draws: range, alter: Alteration
+        self,
+        stream: BatchStream[Any, Any],
+        mesh: ParallelMesh,
+        batch_size: int,
+        draws: range,
+        alter: Alteration,
     ) -> None:
         self._stream = stream
         self._mesh = mesh
@@ -118,11 +124,11 @@ class AlteredStream:
 class SampleFault(PlannedFault):
     """Something is wrong with the samples that these steps have when nothing is skipped before them."""
 
-    def wrap_batches(self, stream: BatchStream) -> BatchStream:
+    def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:
         size = self.config.data.global_batch_size
         first = (self.plan.step - 1) * size
         draws = range(first, first + self.plan.steps * size)
-        return cast(BatchStream, AlteredStream(stream, self.mesh, size, draws, self.alter))
+        return cast(Batches, AlteredStream(stream, self.mesh, size, draws, self.alter))
 
     def alter(self, tokens_S: Tensor, targets_S: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

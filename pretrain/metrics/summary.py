@@ -39,10 +39,11 @@ def closing_lines(config: RunConfig, loss: float | None, validation: ValidationS
 
 def unigram_baseline(validation: ValidationSet) -> str:
     """What a model has that knows how frequent each token is, and nothing else."""
-    if validation.unigram_loss is None:
+    baseline = validation.baseline
+    if baseline is None:
         return ""
     where = "" if validation.whole else " on the whole validation set"
-    return f", that of a unigram model {validation.unigram_loss:.4f}{where}"
+    return f", that of {baseline.name} {baseline.loss:.4f}{where}"
 
 
 def program(name: str) -> str:

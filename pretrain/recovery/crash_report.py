@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.ranges import SampleRange
-from data_pipeline.reading.stream import BatchStream
 from parallel.mesh import ParallelMesh
 from pretrain.config.loader import dump_config
 from pretrain.config.run import RunConfig
@@ -50,7 +50,7 @@ class CrashReport:
 
 
 def write_crash_report(
-    scene: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: BatchStream
+    scene: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: Batches
 ) -> tuple[Path | None, str]:
     """Write down what there is, all ranks together; the folder, or the problem.
 
@@ -67,7 +67,7 @@ def write_crash_report(
 
 
 def _write_or_clear_away(
-    scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+    scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> Path:
     """Raises OSError, whatever is wrong."""
     folder = config.run_folder / FOLDER / f"attempt{scene.state.attempt + 1:08d}"
@@ -82,7 +82,7 @@ def _write_or_clear_away(
 
 
 def _write(
-    folder: Path, scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+    folder: Path, scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -112,7 +112,7 @@ def _verdict(scene: CrashReport, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _samples(ranges: Sequence[SampleRange], batches: BatchStream) -> Iterator[dict[str, Any]]:
+def _samples(ranges: Sequence[SampleRange], batches: Batches) -> Iterator[dict[str, Any]]:
     """As far as they can be read; then why no further."""
     draws = batches.unskipped(ranges)
     if len(draws) > SAMPLES:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from data_pipeline.reading.stream import BatchStream
+from data_pipeline.reading.batches import Batches
 from pretrain.checkpoint.checkpoint import Checkpointer
 from pretrain.checkpoint.restored import Restored
 from pretrain.engine.engine import TrainEngine
@@ -58,7 +58,7 @@ def take_up(
     restored: Restored,
     request: Request,
     changes: Mapping[str, str],
-    batches: BatchStream,
+    batches: Batches,
     watchdog: Watchdog,
     ledger: RunLedger,
 ) -> TrainState:

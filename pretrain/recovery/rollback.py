@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
-from data_pipeline.reading.stream import BatchStream
+from data_pipeline.reading.batches import Batches
 from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
 from pretrain.ledger.history import LearningRateEdit, Rollback
@@ -22,7 +22,7 @@ class Crew(Protocol):
     """Whom it takes."""
 
     @property
-    def batches(self) -> BatchStream: ...
+    def batches(self) -> Batches: ...
     @property
     def checkpoints(self) -> CheckpointManager: ...
     @property
@@ -79,7 +79,7 @@ class RollbackExecutor:
             tell(Kind.LEFT_ALONE, reason=verdict.reason)
         self._left_alone = left_alone
         if verdict.action is Action.VETO:
-            tell(Kind.VETO, reason=verdict.reason, draws=list(self._batches.draws()))
+            tell(Kind.VETO, reason=verdict.reason, draws=list(self._batches.sample_range()))
 
     def roll_back(self, state: TrainState, verdict: Verdict) -> TrainState:
         """Return to a candidate from before the trouble; the state that the run goes on from.

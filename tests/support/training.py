@@ -7,7 +7,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig

@@ -18,7 +18,7 @@ from support.training import (
     slow,
 )
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.spectral import find_spectral_layers
 from pretrain.plan.plan import check_layout
 from pretrain.step import Action, Verdict

@@ -13,7 +13,8 @@ from support.training import Layout, make_config, make_engine, make_mesh, slow
 from support.watched import run, story, watched
 
 from data_pipeline.reading.stream import BatchStream
-from data_pipeline.text.excerpts import spelled, tokenizer_of
+from data_pipeline.text.describe import spelled, tokenizer_of
+from data_pipeline.text.source import TextSource
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.ledger.history import fold
@@ -138,13 +139,13 @@ def test_what_fails_while_evidence_is_gathered_does_not_hide_why_the_run_ended(
 def test_excerpts_are_the_samples_that_the_stream_hands_out(corpus: Path, tmp_path: Path) -> None:
     """By their text: what the tokens of a batch spell is what the excerpt of its draws says."""
     config = run_config(Layout(), tmp_path, corpus)
-    stream = BatchStream(config.data, seed=3, data_rank=0, data_size=1)
+    stream = BatchStream(TextSource(), config.data, seed=3, data_rank=0, data_size=1)
     next(stream)
     before = stream.state()
-    excerpts = list(stream.excerpts(range(*stream.draws())))
-    again = BatchStream(config.data, seed=3, data_rank=0, data_size=1)
+    excerpts = list(stream.excerpts(range(*stream.sample_range())))
+    again = BatchStream(TextSource(), config.data, seed=3, data_rank=0, data_size=1)
     tokens = torch.cat([batch.tokens_BS for batch in next(again)]).tolist()
-    tokenizer = tokenizer_of(stream._mixture.sources[0])
+    tokenizer = tokenizer_of(stream._mixture.datasets[0])
     for excerpt, row in zip(excerpts, tokens, strict=True):
         assert excerpt.text.startswith(spelled(row, tokenizer).rstrip("\N{REPLACEMENT CHARACTER}"))
         assert excerpt.shard.endswith(".tar")

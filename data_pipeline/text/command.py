@@ -1,43 +1,25 @@
-"""The command line of `surefoot prepare`."""
+"""text for next-token prediction
+
+The command line of `surefoot prepare text`.
+"""
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from data_pipeline.errors import DataError
-from data_pipeline.text.prepare import Prepared, TargetExists, TextSettings, prepare_text
+from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
+from data_pipeline.text.prepare import Prepared, TextSettings, prepare_text
 
-EXIT_COMMAND_LINE = 2
-EXIT_DATA = 3
-EXIT_INTERRUPTED = 130
-
-LISTED = 20
-"""Files and texts that were left out and are named; more are counted."""
-
-TEXT = "Train a tokenizer or take one, tokenize, pack into blocks, write train and validation shards."
+DESCRIPTION = "Train a tokenizer or take one, tokenize, pack into blocks, write train and validation shards."
 SOURCES = "file, folder or pattern of UTF-8 text or .jsonl, also .gz or .zst; or python-stdlib"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit code."""
+    """It runs the command line and returns the exit code."""
     settings = _settings(_parser().parse_args(arguments))
-    try:
-        _report(settings, prepare_text(settings))
-    except TargetExists as error:
-        return _fail(error, EXIT_COMMAND_LINE)
-    except DataError as error:
-        return _fail(error, EXIT_DATA)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
-    return 0
-
-
-def _fail(message: object, code: int) -> int:
-    print(f"surefoot prepare: error: {message}", file=sys.stderr)
-    return code
+    return exit_code(lambda: _report(settings, prepare_text(settings)))
 
 
 def _settings(arguments: argparse.Namespace) -> TextSettings:
@@ -49,10 +31,7 @@ def _report(settings: TextSettings, prepared: Prepared | None) -> None:
     if prepared is None:
         print(f"{settings.out}: complete already, made with the same settings from the same files")
         return
-    for entry in prepared.skipped[:LISTED]:
-        print(f"left out: {entry}", file=sys.stderr)
-    if len(prepared.skipped) > LISTED:
-        print(f"left out: {len(prepared.skipped) - LISTED:,} more", file=sys.stderr)
+    report_left_out(prepared.skipped)
     for manifest in prepared.manifests:
         print(
             f"{settings.out / manifest.split}: {manifest.tokens:,} tokens in {manifest.samples:,} samples of "
@@ -64,17 +43,7 @@ def _report(settings: TextSettings, prepared: Prepared | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="surefoot prepare",
-        description="Turn raw files into shards that a run reads.",
-        epilog="exit codes: 0 done, 2 command line, 3 data, 130 interrupted",
-    )
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    _add_text_options(tasks.add_parser("text", help="text for next-token prediction", description=TEXT))
-    return parser
-
-
-def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser = argparse.ArgumentParser(prog="surefoot prepare text", description=DESCRIPTION)
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
     add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
@@ -98,19 +67,4 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     add("--shard-samples", type=positive, default=65536, metavar="N", help="samples in a shard (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="chooses what is held out (%(default)s)")
     add("--overwrite", action="store_true", help="replace a DIR made with other settings or files")
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def share(text: str) -> float:
-    """A number in [0, 1)."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value
+    return parser
