@@ -74,7 +74,7 @@ class Run:
     def tokens(self, steps: int) -> int | None:
         """In so many steps."""
         data = self.config.data if self.config else None
-        return steps * data.global_batch_size * data.sequence_length if data else None
+        return steps * data.global_batch_size * data.tokens_per_sample if data else None
 
     def last(self, name: str) -> float | None:
         """The last value of a measure that the metrics have."""
@@ -187,7 +187,7 @@ def share_of_run(run: Run, samples: int) -> str:
     if run.config is None:
         return ""
     total = run.config.run.steps * run.config.data.global_batch_size
-    return f" = {samples * run.config.data.sequence_length:,} tokens, {samples / total:.2%} of the run's"
+    return f" = {samples * run.config.data.tokens_per_sample:,} tokens, {samples / total:.2%} of the run's"
 
 
 def sections(run: Run) -> Iterator[tuple[str, Rows]]:

@@ -234,7 +234,7 @@ def _first_basis(matrix_LR: Tensor, vectors: int, group: ProcessGroup) -> Tensor
         generator = torch.Generator().manual_seed(0)
         return torch.linalg.qr(torch.randn(size, vectors, generator=generator)).Q.to(matrix_LR)
     gram_RR = matrix_LR.double().T @ matrix_LR.double()
-    dist.allsums_over(gram_RR, group=group)
+    dist.all_reduce(gram_RR, group=group)
     return torch.linalg.eigh(gram_RR).eigenvectors[:, -vectors:].flip(-1).to(matrix_LR.dtype)
 
 
@@ -255,7 +255,7 @@ def sums_over(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor
     if dist.get_world_size(group) == 1:
         return tensors
     flat = torch.cat(list(tensors))
-    dist.allsums_over(flat, group=group)
+    dist.all_reduce(flat, group=group)
     return flat.split([tensor.numel() for tensor in tensors])
 
 
