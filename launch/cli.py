@@ -14,7 +14,7 @@ from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
 from launch.machine import missing_sources, this_machine
 from launch.outcome import judge, last_step
-from launch.plan_report import fault_document, plan_document, plan_rows, print_rows
+from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
 from launch.process import note, run
 from launch.rehearse import rehearse
 from launch.run_progress import has_resumed, records
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except SurefootError as error:
         if getattr(options, "json", False) and isinstance(error, ConfigurationError):
-            print(json.dumps(fault_document(str(error), error.faults), indent=2))
+            print(json.dumps(problem_document(str(error), error.problems), indent=2))
         else:
             note(str(error))
         return error.exit_code

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import environment_file_faults, read_hostfile
+from launch.hosts import environment_file_problems, read_hostfile
 from launch.machine import this_machine
 from launch.plan_report import print_rows
 from pretrain.errors import ConfigurationError
@@ -139,8 +139,10 @@ def environment_files() -> Findings:
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for path in dict.fromkeys([Path.home() / name, Path.cwd() / name]):
         if path.is_file():
-            faults = [str(fault) for fault in environment_file_faults(path)]
-            yield Finding(name, Level.FAULT if faults else Level.OK, "; ".join(faults) or f"{path} is sound")
+            problems = [str(problem) for problem in environment_file_problems(path)]
+            yield Finding(
+                name, Level.FAULT if problems else Level.OK, "; ".join(problems) or f"{path} is sound"
+            )
 
 
 def hosts(hostfile: Path) -> Findings:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.plan.plan import Plan, Stage
 
 Rows = Iterator[tuple[str, str]]
@@ -69,9 +69,9 @@ def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def fault_document(message: str, faults: tuple[Fault, ...]) -> dict[str, Any]:
+def problem_document(message: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
     """What is wrong, for scripts."""
-    return {"error": message.splitlines()[0], "faults": [asdict(fault) for fault in faults]}
+    return {"error": message.splitlines()[0], "faults": [asdict(problem) for problem in problems]}
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

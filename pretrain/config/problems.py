@@ -1,4 +1,4 @@
-"""Turns what pydantic finds into faults in the user's terms: key, value, rule, a value that would work."""
+"""Turns what pydantic finds into problems in the user's terms: key, value, rule, a value that would work."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
 from pretrain.config.keys import is_section, walk
 from pretrain.config.nearest import nearest
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 
 RULES = {
     "int_type": "must be a whole number",
@@ -34,8 +34,8 @@ RULES = {
 """Kind of a pydantic error to our words; braces are filled from the error's context."""
 
 
-def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
-    """All faults behind a ValidationError of `model`, unknown keys first.
+def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
+    """All problems behind a ValidationError of `model`, unknown keys first.
 
     A section or key that is missing because its name is misspelled is reported once, as the misspelling.
     """
@@ -49,7 +49,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
     meant = {key for *_, suggestions in unknown for key in suggestions}
     return [
         *(
-            Fault(key, "unknown key", did_you_mean(suggestions), toml(value))
+            Problem(key, "unknown key", did_you_mean(suggestions), toml(value))
             for key, value, suggestions in unknown
         ),
         *(invalid_value(model, detail) for detail in details if not follows(detail, details, meant)),
@@ -89,14 +89,14 @@ def suggest(model: type[BaseModel], key: str) -> list[str]:
     return list(dict.fromkeys([*([foreign] if foreign else []), *elsewhere, *similar]))
 
 
-def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Fault:
-    """The fault behind one error that is not an unknown key."""
+def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
+    """The problem behind one error that is not an unknown key."""
     key = dotted(detail["loc"])
     example = working_value(model, key)
     if detail["type"] == "missing":
-        return Fault(key, "required", f"for example {example}" if example else "")
+        return Problem(key, "required", f"for example {example}" if example else "")
     rule = RULES.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
-    return Fault(key, rule, f"for example {example}" if example else "", toml(detail["input"]))
+    return Problem(key, rule, f"for example {example}" if example else "", toml(detail["input"]))
 
 
 def working_value(model: type[BaseModel], key: str) -> str:

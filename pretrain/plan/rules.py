@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from math import gcd, lcm
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 
-Rule = Callable[[RunConfig, int], Iterator[Fault]]
+Rule = Callable[[RunConfig, int], Iterator[Problem]]
 
 
-def layout_faults(config: RunConfig, world_size: int) -> list[Fault]:
+def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
     """Every rule that the configuration breaks on `world_size` ranks."""
-    return [fault for rule in RULES for fault in rule(config, world_size)]
+    return [problem for rule in RULES for problem in rule(config, world_size)]
 
 
 def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
@@ -33,26 +33,26 @@ def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     if replica_count(config, world_size) is None:
         size = tensor * pipeline
         works = max(round(world_size / size), 1) * size
-        yield Fault(
+        yield Problem(
             "parallel",
             f"tensor {tensor} x pipeline {pipeline} = {size} must divide the number of ranks, {world_size}",
             f"for example {works} ranks, or tensor = {gcd(tensor, world_size)} and pipeline = 1",
         )
 
 
-def snapshot_store_turns_over(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def snapshot_store_turns_over(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """A lone candidate could never go: the next one ripens beside it."""
     if config.watchdog.memory_keep == 1:
         rule = "there is always one that stays while the next one proves itself"
-        yield Fault("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")
+        yield Problem("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")
 
 
-def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def batch_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """The batch equation: global = micro x accumulation x data."""
     micro, whole = config.data.micro_batch_size, config.data.global_batch_size
     replicas = replica_count(config, world_size)
@@ -60,7 +60,7 @@ def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         return
     unit = micro * replicas
     below, above = whole // unit * unit, -(-whole // unit) * unit
-    yield Fault(
+    yield Problem(
         "data.global_batch_size",
         f"must be a multiple of micro_batch_size {micro} x {replicas} data-parallel ranks = {unit}",
         "for example " + (f"{below} or {above}" if below else f"{above}"),
@@ -68,12 +68,12 @@ def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
     )
 
 
-def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Problem]:
     parallel = config.parallel
     if parallel.pipeline == 1:
         return
     if parallel.zero_stage >= 2:
-        yield Fault(
+        yield Problem(
             "parallel.zero_stage",
             "must be 0 or 1 with pipeline > 1: stages keep their gradients between micro-batches, "
             "so that ZeRO cannot divide them",
@@ -81,7 +81,7 @@ def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
             str(parallel.zero_stage),
         )
     if parallel.zero_stage == 0 and config.precision.dtype == "bf16":
-        yield Fault(
+        yield Problem(
             "parallel.zero_stage",
             "must be 1 with pipeline > 1 and bf16: "
             "DeepSpeed writes a checkpoint of ZeRO-0 that it cannot load",
@@ -90,10 +90,10 @@ def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Problem]:
     blocks, stages = config.model.num_layers, config.parallel.pipeline
     if blocks < stages:
-        yield Fault(
+        yield Problem(
             "parallel.pipeline",
             f"must not exceed model.num_layers = {blocks}: each stage needs a block",
             f"for example {blocks}",
@@ -101,25 +101,25 @@ def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def heads_divide(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def heads_divide(config: RunConfig, world_size: int) -> Iterator[Problem]:
     model = config.model
     heads, groups = model.attention.num_heads, model.num_key_value_heads
     if model.hidden_size % heads:
-        yield Fault(
+        yield Problem(
             "model.hidden_size",
             f"must be a multiple of attention.num_heads = {heads}",
             f"for example {-(-model.hidden_size // heads) * heads}",
             str(model.hidden_size),
         )
     elif model.positions == "rotary" and model.head_size % 2:
-        yield Fault(
+        yield Problem(
             "model.hidden_size",
             f"gives heads of odd size {model.head_size}, but rotary positions turn pairs of numbers",
             f'for example {heads * (model.head_size + 1)}, or positions = "learned"',
             str(model.hidden_size),
         )
     if heads % groups:
-        yield Fault(
+        yield Problem(
             "model.attention.num_key_value_heads",
             f"must divide num_heads = {heads}",
             f"for example {gcd(heads, groups)}",
@@ -127,7 +127,7 @@ def heads_divide(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def tensor_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def tensor_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """Heads, feed-forward and vocabulary are divided over tensor-parallel ranks without a remainder."""
     model, tensor = config.model, config.parallel.tensor
     sizes = {
@@ -139,9 +139,9 @@ def tensor_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         if size % tensor:
             above = -(-size // tensor) * tensor
             remedy = f"for example {above}, or parallel.tensor = {gcd(tensor, *sizes.values())}"
-            yield Fault(key, f"must be a multiple of parallel.tensor = {tensor}", remedy, str(size))
+            yield Problem(key, f"must be a multiple of parallel.tensor = {tensor}", remedy, str(size))
     if model.padded_vocabulary_size % tensor:
-        yield Fault(
+        yield Problem(
             "model.vocabulary_multiple",
             f"pads the vocabulary to {model.padded_vocabulary_size}, "
             f"which parallel.tensor = {tensor} must divide",
@@ -150,12 +150,12 @@ def tensor_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def rank_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def rank_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """Rows of sharded down-projections are divided over tensor-parallel ranks without a remainder."""
     model, tensor = config.model, config.parallel.tensor
     sharded = model.attention.kind == "mlra" and model.attention.down_projection == "sharded"
     if sharded and model.attention_rank % tensor:
-        yield Fault(
+        yield Problem(
             "model.attention.rank",
             f'must be a multiple of parallel.tensor = {tensor} for down_projection = "sharded", '
             "which cuts each down-projection by its rows",
@@ -164,9 +164,9 @@ def rank_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def zero_fits_reparametrization(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def zero_fits_reparametrization(config: RunConfig, world_size: int) -> Iterator[Problem]:
     if config.parallel.zero_stage == 3 and config.model.reparametrization != "none":
-        yield Fault(
+        yield Problem(
             "parallel.zero_stage",
             "must be 0, 1 or 2 with a reparametrization: power steps need whole matrices, "
             "and ZeRO-3 takes them apart between layers",
@@ -175,10 +175,10 @@ def zero_fits_reparametrization(config: RunConfig, world_size: int) -> Iterator[
         )
 
 
-def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Problem]:
     schedule, steps = config.schedule, config.run.steps
     if schedule.warmup_steps >= steps:
-        yield Fault(
+        yield Problem(
             "schedule.warmup_steps",
             f"must be less than run.steps = {steps}: the run would end in its warmup",
             f"for example {steps // 10}",
@@ -189,7 +189,7 @@ def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
         and schedule.decay_steps
         and schedule.warmup_steps + schedule.decay_steps > steps
     ):
-        yield Fault(
+        yield Problem(
             "schedule.decay_steps",
             f"must fit after the warmup into run.steps = {steps}",
             f"for example {max((steps - schedule.warmup_steps) // 5, 1)}",
@@ -197,10 +197,10 @@ def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Problem]:
     every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every
     if kept and kept % every:
-        yield Fault(
+        yield Problem(
             "checkpoint.keep_every",
             f"must be a multiple of every_steps = {every}: there are checkpoints at no other steps",
             f"for example {-(-kept // every) * every}",
