@@ -1,4 +1,4 @@
-"""Hostfiles and `.deepspeed_env`, read as DeepSpeed's launcher reads them, with problems that name the line."""
+"""Hostfiles and `.deepspeed_env` are read as DeepSpeed's launcher reads them, and a problem names its line."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,17 +7,17 @@ from pathlib import Path
 from pretrain.errors import ConfigurationError, Problem
 
 HOST_LINE = re.compile(r"^(\S+)\s+slots=(\d+)")
-"""The pattern of `deepspeed.launcher.runner`."""
+"""This is the pattern of `deepspeed.launcher.runner`."""
 
 SHELL_CHARACTERS = re.compile(r"[`$\"\\]")
-"""What a shell does not take literally between the double quotes that DeepSpeed puts around a value."""
+"""A shell does not take these literally between the double quotes that DeepSpeed puts around a value."""
 
 Slots = Mapping[str, tuple[int, ...]]
-"""Host to its accelerator numbers, in the order of ranks."""
+"""It maps a host to its accelerator numbers, in the order of ranks."""
 
 
 def read_hostfile(path: Path) -> Slots:
-    """Parse a hostfile of lines `HOST slots=N`; raises ConfigurationError with every bad line."""
+    """It parses a hostfile of lines `HOST slots=N`, and raises ConfigurationError with every bad line."""
     text = read_text(path)
     problems = list(hostfile_problems(path, text))
     slots = {host: tuple(range(count)) for _, host, count in host_lines(text)}
@@ -29,7 +29,7 @@ def read_hostfile(path: Path) -> Slots:
 
 
 def hostfile_problems(path: Path, text: str) -> Iterator[Problem]:
-    """Lines that DeepSpeed refuses, and hosts that would get no rank."""
+    """It yields lines that DeepSpeed refuses, and hosts that would get no rank."""
     first_line: dict[str, int] = {}
     understood = {line: (host, count) for line, host, count in host_lines(text)}
     for line, content in meaningful_lines(text):
@@ -46,22 +46,23 @@ def hostfile_problems(path: Path, text: str) -> Iterator[Problem]:
 
 
 def host_lines(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yield (line, host, slots)."""
+    """It yields (line, host, slots)."""
     for line, content in meaningful_lines(text):
         if match := HOST_LINE.match(content):
             yield line, match[1], int(match[2])
 
 
 def meaningful_lines(text: str) -> Iterator[tuple[int, str]]:
+    """It yields the lines that are neither empty nor a comment, with their numbers."""
     for line, content in enumerate(text.splitlines(), start=1):
         if content.strip() and not content.strip().startswith("#"):
             yield line, content.strip()
 
 
 def select_slots(slots: Slots, include: str = "", exclude: str = "") -> Slots:
-    """Apply `--include` or `--exclude`: `host@host:0,2` names whole hosts or some of their slots.
+    """It applies `--include` or `--exclude`: `host@host:0,2` names whole hosts or some of their slots.
 
-    Raises ConfigurationError for an unknown host or slot, for both options at once, and when nothing is left.
+    It raises ConfigurationError for an unknown host or slot, for both options at once, and when nothing is left.
     """
     if include and exclude:
         raise ConfigurationError("--include and --exclude exclude each other; give one of them")
@@ -78,7 +79,7 @@ def select_slots(slots: Slots, include: str = "", exclude: str = "") -> Slots:
 
 
 def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, ...]]:
-    """Hosts and slots that a filter names; a host alone means all of its slots."""
+    """It returns the hosts and slots that a filter names; a host alone means all of its slots."""
     named: dict[str, tuple[int, ...]] = {}
     for entry in filter(None, text.split("@")):
         host, _, numbers = entry.partition(":")
@@ -96,7 +97,7 @@ def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, .
 
 
 def environment_file_problems(path: Path) -> Iterator[Problem]:
-    """Lines of a `.deepspeed_env` that crash the launcher or garble the command that it runs elsewhere."""
+    """It yields lines of a `.deepspeed_env` that crash the launcher or garble the command that it runs elsewhere."""
     for line, content in enumerate(read_text(path).splitlines(), start=1):
         where, (name, separator, value) = f"{path}:{line}", content.partition("=")
         if not content.strip():
@@ -112,6 +113,7 @@ def environment_file_problems(path: Path) -> Iterator[Problem]:
 
 
 def read_text(path: Path) -> str:
+    """It reads a text file, and raises ConfigurationError where that cannot be."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

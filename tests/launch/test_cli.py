@@ -1,4 +1,4 @@
-"""The command as users call it: output, exit codes, and no torch."""
+"""The command is called as users call it: its output and exit codes are right, and it does without torch."""
 
 import json
 import os

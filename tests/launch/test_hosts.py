@@ -1,4 +1,4 @@
-"""Hostfiles as DeepSpeed reads them, and problems with line numbers."""
+"""Hostfiles are read as DeepSpeed reads them, and problems come with line numbers."""
 
 import re
 from pathlib import Path
