@@ -3,7 +3,7 @@
     python benchmarks/stability.py                            all arms, seed 0
     python benchmarks/stability.py --seeds 2 --out runs/x     another seed; cells that are there are not run again
 
-Arms are the configurations configs/gpt/deep/24-*.toml, made narrower (`SHRUNK`) so that a CPU core trains one in
+Arms are configurations of configs/gpt/deep, made narrower (`SHRUNK`) so that a CPU core trains one in
 about a minute: 24 layers, no warmup, constant learning rate, fp32, AdamW as configured, gradients clipped at norm 1.
 Text is Python's standard library, prepared once. Within a seed all arms see the same batches in the same order, and
 matrices that they share begin with the same values. Every update is applied, whatever it is; a run ends early only
@@ -50,14 +50,14 @@ from pretrain.step import Action, StepReport, Verdict
 
 CONFIGS = Path(__file__).parents[1] / "configs/gpt/deep"
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dense, pre-LN": ("24-pre-ln", ()),
-    "dense, post-LN": ("24-post-ln", ()),
-    "sigmaReparam, no LN": ("24-sigma", ()),
-    "sigmaReparam, pre-LN": ("24-pre-ln", ("model.reparametrization=sigma",)),
-    "MLRA": ("24-mlra", ()),
-    "MLRA, variance-matched": ("24-mlra-matched", ()),
-    "MLRA + sigmaReparam": ("24-mlra-sigma", ()),
-    "dense, no LN": ("24-pre-ln", ("model.norm_placement=none",)),
+    "dense, pre-LN": ("pre-ln", ()),
+    "dense, post-LN": ("post-ln", ()),
+    "sigmaReparam, no LN": ("sigma", ()),
+    "sigmaReparam, pre-LN": ("pre-ln", ("model.reparametrization=sigma",)),
+    "MLRA": ("mlra", ()),
+    "MLRA, variance-matched": ("mlra-matched", ()),
+    "MLRA + sigmaReparam": ("mlra-sigma", ()),
+    "dense, no LN": ("pre-ln", ("model.norm_placement=none",)),
 }
 """Configuration and overrides. MLRA stands with pre-LN; the last arm is the third without sigmaReparam."""
 LEARNING_RATES = (3e-3, 1e-2, 3e-2, 1e-3, 1e-1)

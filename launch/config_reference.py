@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the models of the configuration.
+"""This module writes docs/configuration.md from the models of the configuration.
 
 python -m launch.config_reference > docs/configuration.md
 """
@@ -23,12 +23,12 @@ This page is generated from the code by `python -m launch.config_reference`.
 
 
 def reference() -> str:
-    """The whole page."""
+    """It returns the whole page."""
     return "\n".join([HEADER, *sections()])
 
 
 def sections() -> Iterator[str]:
-    """Each section with a table of its keys, parents first."""
+    """It yields each section with a table of its keys, parents first."""
     fields = list(walk(RunConfig))
     for key, field in fields:
         if not is_section(field):
@@ -39,7 +39,7 @@ def sections() -> Iterator[str]:
 
 
 def section(key: str, prefix: str, field: FieldInfo, own: list[tuple[str, FieldInfo]]) -> str:
-    """One section; keys of sections within it have their own."""
+    """It writes one section; sections within it have tables of their own."""
     annotation: Any = field.annotation
     entry = get_args(annotation)[0] if prefix.endswith("[].") else annotation
     title = f"## `[[{key}]]`" if prefix.endswith("[].") else f"## `[{key}]`"
@@ -49,17 +49,19 @@ def section(key: str, prefix: str, field: FieldInfo, own: list[tuple[str, FieldI
 
 
 def row(name: str, field: FieldInfo) -> str:
+    """It writes the line of one key."""
     default = "required" if field.is_required() else toml_default(field.default)
     meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
     return f"| `{name}` | {type_name(field.annotation)} | {default} | {meaning} |"
 
 
 def toml_default(value: Any) -> str:
+    """It writes a default as TOML, or `none`."""
     return "none" if value is None else f"`{json.dumps(value, default=str)}`"
 
 
 def type_name(annotation: Any) -> str:
-    """The type in words of TOML."""
+    """It names the type in words of TOML."""
     if get_origin(annotation) is Literal:
         return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
 from pretrain.models.outline import Outline
 from pretrain.plan.memory import (
     MemoryEstimate,
@@ -15,7 +15,7 @@ from pretrain.plan.memory import (
     optimizer_bytes,
     weight_bytes,
 )
-from pretrain.plan.rules import layout_faults, layout_warnings
+from pretrain.plan.rules import layout_problems, layout_warnings
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,16 @@ class Plan:
         return max((stage.memory for stage in self.stages), key=lambda memory: memory.total)
 
 
-def check_layout(config: RunConfig, world_size: int) -> list[Fault]:
+def check_layout(config: RunConfig, world_size: int) -> list[Problem]:
     """Everything that cannot work with this configuration on `world_size` ranks; empty when all is well."""
-    return layout_faults(config, world_size)
+    return layout_problems(config, world_size)
 
 
 def plan(config: RunConfig, world_size: int) -> Plan:
     """The plan of a run; raises ConfigurationError with every rule that the layout breaks."""
-    if faults := check_layout(config, world_size):
+    if problems := check_layout(config, world_size):
         ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-        raise ConfigurationError(f"this configuration cannot run on {ranks}", faults)
+        raise ConfigurationError(f"this configuration cannot run on {ranks}", problems)
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     data = world_size // (tensor * pipeline)
     micro = config.data.micro_batch_size

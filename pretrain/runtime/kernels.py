@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
 from pretrain.runtime.libraries import Library, find_apex, find_flash_attention, find_transformer_engine
 
 APEX = find_apex()
@@ -40,7 +40,7 @@ def detect_kernels(optimizer: Literal["auto", "torch", "apex"] = "auto") -> Kern
         raise ConfigurationError(
             "the optimizer cannot be had",
             [
-                Fault(
+                Problem(
                     "optimizer.implementation", f"apex is not usable here: {reason}", '"auto" works', '"apex"'
                 )
             ],

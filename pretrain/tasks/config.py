@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from data_pipeline.config import DataConfig
 from parallel.config import ParallelConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.models.outline import Outline
 from pretrain.section import Section
 
@@ -32,7 +32,7 @@ class TaskConfig(Section):
         """The layers of the model by name and size; `data` is the task's own [data] section."""
 
     @abstractmethod
-    def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Fault]:
+    def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Problem]:
         """Everything about the model that cannot work with these layers on these ranks."""
 
     def shape(self, data: Any) -> dict[str, Any]:

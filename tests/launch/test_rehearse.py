@@ -1,4 +1,4 @@
-"""Rehearsals: two runs from one configuration, and what is told of them; the ranks are stand-ins."""
+"""A rehearsal makes two runs from one configuration and compares them; the ranks are stand-ins."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from launch import process
 from launch import rehearse as module
 from launch.cli import main
 from launch.command import Command, LaunchOptions
@@ -31,7 +32,7 @@ DONE = Record(Kind.DONE, 250, 297, 2)
 
 
 class StandIn:
-    """Leaves behind what ranks would; remembers how it was called."""
+    """It leaves behind what ranks would, and remembers how it was called."""
 
     def __init__(self, codes: tuple[int, int] = (0, 0), before: tuple[Record, ...] = ()) -> None:
         self.codes = list(codes)
@@ -58,8 +59,9 @@ def call(
     *arguments: str,
     fault: str = "poisoned_samples",
 ) -> int:
+    """It runs `surefoot rehearse` on the demo with stand-ins, and returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "run", stand_in)
+    monkeypatch.setattr(process, "run", stand_in)
     return main(["rehearse", DEMO, "--fault", fault, "--num-accelerators", "2", *arguments])
 
 

@@ -1,4 +1,4 @@
-"""Real training under `surefoot train --supervise`: what a lost rank costs is time, and not a bit."""
+"""In real training under `surefoot train --supervise` a lost rank costs time, and not a bit."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Train = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def train(corpus: Path, tmp_path: Path) -> Iterator[Train]:
-    """`surefoot train` on two ranks in a folder of its own."""
+    """It runs `surefoot train` on two ranks in a folder of its own."""
     running: list[subprocess.Popen[bytes]] = []
 
     def begin(name: str, *options: str) -> "subprocess.Popen[bytes]":
@@ -52,6 +52,7 @@ def train(corpus: Path, tmp_path: Path) -> Iterator[Train]:
 
 
 def steps_taken(run: Path) -> int:
+    """It returns how many steps a run has taken so far."""
     path = run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
 

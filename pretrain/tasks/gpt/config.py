@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from data_pipeline.config import DataConfig
 from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 from pretrain.models.outline import Outline
 from pretrain.models.rules import block_problems, vocabulary_divides
@@ -32,7 +32,7 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
         """Embedding, positions, blocks, final norm, head."""
         return gpt_outline(self, self, data.sequence_length)
 
-    def problems(self, data: TextConfig, parallel: ParallelConfig) -> Iterator[Fault]:
+    def problems(self, data: TextConfig, parallel: ParallelConfig) -> Iterator[Problem]:
         """Blocks and vocabulary must divide over tensor-parallel ranks."""
         yield from block_problems(self, parallel)
         yield from vocabulary_divides(self, parallel.tensor)

@@ -205,5 +205,5 @@ def test_resumed_equals_uninterrupted(layout: Layout, corpus: Path, tmp_path: Pa
 
 
 def test_zero_3_is_refused() -> None:
-    faults = check_layout(make_config(Layout(zero=3), **SIGMA), 1)
-    assert ["parallel.zero_stage" in str(fault) for fault in faults] == [True]
+    problems = check_layout(make_config(Layout(zero=3), **SIGMA), 1)
+    assert ["parallel.zero_stage" in str(problem) for problem in problems] == [True]

@@ -126,7 +126,7 @@ def test_unknown_foreign_and_contradicting_keys_are_told_at_once(tmp_path: Path)
     )
     with pytest.raises(ConfigurationError, match="does not fit") as caught:
         effective(make(path))
-    told = {fault.key: f"{fault.rule}; {fault.remedy}" for fault in caught.value.faults}
+    told = {problem.key: f"{problem.rule}; {problem.remedy}" for problem in caught.value.problems}
     assert set(told) == {
         "gradient_clipp1ng",
         "elasticity",

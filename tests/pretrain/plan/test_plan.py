@@ -253,9 +253,9 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
 def test_what_cannot_work_is_refused_with_a_reason_and_a_remedy(
     sections: dict[str, dict[str, Any]], world_size: int, key: str, rule: str
 ) -> None:
-    faults = {fault.key: fault for fault in check_layout(make(**sections), world_size)}
-    assert rule in faults[key].rule
-    assert faults[key].remedy.startswith("for example")
+    problems = {problem.key: problem for problem in check_layout(make(**sections), world_size)}
+    assert rule in problems[key].rule
+    assert problems[key].remedy.startswith("for example")
     with pytest.raises(ConfigurationError, match=f"on {world_size} rank"):
         plan(make(**sections), world_size)
 
@@ -266,7 +266,7 @@ def test_all_broken_rules_are_told_at_once() -> None:
         schedule={"warmup_steps": 1000},
         checkpoint={"every_steps": 10, "keep_every": 25},
     )
-    assert {fault.key for fault in check_layout(config, 4)} == {
+    assert {problem.key for problem in check_layout(config, 4)} == {
         "parallel",
         "parallel.zero_stage",
         "parallel.pipeline",
