@@ -22,7 +22,6 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
@@ -67,11 +66,10 @@ def check(options: argparse.Namespace) -> int:
     smallest = config.parallel.tensor * config.parallel.pipeline
     planned = plan(config, options.world_size or smallest)
     planned = replace(planned, warnings=(*planned.warnings, *missing_sources(config)))
-    deepspeed = deepspeed_json(config, planned)
     if options.json:
-        print(json.dumps(plan_document(planned, deepspeed), indent=2))
+        print(json.dumps(plan_document(planned), indent=2))
         return 0
-    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(deepspeed))])
+    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(planned.deepspeed))])
     for warning in planned.warnings:
         note(f"warning: {warning}")
     return 0
@@ -93,7 +91,6 @@ def train(options: argparse.Namespace) -> int:
 
     command = build_command(wanted, this_machine(), model_parallel)
     planned = plan(config, command.world_size)
-    deepspeed_json(config, planned)
     policy = supervision(options, config)
     for warning in planned.warnings:
         note(f"warning: {warning}")

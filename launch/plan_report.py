@@ -49,7 +49,7 @@ def stage_text(stage: Stage) -> str:
     )
 
 
-def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
+def plan_document(plan: Plan) -> dict[str, Any]:
     """It returns the plan with everything derived from it, in plain JSON types."""
     return {
         **asdict(plan),
@@ -62,7 +62,6 @@ def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
         "memory": {**asdict(plan.memory), "total": plan.memory.total},
         "tokens": plan.tokens,
         "tokens_per_parameter": plan.tokens_per_parameter,
-        "deepspeed": deepspeed,
     }
 
 

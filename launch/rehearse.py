@@ -19,7 +19,6 @@ from pretrain.errors import TrainingDiverged
 from pretrain.fault_injection.plan import FAULTS, FaultPlan
 from pretrain.ledger.describe import describe
 from pretrain.ledger.record import Kind, Record
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
 
 REHEARSALS = "rehearsals"
@@ -117,7 +116,7 @@ def train(wanted: LaunchOptions) -> int:
     """It trains to the end and returns the exit code."""
     config = load_config(wanted.config, wanted.overrides)
     command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
-    deepspeed_json(config, plan(config, command.world_size))
+    plan(config, command.world_size)
     note(f"rehearsal: {config.run_folder}")
     return run_to_end(command, wanted, config.run_folder, config.run.steps)
 

@@ -9,7 +9,6 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.engine import ModelParts, TrainEngine
 from pretrain.models.context import Materials
 from pretrain.optim.optim import make_adamw, parameter_groups
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
 from pretrain.tasks.registry import TASKS
@@ -23,7 +22,7 @@ def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: 
         return make_adamw(groups, config.optimizer, kernels.adamw)
 
     parts = model_parts(config, mesh, kernels)
-    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer, config)
+    return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer, config)
 
 
 def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:

@@ -10,8 +10,8 @@ import hjson
 from pretrain.config.keys import nearest
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Problem
+from pretrain.plan.batch import BatchEquation
 from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
-from pretrain.plan.plan import Plan
 
 Json = dict[str, Any]
 
@@ -19,9 +19,9 @@ AUTO = "auto"
 """What the Hugging Face integration writes for a value that follows from elsewhere."""
 
 
-def deepspeed_json(config: RunConfig, plan: Plan) -> Json:
+def deepspeed_json(config: RunConfig, batch: BatchEquation) -> Json:
     """What `deepspeed.initialize` is given; raises ConfigurationError where the user's JSON contradicts."""
-    derived = derive(config, plan)
+    derived = derive(config, batch)
     path = config.run.deepspeed_config
     if path is None:
         return derived
@@ -31,15 +31,15 @@ def deepspeed_json(config: RunConfig, plan: Plan) -> Json:
     return merge(derived, user)
 
 
-def derive(config: RunConfig, plan: Plan) -> Json:
+def derive(config: RunConfig, batch: BatchEquation) -> Json:
     """The JSON that follows from the configuration alone."""
     bf16 = config.precision.dtype == "bf16"
     # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
     return {
-        "train_batch_size": plan.batch.samples,
-        "train_micro_batch_size_per_gpu": plan.batch.micro,
-        "gradient_accumulation_steps": plan.batch.accumulation,
+        "train_batch_size": batch.samples,
+        "train_micro_batch_size_per_gpu": batch.micro,
+        "gradient_accumulation_steps": batch.accumulation,
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "zero_allow_untested_optimizer": True,

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Problem
 from pretrain.models.outline import Outline
+from pretrain.plan.batch import BatchEquation
+from pretrain.plan.deepspeed_json import Json, deepspeed_json
 from pretrain.plan.memory import (
     MemoryEstimate,
     activation_bytes,
@@ -16,26 +18,6 @@ from pretrain.plan.memory import (
     weight_bytes,
 )
 from pretrain.plan.rules import layout_problems, layout_warnings
-
-
-@dataclass(frozen=True)
-class BatchEquation:
-    """micro x accumulation x data = global, in samples."""
-
-    micro: int
-    accumulation: int
-    data: int
-    tokens_per_sample: int
-
-    @property
-    def samples(self) -> int:
-        """Samples of one optimizer step."""
-        return self.micro * self.accumulation * self.data
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.samples * self.tokens_per_sample
 
 
 @dataclass(frozen=True)
@@ -86,6 +68,8 @@ class Plan:
     flops_per_token: float
     """Model FLOPs of training on one token, over all ranks."""
     steps: int
+    deepspeed: Json
+    """What DeepSpeed is given."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -110,7 +94,8 @@ def check_layout(config: RunConfig, world_size: int) -> list[Problem]:
 
 
 def plan(config: RunConfig, world_size: int) -> Plan:
-    """The plan of a run; raises ConfigurationError with every rule that the layout breaks."""
+    """The plan of a run; raises ConfigurationError with every rule that the layout breaks, or where the user's own
+    DeepSpeed JSON contradicts the configuration."""
     if problems := check_layout(config, world_size):
         ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise ConfigurationError(f"this configuration cannot run on {ranks}", problems)
@@ -131,6 +116,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         stages=plan_stages(config, outline, batch),
         flops_per_token=sum(layer.flops for layer in outline.layers) / config.data.tokens_per_sample,
         steps=config.run.steps,
+        deepspeed=deepspeed_json(config, batch),
         warnings=tuple(layout_warnings(config, world_size)),
     )
 

@@ -10,7 +10,6 @@ from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedCo
 from pretrain.config.keys import walk
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
 from pretrain.plan.plan import plan
 
@@ -66,7 +65,7 @@ def make(path: Path | None = None, **sections: dict[str, Any]) -> RunConfig:
 
 
 def effective(config: RunConfig, world_size: int = 4) -> dict[str, Any]:
-    return deepspeed_json(config, plan(config, world_size))
+    return plan(config, world_size).deepspeed
 
 
 def write(folder: Path, text: str) -> Path:
