@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     """Texts, sentence pairs or recordings that the samples were made from."""
     samples: int = Field(gt=0)
     fields: tuple[str, ...] = Field(min_length=1)
-    """Extensions of the members of every sample, in the order of the tar file."""
+    """Extensions of the members of every sample, in the order of the tar file, which is that of the alphabet."""
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -58,6 +58,13 @@ class Manifest(BaseModel):
     def _counts_agree(self) -> Self:
         if (total := sum(shard.samples for shard in self.shards)) != self.samples:
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_are_sorted(self) -> Self:
+        """Shards are written that way, and fields are found by their place."""
+        if list(self.fields) != sorted(self.fields):
+            raise ValueError(f"fields must be in the order of the tar file, {', '.join(sorted(self.fields))}")
         return self
 
 
