@@ -25,6 +25,7 @@ from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
 from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
+from pretrain.run_folder import METRICS
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
@@ -101,7 +102,7 @@ def train(options: argparse.Namespace) -> int:
     if policy:
         return Supervisor(config.run_folder, config.run.steps, wanted, build, policy).run()
     ending = run(command, wanted, config.run_folder)
-    outcome = judge(ending, last_step(config.run_folder / "metrics.jsonl"), config.run.steps)
+    outcome = judge(ending, last_step(config.run_folder / METRICS), config.run.steps)
     if outcome.reason:
         note(outcome.reason)
     return outcome.exit_code

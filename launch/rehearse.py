@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.command import LaunchOptions, build_command
-from launch.inspect import METRICS, Run, document, read_run, state
+from launch.inspect import Run, document, read_run, state
 from launch.machine import this_machine
 from launch.outcome import judge, last_step
 from launch.plan_report import Rows, print_rows
@@ -22,6 +22,7 @@ from pretrain.ledger.describe import describe
 from pretrain.ledger.record import Kind, Record
 from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
+from pretrain.run_folder import METRICS
 
 REHEARSALS = "rehearsals"
 """Folder for them, in that of all runs."""

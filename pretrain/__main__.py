@@ -51,7 +51,7 @@ from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.stacks import stacks_on_request
 from pretrain.step import TrainState
 from pretrain.trainer import Collaborators, RunJudge, Trainer
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
 
 CONFIG = "config.toml"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.certificate import read_certificate
 from pretrain.checkpoint.manifest import MANIFEST
-from pretrain.checkpoint.retention import EVIDENCE, Retention
+from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
 from pretrain.runtime.durable_files import sync_folder, write_durably
@@ -130,7 +130,7 @@ def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
         shutil.rmtree(leftover)
     found = candidates(checkpoints)
     tags = retention.to_delete(found.sealed, found.certified)
-    tags += found.condemned[EVIDENCE:]
+    tags += found.condemned[CONDEMNED_KEPT:]
     # One run at a time writes here, so a torn checkpoint that is older than a sealed one is what a crash left.
     tags += [tag for tag in found.torn if found.sealed and tag < found.sealed[0]]
     for tag in tags:

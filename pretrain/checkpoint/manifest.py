@@ -4,7 +4,6 @@ It is written last. A folder without it is not a checkpoint, and nothing of a ch
 its files have been compared with it.
 """
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -15,13 +14,11 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pretrain.errors import CheckpointError
-from pretrain.runtime.durable_files import write_durably
+from pretrain.runtime.durable_files import sha256_of, write_durably
 from pretrain.step import TrainState
 
 MANIFEST = "MANIFEST.json"
 MAX_DOCUMENT_BYTES = 64 * 2**20
-_BLOCK = 2**23
-"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 AnyDocument = TypeVar("AnyDocument", bound="Document")
@@ -144,7 +141,7 @@ def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | No
         with _open_regular(path) as file:
             if from_disk:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            same = _sha256(file) == record.sha256
+            same = sha256_of(file) == record.sha256
     except OSError as error:
         return f"{path}: {error.strerror}"
     return None if same else f"{path}: the content has changed since it was saved (SHA-256 differs)"
@@ -170,13 +167,6 @@ def _open_regular(path: Path) -> BufferedReader:
         file.close()
         raise OSError(0, "not a regular file", str(path))
     return file
-
-
-def _sha256(file: BufferedReader) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -19,7 +19,7 @@ from pretrain.checkpoint.tag import Tag
 
 OLDER = 4
 """How many times as old as the newest certified checkpoint the older one is."""
-EVIDENCE = 3
+CONDEMNED_KEPT = 3
 """Condemned checkpoints that are kept, the newest ones."""
 
 

@@ -147,7 +147,7 @@ def fold(records: Iterable[Record]) -> RunHistory:
 
 
 Change = Callable[[RunHistory, Record], dict[str, Any]]
-"""What a record changes beside lineage and attempt: fields of `Recovery`."""
+"""What a record changes beside lineage and attempt: fields of `RunHistory`."""
 
 
 def _nothing(state: RunHistory, record: Record) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pretrain.step import TrainState
+
 FORMAT = 1
 
 
@@ -77,6 +79,11 @@ class Record:
     """Place in the ledger, from 1; 0: not written yet."""
     time: str = ""
     """Wall time in UTC, ISO 8601, when it was written."""
+
+
+def record(kind: Kind, state: TrainState, **fields: Any) -> Record:
+    """It returns a record about the run as it is after `state.step` steps."""
+    return Record(kind, state.step, state.attempt, state.lineage, fields)
 
 
 def encode(record: Record, previous: str) -> bytes:

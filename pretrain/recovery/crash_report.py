@@ -24,11 +24,11 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.ledger.history import RunHistory
 from pretrain.ledger.record import plain
 from pretrain.probes.weights import layer_rows
+from pretrain.run_folder import CONFIG, EVIDENCE, METRICS
 from pretrain.runtime.agreement import from_first
 from pretrain.step import StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import budgets
 
-FOLDER = "evidence"
 SAMPLES = 128
 """Samples that are spelled out at most: the first half from the onset on, the other up to the verdict."""
 METRICS_BYTES = 2**20
@@ -70,7 +70,7 @@ def _write_or_clear_away(
     scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
 ) -> Path:
     """Raises OSError, whatever is wrong."""
-    folder = config.run_folder / FOLDER / f"attempt{scene.state.attempt + 1:08d}"
+    folder = config.run_folder / EVIDENCE / f"attempt{scene.state.attempt + 1:08d}"
     begun = folder.with_name(f".{folder.name}.tmp")
     try:
         _write(begun, scene, config, layers, batches)
@@ -89,8 +89,8 @@ def _write(
     (folder / "verdict.json").write_text(json.dumps(plain(_verdict(scene, config)), indent=1), "utf-8")
     (folder / "samples.jsonl").write_text(_lines(_samples(scene.draws, batches)), "utf-8")
     (folder / "layers.jsonl").write_text(_lines(layers), "utf-8")
-    (folder / "metrics.jsonl").write_bytes(_last_rows(config.run_folder / "metrics.jsonl"))
-    (folder / "config.toml").write_text(dump_config(config), "utf-8")
+    (folder / METRICS).write_bytes(_last_rows(config.run_folder / METRICS))
+    (folder / CONFIG).write_text(dump_config(config), "utf-8")
 
 
 def _verdict(scene: CrashReport, config: RunConfig) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-HEARTBEATS = "heartbeats"
-"""Folder of the files, in the run folder."""
+from pretrain.run_folder import HEARTBEATS, rank_file
+
 SECONDS_BETWEEN = 1.0
 """Beats of one phase that come faster are not written."""
 
@@ -101,7 +101,7 @@ class Heartbeat:
 
 
 def beat_file(run_folder: Path, rank: int) -> Path:
-    return run_folder / HEARTBEATS / f"rank_{rank:05d}.json"
+    return run_folder / HEARTBEATS / rank_file(rank, "json")
 
 
 def read_beats(run_folder: Path) -> dict[int, Beat]:

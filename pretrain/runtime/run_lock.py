@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pretrain.errors import ConfigurationError
-
-LOCK = "run.lock"
+from pretrain.run_folder import RUN_LOCK
 
 
 class RunLock:
@@ -19,7 +18,7 @@ class RunLock:
     The kernel's lock counts, not the file: one that a killed run has left stops nobody. One rank takes it.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK) -> None:
+    def __init__(self, folder: Path, name: str = RUN_LOCK) -> None:
         """Raises ConfigurationError, which names the holder, if another process has the lock."""
         self._path = folder / name
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.watchdog.robust import error_of_difference, median, sigma_of
+
 SPAN = 64
 """Losses on each side of an onset that are compared at most."""
 FEWEST = 16
@@ -31,10 +33,8 @@ class LossTrend:
             return False
         values = np.array([loss for _, loss in self.losses[-2 * count :]])
         before, now = values[:count], values[count:]
-        sigma = 1.4826 * max(np.median(np.abs(side - np.median(side))) for side in (before, now))
-        # The standard error of a median is 1.25 that of a mean.
-        error = 1.25 * sigma * (2 / count) ** 0.5
-        return bool(np.median(now) < np.median(before) - SIGMAS * error)
+        sigma = max(sigma_of(side - median(side)) for side in (before, now))
+        return median(now) < median(before) - SIGMAS * error_of_difference(sigma, count, count)
 
     @classmethod
     def of(cls, losses: Iterable[tuple[int, float]]) -> "LossTrend":

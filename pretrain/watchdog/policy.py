@@ -19,7 +19,6 @@ from pretrain.config.run import RunConfig
 from pretrain.ledger.history import Rollback, RunHistory
 from pretrain.step import Action, Alarm, Remedy, StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import rollback_budget, skip_budget, veto_budget
-from pretrain.watchdog.finite import judge_finite
 from pretrain.watchdog.loss_trend import LossTrend
 from pretrain.watchdog.recent_alarms import DRIFTS, RecentAlarms, family
 
@@ -41,6 +40,8 @@ LEARNING_RATE_FACTOR: Mapping[Remedy, float] = {
 RELAPSE_HORIZONS = 4
 """Certification horizons past the place of a rollback in which new trouble counts as the old one."""
 RECOVERIES_WITHOUT_PROGRESS = 3
+MAX_VETOES_IN_A_ROW = 50
+"""A model whose every gradient is non-finite does not come back by itself."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ def judge(given: JudgeInput, config: RunConfig) -> Verdict:
     if bad or not given.report.finite:
         return _withhold(bad, given, config)
     return Verdict(Action.PROCEED, left_alone)
+
+
+def judge_finite(report: StepReport, state: TrainState) -> Verdict:
+    """The judge of a run without a watchdog: it withholds updates from non-finite losses or gradients, and ends a run
+    that has nothing else any more."""
+    if report.finite:
+        return Verdict(Action.PROCEED)
+    reason = f"loss {report.loss} and gradient norm {report.gradient_norm} at step {report.step}"
+    if state.vetoes_in_a_row >= MAX_VETOES_IN_A_ROW:
+        return Verdict(Action.HALT, f"{reason}, non-finite for {state.vetoes_in_a_row + 1} steps in a row")
+    return Verdict(Action.VETO, f"non-finite {reason}")
 
 
 def in_dry_run(verdict: Verdict, given: JudgeInput) -> Verdict:

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from launch.run_progress import has_resumed, is_done, records, sealed_step
-from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 
 
 def tell(folder: Path, kind: Kind, **fields: object) -> None:
-    ledger = Ledger(folder / LEDGER)
+    ledger = LedgerFile(folder / LEDGER)
     ledger.append(Record(kind, step=1, attempt=1, lineage=1, fields=fields))
     ledger.close()
 

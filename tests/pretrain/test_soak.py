@@ -24,11 +24,12 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import Preempted
 from pretrain.fault_injection.faults import make_fault
 from pretrain.fault_injection.plan import FaultPlan
-from pretrain.ledger.file import LEDGER, Ledger, read_ledger
+from pretrain.ledger.file import LedgerFile, read_ledger
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Kind, Record
 from pretrain.recovery.candidates import CheckpointManager
 from pretrain.recovery.rollback import RollbackExecutor
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.signals import StopSignals
 from pretrain.step import TrainState
 from pretrain.trainer import Trainer
@@ -201,7 +202,7 @@ def test_a_run_survives_one_mishap_after_the_other(
 def told(config: RunConfig, course: RunHistory) -> None:
     """A ledger that asks for what a run has learned, before its first step."""
     config.run_folder.mkdir(parents=True)
-    ledger = Ledger(config.run_folder / LEDGER)
+    ledger = LedgerFile(config.run_folder / LEDGER)
     intent = replace(
         course.rollbacks[0], step=0, attempt=0, target_step=0, target_tag=None, skip=course.skips
     )

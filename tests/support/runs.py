@@ -21,7 +21,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import Preempted
 from pretrain.runtime.signals import StopSignals
 from pretrain.step import StepReport, TrainState, Verdict
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 
 Judge = Callable[[StepReport, TrainState], Verdict]
 

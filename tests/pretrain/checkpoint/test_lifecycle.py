@@ -21,7 +21,7 @@ from pretrain.checkpoint.lifecycle import (
     update_latest,
 )
 from pretrain.checkpoint.manifest import MANIFEST, CheckpointLayout, Manifest, read_manifest, seal, verify
-from pretrain.checkpoint.retention import EVIDENCE, Retention
+from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.step import TrainState
 
@@ -193,7 +193,7 @@ def test_condemned_ones_are_evidence_and_no_candidates(tmp_path: Path) -> None:
 
 def test_a_few_condemned_ones_are_kept_beside_what_counts(tmp_path: Path) -> None:
     sound = save(tmp_path, 100)
-    bad = [save(tmp_path, 200 + step) for step in range(EVIDENCE + 2)]
+    bad = [save(tmp_path, 200 + step) for step in range(CONDEMNED_KEPT + 2)]
     for tag in bad:
         condemn(tmp_path, tag, "bad")
     assert retire(tmp_path, LAST) == [bad[1], bad[0]]

@@ -23,7 +23,7 @@ from pretrain.backend import state_file
 from pretrain.checkpoint import manifest, rank_files
 from pretrain.checkpoint.lifecycle import candidates
 from pretrain.config.run import RunConfig
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 
 LAYOUTS = [
     Layout(accumulation=3),
