@@ -9,7 +9,6 @@ from pathlib import Path
 from data_pipeline.text.prepare import TextSettings, prepare_text
 from launch.inspect import Run, read_run
 from parallel.mesh import ParallelMesh
-from pretrain.__main__ import train
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
@@ -17,6 +16,7 @@ from pretrain.fault_injection.plan import FaultPlan
 from pretrain.ledger.file import read_ledger
 from pretrain.ledger.record import Kind
 from pretrain.recovery.resume import Request
+from pretrain.run import train
 from pretrain.run_folder import LEDGER
 from pretrain.runtime.signals import StopSignals
 

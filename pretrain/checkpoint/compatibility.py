@@ -38,7 +38,7 @@ class Compatibility:
             data_fingerprint=data_fingerprint,
         )
 
-    def reason_against(self, manifest: Manifest) -> str:
+    def reason(self, manifest: Manifest) -> str:
         """Why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
         if manifest.layout != self.layout:
             theirs, ours = manifest.layout.model_dump(), self.layout.model_dump()

@@ -1,4 +1,4 @@
-"""The life of checkpoints on disk, for one process; `pretrain.checkpoint.checkpoint` makes all ranks agree on it.
+"""The life of checkpoints on disk, for one process; `folder`, `writer` and `loader` make all ranks agree on it.
 
     writing --seal--> sealed --certify--> certified --retire--> gone
        |                 |'---------------'|
@@ -12,9 +12,10 @@ for a name are ever looked at.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from pretrain.checkpoint.certificate import read_certificate
 from pretrain.checkpoint.manifest import MANIFEST
@@ -44,10 +45,32 @@ class Candidates:
     """Without a manifest: a save that never ended."""
 
     def preferred(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, ...]:
-        """Where a rollback to at most this step may go: certified ones first, each kind newest (or oldest) first."""
-        within = [tag for tag in self.sealed if tag.step <= limit_step]
-        ordered = within[::-1] if oldest else within
-        return tuple(sorted(ordered, key=lambda tag: tag not in self.certified))
+        """Where a rollback to at most this step may go, see `by_preference`."""
+        return by_preference(self.sealed, self.certified.__contains__, limit_step, oldest=oldest)
+
+
+class HasStep(Protocol):
+    """Something of a step that a run can go back to, on disk or in host memory."""
+
+    @property
+    def step(self) -> int: ...
+
+
+AnyCandidate = TypeVar("AnyCandidate", bound=HasStep)
+
+
+def by_preference(
+    found: Iterable[AnyCandidate],
+    is_certified: Callable[[AnyCandidate], bool],
+    limit_step: int,
+    *,
+    oldest: bool = False,
+) -> tuple[AnyCandidate, ...]:
+    """It returns those of at most this step, certified ones first, each kind newest (or oldest) first. Of two that are
+    alike in this, the one that was found first comes first."""
+    sign = 1 if oldest else -1
+    within = [one for one in found if one.step <= limit_step]
+    return tuple(sorted(within, key=lambda one: (not is_certified(one), sign * one.step)))
 
 
 def candidates(checkpoints: Path) -> Candidates:

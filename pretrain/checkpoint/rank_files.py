@@ -1,9 +1,10 @@
 """One rank's share of a checkpoint: written and described, looked through, loaded and proven."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,12 @@ from pretrain.runtime.durable_files import sync_folder
 
 
 @dataclass(frozen=True)
-class RankWrite:
-    """What a rank has handed to the operating system, or is about to."""
-
-    rank: int
-    folder: Path
-    paths: tuple[Path, ...] = ()
-    deferred: Mapping[Path, object] = field(default_factory=dict)
-    """What files that are not written yet will hold."""
-    checksum: int = 0
-    """Of the bits of its weights and its part of the optimizer."""
-    problem: str = ""
-
-
-@dataclass(frozen=True)
 class RankFiles:
     """What a rank has on its disk."""
 
     files: dict[str, FileRecord] = field(default_factory=dict)
     checksum: int = 0
+    """Of the bits of its weights and its part of the optimizer."""
     problem: str = ""
 
 
@@ -52,8 +40,14 @@ def write_files(
     thread: Executor,
     *,
     deferred: bool,
-) -> RankWrite:
-    """Write this rank's files, or copy what they will hold; all ranks together. `thread` computes meanwhile."""
+) -> Callable[[], RankFiles]:
+    """Write this rank's files, or copy what they will hold (`deferred`); all ranks together.
+
+    `thread` computes meanwhile. What is returned does the rest, and may run beside training.
+
+    Raises:
+        OSError: the disk or the host's memory has no room.
+    """
     rank = engine.mesh.rank
     checksum = thread.submit(engine.checksum)
     own = {
@@ -67,23 +61,27 @@ def write_files(
         if saved.failure:
             raise saved.failure
         later = {**saved.deferred, folder / rank_file(rank): own}
-        return RankWrite(rank, folder, saved.paths, later, checksum.result())
+        return partial(flush, rank, saved.paths, later, checksum.result())
     except (OSError, RuntimeError) as error:
         checksum.exception()  # nothing may look at the state once training goes on
-        return RankWrite(rank, folder, problem=f"rank {rank} could not write to {folder}: {error}")
+        raise OSError(f"rank {rank} could not write to {folder}: {error}") from error
 
 
-def flush_files(written: RankWrite) -> RankFiles:
-    """Write what was put off, force all to disk and describe it; needs no other rank, and may run beside training."""
+def flush(rank: int, paths: Sequence[Path], deferred: Mapping[Path, object], checksum: int) -> RankFiles:
+    """Write what was deferred, force it and what lies at `paths` to disk, and describe it.
+
+    Needs no other rank, and may run beside training.
+    """
+    folder = next(iter(deferred)).parent
     try:
-        for path, state in written.deferred.items():
+        for path, state in deferred.items():
             write_state(state, path)
-        digests = {path.name: fsync_and_hash(path) for path in (*written.paths, *written.deferred)}
-        sync_folder(written.folder)
+        digests = {path.name: fsync_and_hash(path) for path in (*paths, *deferred)}
+        sync_folder(folder)
     except Exception as error:  # the other ranks wait for an answer
-        return RankFiles(problem=f"rank {written.rank} could not write to {written.folder}: {error}")
-    files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=written.rank) for name, d in digests.items()}
-    return RankFiles(files, written.checksum)
+        return RankFiles(problem=f"rank {rank} could not write to {folder}: {error}")
+    files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=rank) for name, d in digests.items()}
+    return RankFiles(files, checksum)
 
 
 def read_again(folder: Path, manifest: Manifest, names: list[str]) -> str:

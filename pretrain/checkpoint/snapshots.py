@@ -9,6 +9,7 @@ import torch
 
 from pretrain.backend.host_copy import not_enough_memory, tensors_of
 from pretrain.backend.live_state import Tree, copied
+from pretrain.checkpoint.lifecycle import by_preference
 from pretrain.checkpoint.random_state import capture_random_state
 from pretrain.checkpoint.restored import Restored, proof_of
 from pretrain.engine.engine import TrainEngine
@@ -72,9 +73,8 @@ class SnapshotStore:
     def choose(self, limit_step: int, *, oldest: bool = False) -> Snapshot | None:
         """The newest (or oldest) certified snapshot of at most this step; if none is certified, the newest (or
         oldest) one."""
-        within = [snapshot for snapshot in self._snapshots if snapshot.step <= limit_step]
-        preferred = [snapshot for snapshot in within if snapshot.certified] or within
-        return next(iter(preferred if oldest else reversed(preferred)), None)
+        found = by_preference(self._snapshots, lambda one: one.certified, limit_step, oldest=oldest)
+        return found[0] if found else None
 
     def certify(self, step: int) -> None:
         """Mark the snapshot of this step, if there is one."""

@@ -61,6 +61,18 @@ def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result
     return first
 
 
+def from_all(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
+    """Do it on every rank; this rank's result, or None and the problem of the first rank that has one."""
+    result: Result | None = None
+    problem = ""
+    try:
+        result = action()
+    except (OSError, CheckpointError) as error:
+        problem = str(error)
+    problem = first_problem(mesh, problem)
+    return (None if problem else result), problem
+
+
 def first_problem(mesh: ParallelMesh, problem: str) -> str:
     """The problem of the first rank that has one, on every rank; empty if none has."""
     return next((text for text in mesh.gather(problem) if text), "")

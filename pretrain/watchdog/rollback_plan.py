@@ -12,7 +12,7 @@ from pretrain.watchdog.policy import LEARNING_RATE_FACTOR, WIDTH, JudgeInput, re
 
 @dataclass(frozen=True)
 class RollbackPlan:
-    """What a rollback is to do; which checkpoint there is for it, the checkpointer knows."""
+    """What a rollback is to do; which candidate there is for it, the checkpoint manager knows."""
 
     limit_step: int
     """Back to the newest certified checkpoint up to this step; where there is none so old, to the oldest."""

@@ -1,7 +1,7 @@
 """The watchdog: from the report of a step to a verdict, the same on every rank.
 
 What it carries from step to step is in its state, which goes into checkpoints and comes back with them. What must
-not be forgotten by going back (budgets, skips, what was tried) is in the ledger (`recovery`).
+not be forgotten by going back (budgets, skips, what was tried) is in the ledger (`history`).
 """
 
 import hashlib
@@ -123,16 +123,16 @@ class Watchdog:
             "draws": [[step, *draws] for step, draws in self._draws.items()],
         }
 
-    def take_up(self, state: Mapping[str, Any], attempt: int, history: RunHistory) -> None:
+    def load_state(self, state: Mapping[str, Any], attempt: int, history: RunHistory) -> None:
         """Go on from the state of a candidate that was taken at `attempt`.
 
         One from before settings were changed knows nothing of that.
         """
-        self.load_state_dict(state)
+        self._load_state_dict(state)
         if state and attempt <= history.declared_attempt:
             self.rebaseline()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; that of a checkpoint without one is a new beginning."""
         self.findings, self.given, self.switch, self.digest = Findings(), None, "", 0
         if not state:

@@ -51,7 +51,7 @@ class RunFolder:
         folder.mkdir(parents=True)
         (folder / MANIFEST).write_text("{}")
         if certified:
-            certify(folder, step=self.run.state.step, horizon=8, facts={})
+            certify(folder, step=self.run.state.step, horizon=8)
 
     def document(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         assert main(["inspect", str(self.path), "--json"]) == 0

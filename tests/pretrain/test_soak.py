@@ -16,7 +16,6 @@ from support.distributed import RankFailed, run_distributed
 from support.runs import contents, differences, metrics, newest_checkpoint, run_config
 from support.training import Layout, make_mesh
 
-from pretrain.__main__ import train
 from pretrain.backend.state_file import PieceWriter
 from pretrain.checkpoint import manifest, rank_files
 from pretrain.checkpoint.lifecycle import CONDEMNED, LATEST, candidates
@@ -29,6 +28,7 @@ from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Kind, Record
 from pretrain.recovery.candidates import CheckpointManager
 from pretrain.recovery.rollback import RollbackExecutor
+from pretrain.run import train
 from pretrain.run_folder import LEDGER
 from pretrain.runtime.signals import StopSignals
 from pretrain.step import TrainState
@@ -108,8 +108,8 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
         return judge_step(trainer, *arguments)
 
-    def take_up(trainer: Trainer, state: TrainState) -> TrainState:
-        state = take_up_run(trainer, state)
+    def resume(trainer: Trainer, state: TrainState) -> TrainState:
+        state = resume_run(trainer, state)
         plan = FaultPlan("nan_gradient", state.attempt + steps, 4)
         trainer.fault = make_fault(plan, trainer.config, trainer.mesh)
         return state
@@ -120,13 +120,13 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
         else:
             write(file, piece)
 
-    judge_step, take_up_run, write = Trainer._judge, Trainer.take_up, PieceWriter._write
+    judge_step, resume_run, write = Trainer._judge, Trainer.resume, PieceWriter._write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_judge", judge)
         if mishap in ("trouble", "killed between intent and deed", "killed before the deed is told"):
-            patch.setattr(Trainer, "take_up", take_up)
+            patch.setattr(Trainer, "resume", resume)
         if here and mishap == "killed in a save":
-            patch.setattr(rank_files, "settle", due(rank_files.fsync_and_hash))
+            patch.setattr(rank_files, "fsync_and_hash", due(rank_files.fsync_and_hash))
         if here and mishap == "killed while sealing":
             patch.setattr(manifest, "write_durably", due(manifest.write_durably))
         if here and mishap == "killed between intent and deed":

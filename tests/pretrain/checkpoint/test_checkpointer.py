@@ -11,19 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import certify, save
 from support.distributed import RankFailed, run_distributed
 from support.runs import differences
 from support.steps import train
 from support.training import Layout, make_config, make_engine, make_mesh
 
 from pretrain.backend.live_state import copied
-from pretrain.checkpoint import checkpoint, lifecycle
+from pretrain.checkpoint import folder as checkpoint_folder
+from pretrain.checkpoint import writer
 from pretrain.checkpoint.certificate import CERTIFICATE, read_certificate
-from pretrain.checkpoint.checkpoint import Checkpointer, Compatibility
+from pretrain.checkpoint.compatibility import Compatibility
+from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, REASON, Candidates, candidates
+from pretrain.checkpoint.loader import CheckpointLoader
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.tag import Tag
+from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import CheckpointError
@@ -47,7 +52,11 @@ class Run:
         self.mesh = make_mesh(self.config.parallel)
         self.engine: TrainEngine = make_engine(self.config, self.mesh)
         identity = Compatibility.of(self.config, self.mesh, "fingerprint")
-        self.checkpointer = Checkpointer(self.folder, self.config, self.mesh, identity, self.notes.append)
+        self.checkpoints = CheckpointFolder(
+            self.folder, self.mesh, watched=self.config.watchdog.enabled, report=self.notes.append
+        )
+        self.writer = CheckpointWriter(self.checkpoints, self.config.checkpoint, identity)
+        self.loader = CheckpointLoader(self.checkpoints, identity)
         self.step = 0
 
     def train_to(self, step: int) -> list[tuple[float, float]]:
@@ -60,12 +69,10 @@ class Run:
         for step in steps:
             self.train_to(step)
             state = TrainState(step=step, updates=step)
-            saved = self.checkpointer.save(self.engine, state, {"position": 12 * step}, {"sum": step / 4})
-            assert saved.tag is not None, saved.problem
-            tags.append(saved.tag)
+            tags.append(save(self.writer, self.engine, state, {"position": 12 * step}, {"sum": step / 4}))
         return tags
 
-    def take_up(self, restored: Restored | None) -> str:
+    def resume(self, restored: Restored | None) -> str:
         assert restored is not None
         restored.restore_random_state()
         self.step = restored.state.step
@@ -99,10 +106,10 @@ def back_and_on(folder: Path, layout: Layout) -> tuple[list[str], list[str]]:
     first, second = run.save_at(2, 3)
     course = run.train_to(5)
     end = copied(run.engine.state())
-    run.take_up(run.checkpointer.load(run.engine, first))
+    run.resume(run.loader.load(run.engine, first))
     again = run.train_to(5)[1:]
     changed = differences(again, course) + differences(copied(run.engine.state()), end)
-    run.take_up(run.checkpointer.load(run.engine, second))
+    run.resume(run.loader.load(run.engine, second))
     again = run.train_to(5)
     changed += differences(again, course) + differences(copied(run.engine.state()), end)
     return changed, run.notes
@@ -143,7 +150,7 @@ def wrong_weights(folder: Path, rank: int) -> tuple[str, list[str]]:
                 next(run.engine.module.parameters()).view(-1)[7] += 1e-6
 
     run.engine.load = faulty  # type: ignore[method-assign]
-    return run.take_up(run.checkpointer.load_newest(run.engine)), run.notes
+    return run.resume(run.loader.load_newest(run.engine)), run.notes
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -164,7 +171,7 @@ def older_format(folder: Path) -> str:
         del manifest["checksums"]
         path.write_text(json.dumps(manifest))
     run.mesh.gather(None)
-    restored = run.checkpointer.load_newest(run.engine)
+    restored = run.loader.load_newest(run.engine)
     assert restored is not None
     return restored.proof
 
@@ -182,7 +189,7 @@ def certified_run(folder: Path) -> list[str]:
     first, second, _ = run.save_at(1, 2, 3)
     seen = [latest(folder)]
     for tag in (first, second, second):
-        assert run.checkpointer.certify(tag, 1, {"median_loss": 2.5}) == ""
+        assert certify(run.writer, tag, 1) == ""
         seen.append(latest(folder))
     seen += [chosen(run, 3), chosen(run, 1), chosen(run, 3, oldest=True), chosen(run, 0)]
     return seen
@@ -190,8 +197,9 @@ def certified_run(folder: Path) -> list[str]:
 
 def chosen(run: Run, limit_step: int, *, oldest: bool = False) -> str:
     """What a rollback to at most this step would load, with a star if it is certified."""
-    choice = run.checkpointer.choose(limit_step, oldest=oldest)
-    return f"{choice[0]}{'*' * choice[1]}" if choice else "nothing"
+    found = run.checkpoints.candidates()
+    choice = found.preferred(limit_step, oldest=oldest)
+    return f"{choice[0]}{'*' * (choice[0] in found.certified)}" if choice else "nothing"
 
 
 def test_latest_and_choice_go_by_certificates(tmp_path: Path) -> None:
@@ -199,21 +207,21 @@ def test_latest_and_choice_go_by_certificates(tmp_path: Path) -> None:
     expected = ["", first, second, second, f"{second}*", f"{first}*", f"{first}*", "nothing"]
     assert run_distributed(certified_run, 2, tmp_path) == [expected] * 2
     certificate = read_certificate(tmp_path / second)
-    assert (certificate.step, certificate.horizon, certificate.facts) == (3, 1, {"median_loss": 2.5})
+    assert (certificate.step, certificate.horizon) == (3, 1)
 
 
 def flipped(folder: Path, owner: int) -> tuple[str, str, list[str]]:
     """A bit of one rank's file flips on disk before the certificate; what certify says, and what is chosen then."""
     run = Run(folder)
     first, second = run.save_at(1, 2)
-    run.checkpointer.certify(first, 1, {})
+    certify(run.writer, first, 1)
     if run.mesh.rank == owner:
         path = folder / str(second) / f"rank_{owner:05d}.pt"
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     run.mesh.gather(None)
-    problem = run.checkpointer.certify(second, 1, {})
+    problem = certify(run.writer, second, 1)
     return problem, chosen(run, 9), run.notes
 
 
@@ -231,8 +239,8 @@ def test_what_has_changed_on_disk_is_not_certified_but_set_aside(owner: int, tmp
 def certify_what_cannot_be(folder: Path) -> list[str]:
     run = Run(folder)
     tags = run.save_at(1, 2)
-    run.checkpointer.condemn(1, "loss high")
-    return [run.checkpointer.certify(tag, 1, {}) for tag in (tags[1], Tag(step=7, attempt=7))]
+    run.checkpoints.condemn(1, "loss high")
+    return [certify(run.writer, tag, 1) for tag in (tags[1], Tag(step=7, attempt=7))]
 
 
 def test_what_is_condemned_or_gone_is_not_certified(tmp_path: Path) -> None:
@@ -250,14 +258,14 @@ def condemned_run(folder: Path) -> list[Any]:
     run = Run(folder)
     tags = run.save_at(1, 2, 3)
     for tag in tags:
-        run.checkpointer.certify(tag, 1, {})
-    condemned = run.checkpointer.condemn(1, "loss high since step 2")
-    again = run.checkpointer.condemn(1, "loss high since step 2")
+        certify(run.writer, tag, 1)
+    condemned = run.checkpoints.condemn(1, "loss high since step 2")
+    again = run.checkpoints.condemn(1, "loss high since step 2")
     choice = chosen(run, 9)
-    loaded = run.take_up(run.checkpointer.load_newest(run.engine))
+    loaded = run.resume(run.loader.load_newest(run.engine))
     new = run.save_at(2)[0]
-    newest = run.take_up(run.checkpointer.load_newest(run.engine))
-    certified = run.take_up(run.checkpointer.load_preferred(run.engine, 2))
+    newest = run.resume(run.loader.load_newest(run.engine))
+    certified = run.resume(run.loader.load_preferred(run.engine, 2))
     return [tuple(map(str, condemned)), again, choice, loaded, str(new), newest, certified]
 
 
@@ -273,8 +281,8 @@ def test_a_restart_passes_over_condemned_ones(tmp_path: Path) -> None:
 def only_condemned(folder: Path) -> str:
     run = Run(folder)
     run.save_at(1)
-    run.checkpointer.condemn(0, "bad")
-    return attempt(lambda: run.checkpointer.load_newest(run.engine))
+    run.checkpoints.condemn(0, "bad")
+    return attempt(lambda: run.loader.load_newest(run.engine))
 
 
 def test_a_run_with_nothing_but_condemned_ones_does_not_start_from_scratch(tmp_path: Path) -> None:
@@ -290,7 +298,7 @@ def only_torn(folder: Path) -> tuple[str, str]:
     if run.mesh.rank == 0:
         (folder / str(tag) / MANIFEST).unlink()
     run.mesh.gather(None)
-    load = run.checkpointer.load_newest
+    load = run.loader.load_newest
     return attempt(lambda: load(run.engine)), attempt(lambda: load(run.engine, sealed=True))
 
 
@@ -306,16 +314,14 @@ def test_only_a_run_that_never_completed_a_checkpoint_starts_from_scratch(tmp_pa
 def by_hand(folder: Path) -> list[str]:
     run = Run(folder)
     first, second, third = run.save_at(1, 2, 3)
-    run.checkpointer.certify(second, 1, {})
-    answers = [
-        attempt(partial(run.checkpointer.load_tag, run.engine, name)) for name in ("latest", "step7-a1")
-    ]
-    answers.append(run.take_up(run.checkpointer.load_tag(run.engine, str(first))))
-    answers.append(run.take_up(run.checkpointer.load_newest(run.engine)))
+    certify(run.writer, second, 1)
+    answers = [attempt(partial(run.loader.load_tag, run.engine, name)) for name in ("latest", "step7-a1")]
+    answers.append(run.resume(run.loader.load_tag(run.engine, str(first))))
+    answers.append(run.resume(run.loader.load_newest(run.engine)))
     run.save_at(2)
-    answers.append(attempt(lambda: run.checkpointer.load_tag(run.engine, str(third))))
-    answers.append(run.take_up(run.checkpointer.load_tag(run.engine, str(third), allow_condemned=True)))
-    answers.append(run.take_up(run.checkpointer.load_newest(run.engine)))
+    answers.append(attempt(lambda: run.loader.load_tag(run.engine, str(third))))
+    answers.append(run.resume(run.loader.load_tag(run.engine, str(third), allow_condemned=True)))
+    answers.append(run.resume(run.loader.load_newest(run.engine)))
     return answers
 
 
@@ -338,8 +344,8 @@ def damaged_by_hand(folder: Path) -> tuple[str, str]:
     if run.mesh.rank == 0:
         (folder / str(first) / "rank_00001.pt").write_bytes(b"")
     run.mesh.gather(None)
-    refused = attempt(lambda: run.checkpointer.load_tag(run.engine, str(first)))
-    return refused, run.take_up(run.checkpointer.load_newest(run.engine))
+    refused = attempt(lambda: run.loader.load_tag(run.engine, str(first)))
+    return refused, run.resume(run.loader.load_newest(run.engine))
 
 
 def test_a_damaged_one_that_is_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
@@ -352,11 +358,11 @@ def damaged_rollback(folder: Path) -> list[str]:
     """The target is damaged: the newest certified one before it is used, not the newer uncertified one."""
     run = Run(folder)
     tags = run.save_at(1, 2, 3)
-    run.checkpointer.certify(tags[0], 1, {})
+    certify(run.writer, tags[0], 1)
     if run.mesh.rank == 0:
         (folder / str(tags[2]) / "rank_00001.pt").write_bytes(b"")
     run.mesh.gather(None)
-    return [run.take_up(run.checkpointer.load(run.engine, tags[2])), *run.notes]
+    return [run.resume(run.loader.load(run.engine, tags[2])), *run.notes]
 
 
 def test_a_damaged_target_of_a_rollback_is_replaced_by_the_next_best(tmp_path: Path) -> None:
@@ -372,28 +378,28 @@ def die_in(folder: Path, event: str, before: str) -> None:
     """Rank 0 is killed in an event, before it calls a function of the module that it does so in."""
     run = Run(folder)
     first, second = run.save_at(1, 2)
-    assert run.checkpointer.certify(first, 1, {}) == ""
-    module = checkpoint if hasattr(checkpoint, before) else lifecycle
+    assert certify(run.writer, first, 1) == ""
+    module = next(module for module in (writer, checkpoint_folder) if hasattr(module, before))
     if run.mesh.rank == 0:
         setattr(module, before, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
     if event == "certify":
-        run.checkpointer.certify(second, 1, {})
+        certify(run.writer, second, 1)
     else:
-        run.checkpointer.condemn(1, "bad")
+        run.checkpoints.condemn(1, "bad")
 
 
 def start_again(folder: Path) -> tuple[str, list[str]]:
     run = Run(folder)
-    return run.take_up(run.checkpointer.load_newest(run.engine)), run.notes
+    return run.resume(run.loader.load_newest(run.engine)), run.notes
 
 
 OUTCOMES = {
     # event, killed before -> newest at the next start, `latest` then
     ("certify", "certify"): ("step00000002-a2", "step00000001-a1"),
-    ("certify", "settle_latest"): ("step00000002-a2", "step00000002-a2"),
+    ("certify", "update_latest"): ("step00000002-a2", "step00000002-a2"),
     ("certify", "retire"): ("step00000002-a2", "step00000002-a2"),
     ("condemn", "condemn"): ("step00000002-a2", "step00000001-a1"),
-    ("condemn", "settle_latest"): ("step00000001-a1", "step00000001-a1"),
+    ("condemn", "update_latest"): ("step00000001-a1", "step00000001-a1"),
 }
 
 
