@@ -208,7 +208,7 @@ def run_to_its_end(trainer: Trainer, state: TrainState, ledger: RunLedger) -> Tr
 
 
 def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
-    """What a run starts with, for its ledger."""
+    """It returns what a run starts with, for its ledger."""
     return {
         "config_digest": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}",
@@ -218,14 +218,15 @@ def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
 
 
 def report_record(metrics: MetricsLogger, record: Record) -> None:
-    """Records that people care about are told as events, but for those that the logger has in its own words."""
+    """It tells records that people care about as events, but for those that the logger has in its own words."""
     if record.kind not in (Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
         for sentence in describe(record):
             metrics.event(record.step, sentence)
 
 
 def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[BatchStream, ValidationSet]:
-    """What this rank trains on and validates with; the tokenizer must be the one that the model is configured for."""
+    """Open what this rank trains on and validates with; the tokenizer must be the one that the model is configured
+    for."""
     rank, size = mesh.data.rank, mesh.data.size
     batches = BatchStream(config.data, seed=config.run.seed, data_rank=rank, data_size=size)
     stack.callback(batches.close)
@@ -240,7 +241,7 @@ def open_data(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> tuple[
 
 
 def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:
-    """On rank 0, lock the run folder; the settings that have changed since the last session."""
+    """Lock the run folder, on rank 0; returns the settings that have changed since the last session."""
     if mesh.rank != 0:
         return {}
     config.run_folder.mkdir(parents=True, exist_ok=True)
@@ -250,13 +251,13 @@ def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> 
 
 
 def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
-    """On rank 0, once the run goes on with it and the ledger knows what is new: the resolved configuration."""
+    """Write the resolved configuration, on rank 0, once the run goes on with it and the ledger knows what is new."""
     if mesh.rank == 0:
         write_durably(config.run_folder / CONFIG, dump_config(config))
 
 
 def open_metrics(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> MetricsLogger:
-    """Rank 0 writes; the others keep quiet."""
+    """Open the logger: rank 0 writes, the others keep quiet."""
     if mesh.rank != 0:
         return SilentLogger()
     return FileLogger(

@@ -1,4 +1,4 @@
-"""The loop."""
+"""The training loop: step, record, roll back or halt, validate, save; what each of them takes lies in the rooms."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ class Trainer:
         self._last_step: tuple[StepReport, Verdict] | None = None
 
     def resume(self, state: TrainState) -> TrainState:
-        """What is to be done before the first step of a process: a rollback that a crash has cut short."""
+        """Do what is to be done before the first step of a process: complete a rollback that a crash has cut short."""
         if self.ledger.history.pending is not None:
             state = self.rollback.complete(state)
         self.batches.skip(self.ledger.history.skips)
@@ -133,7 +133,7 @@ class Trainer:
         return state
 
     def _validate_and_save_when_due(self, state: TrainState, stopping: bool) -> tuple[TrainState, bool]:
-        """What there is to do between two steps, unless a rank was asked to stop; also whether one was."""
+        """Do what is due between two steps, unless a rank was asked to stop; also returns whether one was."""
         self.state = state
         every = self.config.evaluation.every_steps
         turn = state.step % every == 0 or state.step == self.config.run.steps
@@ -175,7 +175,7 @@ class Trainer:
         return verdict if report.unanimous else Verdict(Action.HALT, "ranks have decided differently")
 
     def _learning_rate(self, updates: int) -> float:
-        """Of the next update: the schedule's, lowered where a rollback has asked for it."""
+        """It returns that of the next update: the schedule's, lowered where a rollback has asked for it."""
         peak, total = self.config.optimizer.learning_rate, self.config.run.steps
         rate = learning_rate(updates, total, self.config.schedule, peak)
         return self.fault.learning_rate(updates, rate * self.ledger.history.learning_rate_factor(updates))
@@ -214,7 +214,7 @@ class Trainer:
             )
 
     def _validate(self, state: TrainState) -> tuple[TrainState, bool]:
-        """Take the validation loss; also whether that was broken off because a rank was asked to stop."""
+        """Take the validation loss; also returns whether that was broken off because a rank was asked to stop."""
         self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
         result = validate(self.engine, self.validation, self._asked_to_stop)
         if result is None:

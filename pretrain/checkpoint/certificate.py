@@ -17,7 +17,7 @@ CERTIFICATE = "CERTIFICATE.json"
 
 
 class Certificate(Document):
-    """Given to a sealed checkpoint once the steps after it were healthy."""
+    """It is given to a sealed checkpoint once the steps after it were healthy."""
 
     format: Literal[1] = 1
     tag: str
@@ -42,7 +42,8 @@ def certify(folder: Path, *, step: int, horizon: int) -> Certificate:
 
 
 def read_certificate(folder: Path) -> Certificate:
-    """Raises CheckpointError if it is missing, not understood, or vouches for another checkpoint."""
+    """Read a certificate; raises CheckpointError if it is missing, not understood, or vouches for another
+    checkpoint."""
     path = folder / CERTIFICATE
     certificate = parse_document(path, read_text(path), Certificate)
     if certificate.tag != folder.name or certificate.manifest != _manifest_digest(folder):

@@ -77,7 +77,7 @@ class CheckpointFolder:
         update_latest(self.path, certified=self.watched)
 
     def on_first(self, action: Callable[[], Result]) -> Result:
-        """Do it on rank 0; its result on every rank.
+        """Do it on rank 0; every rank gets its result.
 
         Raises:
             CheckpointError: it failed; on all ranks.

@@ -45,7 +45,7 @@ class Candidates:
     """Without a manifest: a save that never ended."""
 
     def preferred(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, ...]:
-        """Where a rollback to at most this step may go, see `by_preference`."""
+        """It returns where a rollback to at most this step may go, see `by_preference`."""
         return by_preference(self.sealed, self.certified.__contains__, limit_step, oldest=oldest)
 
 
@@ -74,7 +74,7 @@ def by_preference(
 
 
 def candidates(checkpoints: Path) -> Candidates:
-    """What lies in the folder of a run's checkpoints, which need not exist."""
+    """It returns what lies in the folder of a run's checkpoints, which need not exist."""
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
     tags = sorted(filter(None, map(Tag.parse, names)), reverse=True)
     folders = {tag: checkpoints / str(tag) for tag in tags if _is_folder(checkpoints / str(tag))}
@@ -170,7 +170,7 @@ def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
 
 
 def space_problem(folder: Path, needed: int) -> str | None:
-    """Says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
+    """It says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None
@@ -178,7 +178,7 @@ def space_problem(folder: Path, needed: int) -> str | None:
 
 
 def _take_out(checkpoints: Path, tag: Tag) -> Path:
-    """Rename before deleting, so that no crash leaves half a checkpoint under its own name."""
+    """It renames before anything is deleted, so that no crash leaves half a checkpoint under its own name."""
     retired = checkpoints / f"{RETIRED}{tag}"
     (checkpoints / str(tag)).rename(retired)
     sync_folder(checkpoints)

@@ -32,9 +32,9 @@ class CheckpointLoader:
     ) -> Restored | None:
         """Load the newest sound checkpoint, certified or not.
 
-        None if the run has never completed one, as far as can be seen here or the caller knows (`sealed`). Condemned
-        ones are passed over; where there are none but those, and with `afresh`, None too: the run was taken back to
-        something that was never on disk.
+        It returns None if the run has never completed one, as far as can be seen here or the caller knows (`sealed`).
+        Condemned ones are passed over; where there are none but those, and with `afresh`, it returns None too: the run
+        was taken back to something that was never on disk.
 
         Raises:
             CheckpointError: there were checkpoints, but none is sound, or the newest one does not fit this run.
@@ -68,7 +68,7 @@ class CheckpointLoader:
         )
 
     def load(self, engine: TrainEngine, tag: Tag) -> Restored:
-        """The same, but this checkpoint first of all.
+        """Load this checkpoint; if it is damaged, what a rollback to its step prefers.
 
         Raises:
             CheckpointError: no sound one is left.
@@ -98,7 +98,7 @@ class CheckpointLoader:
         return restored
 
     def _look_around(self) -> Candidates:
-        """What there is at a start, once what a crash may have left undone is done."""
+        """Do what a crash may have left undone; returns what there is then."""
         found = self.folder.candidates()
         if found.sealed or found.condemned:
             self.folder.on_first(self.folder.update_latest)

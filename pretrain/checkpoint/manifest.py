@@ -92,7 +92,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError if the manifest is missing, not understood, or belongs to another folder."""
+    """Read a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
     manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
     if manifest.tag != folder.name:
         raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {manifest.tag}")
@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_text(path: Path) -> bytes:
-    """The bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
+    """It returns the bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
     try:
         with _open_regular(path) as file:
             text = file.read(MAX_DOCUMENT_BYTES + 1)
@@ -112,7 +112,7 @@ def read_text(path: Path) -> bytes:
 
 
 def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocument:
-    """The document in `text`, which `path` held; raises CheckpointError if it is not understood."""
+    """It returns the document in `text`, which `path` held; raises CheckpointError if it is not understood."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -120,7 +120,7 @@ def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocum
 
 
 def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk: bool = False) -> list[str]:
-    """Problems of the files with these names, and torch files that the manifest lacks; empty if sound.
+    """It returns the problems of the files with these names, and torch files that the manifest lacks; empty if sound.
 
     DeepSpeed finds files of layers by pattern, so a file too many is as dangerous as one too few. `from_disk` has the
     operating system forget what it holds of a file first: memory may have what a disk has lost.
@@ -160,7 +160,7 @@ def _size_problem(path: Path, record: FileRecord) -> str | None:
 
 
 def _open_regular(path: Path) -> BufferedReader:
-    """Open for reading; no symbolic link, and no pipe or device that would block."""
+    """Open a file for reading; no symbolic link, and no pipe or device that would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -85,7 +85,7 @@ def flush(rank: int, paths: Sequence[Path], deferred: Mapping[Path, object], che
 
 
 def read_again(folder: Path, manifest: Manifest, names: list[str]) -> str:
-    """What is wrong with these files on disk; may run beside training."""
+    """It returns what is wrong with these files on disk. It may run beside training."""
     try:
         return "; ".join(verify(folder, manifest, names, from_disk=True))
     except Exception as error:  # the other ranks wait for an answer
@@ -93,23 +93,24 @@ def read_again(folder: Path, manifest: Manifest, names: list[str]) -> str:
 
 
 def damage(folder: Path, manifest: Manifest, mesh: ParallelMesh) -> str:
-    """What is wrong with the files that this rank will read; nothing is unpickled before all are sound."""
+    """It returns what is wrong with the files that this rank will read; nothing is unpickled before all are sound."""
     return "; ".join(verify(folder, manifest, files_to_read(manifest, mesh)))
 
 
 def files_to_read(manifest: Manifest, mesh: ParallelMesh) -> list[str]:
-    """A rank reads its own files, those of its stage's first replica, and the first part of what has several."""
+    """It returns what a rank reads: its own files, those of its stage's first replica, and the first part of what has
+    several."""
     first = mesh.pipeline.rank * mesh.tensor.size * mesh.data.size
     return files_of(manifest, {0, mesh.rank, *range(first, first + mesh.tensor.size)})
 
 
 def files_of(manifest: Manifest, writers: set[int]) -> list[str]:
-    """The files that these ranks have written."""
+    """It returns the files that these ranks have written."""
     return [name for name, record in manifest.files.items() if record.rank in writers]
 
 
 def unsafe_files(folder: Path, names: list[str]) -> str:
-    """Files that hold anything but tensors and plain values. Tensors are mapped, not read."""
+    """It names files that hold anything but tensors and plain values. Tensors are mapped, not read."""
     problems = []
     for name in names:
         try:
@@ -120,7 +121,7 @@ def unsafe_files(folder: Path, names: list[str]) -> str:
 
 
 def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) -> tuple[Restored, str]:
-    """Load a checkpoint whose files are sound; all ranks together. Also what is wrong with the outcome."""
+    """Load a checkpoint whose files are sound, all ranks together; also returns what is wrong with the outcome."""
     rank = engine.mesh.rank
     engine.load(folder.parent, folder.name)
     own = torch.load(folder / rank_file(rank), map_location="cpu", weights_only=True)
@@ -139,5 +140,6 @@ def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) 
 
 
 def rank_file(rank: int) -> str:
-    """File of what is in none of DeepSpeed's: data position, watchdog, random state, extra state of the engine."""
+    """It names the file of what is in none of DeepSpeed's: data position, watchdog, random state, extra state of the
+    engine."""
     return f"rank_{rank:05d}.pt"

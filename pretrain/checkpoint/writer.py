@@ -184,5 +184,5 @@ class CheckpointWriter:
         self.folder.update_latest()
 
     def _retire(self) -> None:
-        """A folder that cannot be deleted now is deleted next time: what has been saved is safe."""
+        """Delete what need not be kept. What cannot be deleted now is next time: what has been saved is safe."""
         from_first(self._mesh, lambda: retire(self.folder.path, self._retention))

@@ -50,7 +50,7 @@ class LedgerFile:
         return stamped
 
     def records(self) -> tuple[Record, ...]:
-        """All records so far."""
+        """It returns all records so far."""
         return read_ledger(self._path)
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class LedgerFile:
 
 
 def read_ledger(path: Path) -> tuple[Record, ...]:
-    """The records of a ledger, which another process may be writing.
+    """It returns the records of a ledger, which another process may be writing.
 
     Raises CheckpointError if it was changed or is not understood, and OSError.
     """
@@ -66,7 +66,7 @@ def read_ledger(path: Path) -> tuple[Record, ...]:
 
 
 def _read(path: Path) -> tuple[tuple[Record, ...], str]:
-    """The records, and the digest of the last line."""
+    """It returns the records, and the digest of the last line."""
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was torn by a crash
     return tuple(_records(path, lines)), _digest(lines[-1]) if lines else BEGINNING
 

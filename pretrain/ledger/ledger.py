@@ -31,7 +31,7 @@ class RunLedger:
 
     @classmethod
     def open(cls, run_folder: Path, mesh: ParallelMesh, stack: ExitStack, report: Report) -> "RunLedger":
-        """Take up the ledger of a run folder, or begin it.
+        """Open the ledger of a run folder, or begin it.
 
         Raises:
             CheckpointError: it was changed, or cannot be read or written; on all ranks.

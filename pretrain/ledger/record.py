@@ -87,7 +87,7 @@ def record(kind: Kind, state: TrainState, **fields: Any) -> Record:
 
 
 def encode(record: Record, previous: str) -> bytes:
-    """The line of a record in the ledger; `previous` is the digest of the line before."""
+    """It returns the line of a record in the ledger; `previous` is the digest of the line before."""
     header = {
         "format": FORMAT,
         "seq": record.seq,
@@ -102,7 +102,7 @@ def encode(record: Record, previous: str) -> bytes:
 
 
 def decode(line: bytes) -> tuple[Record, str]:
-    """The record of a line, and the digest that it gives for the line before.
+    """It returns the record of a line, and the digest that it gives for the line before.
 
     Raises ValueError, with what is wrong.
     """
@@ -128,7 +128,7 @@ def decode(line: bytes) -> tuple[Record, str]:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no word for what is not finite."""
+    """It returns a value as JSON can have it, which has no word for what is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

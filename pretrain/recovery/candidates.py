@@ -93,7 +93,8 @@ class CheckpointManager:
         self._take_snapshot(state)
 
     def save_due(self, state: TrainState) -> bool:
-        """Whether a checkpoint of this state is due: at its turn, at the last step, or some steps after a failure."""
+        """It says whether a checkpoint of this state is due: at its turn, at the last step, or some steps after a
+        failure."""
         again = bool(self._failure) and state.step >= self._saved_step + RETRY_STEPS
         turn = state.step % self._settings.every_steps == 0 or state.step == self._last_step
         return self._saved_step < state.step and (again or turn)
@@ -134,8 +135,8 @@ class CheckpointManager:
         self._metrics.event(state.step, f"checkpoint {tag} saved")
 
     def look_after(self, state: TrainState) -> None:
-        """After a step: complete what a thread has had its time for, certify what has proven healthy, and take a
-        snapshot when one is due. What is certified now makes room in memory for it."""
+        """Do what is due after a step: complete what a thread has had its time for, certify what has proven healthy,
+        and take a snapshot. What is certified now makes room in memory for it."""
         if self._pending is not None and state.step >= self._pending.state.step + BACKGROUND_STEPS:
             self.seal(state)
         self._certify(state, state.step)
@@ -183,13 +184,13 @@ class CheckpointManager:
     # Going back
 
     def choose(self, plan: RollbackPlan) -> Target | None:
-        """The newest certified candidate that is old enough; where none is, the oldest from before the onset: a run
-        that has been there before goes on from it at a lower learning rate."""
+        """It returns the newest certified candidate that is old enough; where none is, the oldest from before the
+        onset: a run that has been there before goes on from it at a lower learning rate."""
         found = self._choose(plan.limit_step, oldest=plan.oldest)
         return found or self._choose(plan.draft.onset - 1, oldest=True)
 
     def _choose(self, limit_step: int, *, oldest: bool) -> Target | None:
-        """A certified one if there is one; from memory where the disk has none that is better."""
+        """It returns a certified one if there is one; from memory where the disk has none that is better."""
         found: list[Target] = []
         if snapshot := self._snapshots.choose(limit_step, oldest=oldest):
             found.append(Target(snapshot.step, None, snapshot, snapshot.certified))
@@ -200,14 +201,14 @@ class CheckpointManager:
         return best[0] if best else None
 
     def condemn(self, target_step: int, reason: str, state: TrainState) -> None:
-        """Nothing later than the target of a rollback is gone back to, or resumed from."""
+        """See to it that nothing later than the target of a rollback is gone back to, or resumed from."""
         for tag in self._loader.folder.condemn(target_step, reason):
             self._ledger.append(record(Kind.CONDEMNED, state, tag=str(tag), reason=reason))
         self._snapshots.drop(after_step=target_step)
         self._certifier.drop(after_step=target_step)
 
     def restore(self, target: Target) -> tuple[Restored, str]:
-        """Go back; the run as it was, and the tier that it came from. A damaged candidate is passed over."""
+        """Go back, past candidates that are damaged; returns the run as it was, and the tier that it came from."""
         if target.snapshot is not None:
             restored = self._snapshots.restore(self._engine, target.snapshot)
             if restored is not None:
@@ -217,7 +218,8 @@ class CheckpointManager:
         return self._loader.load(self._engine, target.tag), "disk"
 
     def go_on_from(self, state: TrainState) -> None:
-        """After a rollback to `state`: if a new process would find nothing on disk to go on from, save it at once."""
+        """Go on after a rollback to `state`; if a new process would find nothing on disk to go on from, it is saved at
+        once."""
         on_disk = {tag.step for tag in self._loader.folder.sealed()}
         self._saved_step = state.step if state.step in on_disk else state.step - 1
         if not on_disk:

@@ -60,7 +60,7 @@ def last_words(verdict: Verdict, history: RunHistory) -> str:
 def write_crash_report(
     crash: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: BatchStream
 ) -> tuple[Path | None, str]:
-    """Write down what there is, all ranks together; the folder, or the problem.
+    """Write down what there is, all ranks together; returns the folder, or the problem.
 
     Nothing that fails here may hide why the run has ended: no rank raises.
     """
@@ -121,7 +121,7 @@ def _verdict(crash: CrashReport, config: RunConfig) -> dict[str, Any]:
 
 
 def _samples(ranges: Sequence[SampleRange], batches: BatchStream) -> Iterator[dict[str, Any]]:
-    """As far as they can be read; then why no further."""
+    """It yields the samples as far as they can be read; then why no further."""
     draws = batches.unskipped(ranges)
     if len(draws) > SAMPLES:
         draws = [*draws[: SAMPLES // 2], *draws[-(SAMPLES // 2) :]]
@@ -132,7 +132,7 @@ def _samples(ranges: Sequence[SampleRange], batches: BatchStream) -> Iterator[di
 
 
 def _last_rows(metrics: Path) -> bytes:
-    """Whole lines from the end of the file."""
+    """It returns whole lines from the end of the file."""
     if not metrics.exists():
         return b""
     with metrics.open("rb") as file:

@@ -33,7 +33,7 @@ class FindingsLog:
         """Whether the step before had alarms that nothing is done about."""
 
     def reset(self) -> None:
-        """After a rollback: what is found from here on is new."""
+        """Forget what was told, after a rollback: what is found from here on is new."""
         self._alarmed, self._suspected, self._odd_rank = NONE, NONE, None
 
     def append(self, report: StepReport, verdict: Verdict, state: TrainState) -> None:

@@ -64,7 +64,7 @@ def resume(
     watchdog: Watchdog,
     ledger: RunLedger,
 ) -> TrainState:
-    """Have everybody go on from a checkpoint that the engine has loaded; where the counters stand."""
+    """Have everybody go on from a checkpoint that the engine has loaded; returns where the counters stand."""
     state, history = resumed(restored.state, ledger), ledger.history
     if request.tag:
         state = replace(state, attempt=history.attempt, lineage=history.lineage + 1)
@@ -91,5 +91,5 @@ def resumed(saved: TrainState, ledger: RunLedger) -> TrainState:
 
 
 def in_words(changes: Mapping[str, str]) -> str:
-    """Settings that have changed, in one line."""
+    """It names the settings that have changed, in one line."""
     return ", ".join(f"{key} {change}" for key, change in changes.items())

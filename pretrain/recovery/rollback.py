@@ -42,7 +42,7 @@ class RollbackExecutor:
         self._metrics = metrics
 
     def roll_back(self, state: TrainState, verdict: Verdict) -> TrainState:
-        """Return to a candidate from before the trouble; the state that the run goes on from.
+        """Return to a candidate from before the trouble; the result is the state that the run goes on from.
 
         Raises:
             TrainingDiverged: there is no such candidate.
@@ -54,7 +54,8 @@ class RollbackExecutor:
         return state
 
     def complete(self, state: TrainState) -> TrainState:
-        """After a crash between an intent and its deed: the run was resumed at `state`, not later than intended."""
+        """Complete a rollback after a crash between its intent and its deed: the run was resumed at `state`, not
+        later than intended."""
         pending = self._ledger.history.pending
         assert pending is not None, "there is something to complete"
         rollback = replace(pending, target_step=state.step)
@@ -65,7 +66,7 @@ class RollbackExecutor:
         return state
 
     def _restore(self, state: TrainState, verdict: Verdict) -> TrainState:
-        """The intent first, then the deed."""
+        """The intent goes into the ledger first, then the deed is done."""
         started = time.perf_counter()
         plan = self._watchdog.plan(verdict)
         target = self._checkpoints.choose(plan)
@@ -89,7 +90,7 @@ class RollbackExecutor:
         return state
 
     def _conclude(self, rollback: Rollback, state: TrainState, tier: str, proof: str, started: float) -> None:
-        """What the ledger has learned holds from here on: samples to leave out, a lower learning rate."""
+        """From here on holds what the ledger has learned: samples to leave out, a lower learning rate."""
         self._batches.skip(self._ledger.history.skips)
         if rollback.learning_rate_factor != 1:
             edit = LearningRateEdit(

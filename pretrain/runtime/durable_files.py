@@ -68,7 +68,7 @@ class LineFile:
             raise
 
     def tail(self, size: int) -> bytes:
-        """The last bytes of the file, at most `size`."""
+        """It returns the last bytes of the file, at most `size`."""
         return os.pread(self._descriptor, size, max(0, self._size() - size))
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class LineFile:
         return os.fstat(self._descriptor).st_size
 
     def _whole_lines(self) -> int:
-        """Bytes up to the end of the last whole line."""
+        """It counts the bytes up to the end of the last whole line."""
         end = self._size()
         while end:
             start = max(0, end - _TAIL_BYTES)

@@ -50,11 +50,12 @@ class Baseline:
 
     @property
     def count(self) -> int:
-        """Values that what is expected rests on; 0 while there are too few."""
+        """It counts the values that what is expected rests on; 0 while there are too few."""
         return self._line.count
 
     def excess(self, value: float, sign: int) -> float:
-        """How far `value` lies above (`sign` 1) or below (-1) what is expected, in robust standard deviations.
+        """It returns how far `value` lies above (`sign` 1) or below (-1) what is expected, in robust standard
+        deviations.
 
         Expected is the recent median, or the end of the line where that is farther off in this direction.
         So a trend for the worse that was there before, which healthy signals have, adds nothing to a sum; and a trend

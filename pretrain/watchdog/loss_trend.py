@@ -22,11 +22,11 @@ class LossTrend:
     losses: tuple[tuple[int, float], ...] = ()
 
     def after(self, step: int, loss: float) -> "LossTrend":
-        """With one more loss."""
+        """It returns the trend with one more loss."""
         return LossTrend((*self.losses[1 - 2 * SPAN :], (step, loss))) if np.isfinite(loss) else self
 
     def falling(self, onset: int) -> bool:
-        """Whether the losses since `onset` are clearly lower than as many before; of few, more are taken."""
+        """It says whether the losses since `onset` are clearly lower than as many before; of few, more are taken."""
         since = sum(step >= onset for step, _ in self.losses)
         count = min(max(since, FEWEST), SPAN)
         if len(self.losses) < 2 * count:
@@ -38,5 +38,5 @@ class LossTrend:
 
     @classmethod
     def of(cls, losses: Iterable[tuple[int, float]]) -> "LossTrend":
-        """From what JSON has made of them."""
+        """It reads the losses as JSON has them."""
         return cls(tuple((step, loss) for step, loss in losses))
