@@ -37,7 +37,7 @@ from pretrain.ledger.history import RunHistory
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.step import StepReport, TrainState, Verdict
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
 
 RANKS = 2

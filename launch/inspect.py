@@ -17,12 +17,11 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
 from pretrain.ledger.describe import describe
-from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.file import read_ledger
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import CHECKPOINTS, CONFIG, EVIDENCE, LEDGER, METRICS
 from pretrain.watchdog.budgets import Budget, budgets
-
-CONFIG, METRICS, EVIDENCE = "config.toml", "metrics.jsonl", "evidence"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def read_run(folder: Path) -> Run:
                 "its configuration, such as runs/NAME"
             )
         records = read_ledger(folder / LEDGER) if (folder / LEDGER).exists() else ()
-        found = checkpoints(folder / "checkpoints", records)
+        found = checkpoints(folder / CHECKPOINTS, records)
     except OSError as error:
         raise ConfigurationError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return Run(folder, read_config(folder / CONFIG), records, found, last_rows(folder / METRICS) or [])

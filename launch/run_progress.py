@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from pretrain.checkpoint.lifecycle import candidates
-from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.file import read_ledger
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import CHECKPOINTS, LEDGER
 
 
 def sealed_step(run_folder: Path) -> int:
     """It returns the highest step of a sealed checkpoint, which a resumed run can start from; 0 without any."""
-    sealed = candidates(run_folder / "checkpoints").sealed
+    sealed = candidates(run_folder / CHECKPOINTS).sealed
     return max((tag.step for tag in sealed), default=0)
 
 

@@ -29,6 +29,7 @@ from pretrain.errors import (
     Preempted,
     TrainingDiverged,
 )
+from pretrain.run_folder import METRICS, SUPERVISOR_EVENTS, SUPERVISOR_LOCK
 from pretrain.runtime.heartbeat import clear_beats
 from pretrain.runtime.run_lock import RunLock
 
@@ -42,8 +43,6 @@ FINAL = frozenset(
     }
 )
 """Another launch would not change these exit codes, or they ask for none."""
-EVENTS = "supervisor.jsonl"
-LOCK = "supervisor.lock"
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 5.0
 """So much time lies between two questions whether all hosts are silent."""
@@ -96,7 +95,7 @@ class Supervisor:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"{self._folder}: cannot be made: {error.strerror}") from error
-        with RunLock(self._folder, LOCK), forwarding() as self._pending:
+        with RunLock(self._folder, SUPERVISOR_LOCK), forwarding() as self._pending:
             RunLock(self._folder).release()  # a run without a supervisor would have it
             return self._keep_going()
 
@@ -146,7 +145,7 @@ class Supervisor:
         if trouble:
             return Outcome(PeerLost.exit_code, trouble.reason)
         ending = Ending(launch.process.returncode, launch.stopping, remains.orphans)
-        outcome = outcome_of(ending, last_step(self._folder / "metrics.jsonl"), self._steps)
+        outcome = outcome_of(ending, last_step(self._folder / METRICS), self._steps)
         if outcome.exit_code == 0:
             outcome = Outcome(PeerLost.exit_code, "the launcher ended well, but the ledger has no `done`")
         if outcome.exit_code == PeerLost.exit_code:
@@ -196,5 +195,5 @@ class Supervisor:
         note(f"supervisor: {kind}: {reason}")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "launch": self._launches, "kind": kind, "reason": reason, **facts})
-        with suppress(OSError), (self._folder / EVENTS).open("a", encoding="utf-8") as file:
+        with suppress(OSError), (self._folder / SUPERVISOR_EVENTS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -1,6 +1,5 @@
 """Files of state: torch writes them while the run waits; they are forced to disk and described while it goes on."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,7 @@ from typing import IO, cast
 
 import torch
 
-_BLOCK = 2**23
-"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
+from pretrain.runtime.durable_files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,5 @@ def fsync_and_hash(path: Path) -> Digest:
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.sha256()
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        return Digest(file.tell(), digest.hexdigest())
+        sha256 = sha256_of(file)
+        return Digest(file.tell(), sha256)

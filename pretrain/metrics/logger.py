@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pretrain.config.run import JournalConfig
 from pretrain.metrics.console import StepLine, open_console
 from pretrain.metrics.jsonl import MetricsFile, Row
+from pretrain.run_folder import METRICS, TENSORBOARD
 from pretrain.runtime.throughput import Throughput, peak_tflops
 from pretrain.step import Action, StepReport, Verdict
 
@@ -174,13 +175,13 @@ class FileLogger(MetricsLogger):
         peak = config.peak_tflops or peak_tflops(device_name)
         self._throughput = Throughput(flops_per_token, world_size, peak)
         self._console = open_console(config, total_steps)
-        self._metrics = MetricsFile(folder / "metrics.jsonl")
+        self._metrics = MetricsFile(folder / METRICS)
         self.rewind(undone, lineage)
         first = first_step + undone
-        self._curves = _Curves(folder / "tensorboard", first) if config.tensorboard else _NoCurves()
+        self._curves = _Curves(folder / TENSORBOARD, first) if config.tensorboard else _NoCurves()
         self._console_guard = _Guard("the console", lambda text: None, clock)
-        self._metrics_guard = _Guard("metrics.jsonl", self._say, clock)
-        self._curves_guard = _Guard("tensorboard", self._say, clock)
+        self._metrics_guard = _Guard(METRICS, self._say, clock)
+        self._curves_guard = _Guard(TENSORBOARD, self._say, clock)
 
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None:
         place = {"attempt": report.step + self._undone, "lineage": self._lineage}

@@ -19,7 +19,7 @@ from pretrain.checkpoint.lifecycle import condemn, quarantine
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.tag import Tag
 from pretrain.config.loader import dump_config
-from pretrain.ledger.file import Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.history import Rollback, fold
 from pretrain.ledger.record import Kind, Record
 from pretrain.metrics.jsonl import MetricsFile
@@ -42,7 +42,7 @@ class RunFolder:
     def add(self, kind: Kind, **fields: Any) -> None:
         """It appends one more record, of the state that the run is in."""
         state = self.run.state
-        ledger = Ledger(self.path / "ledger.jsonl")
+        ledger = LedgerFile(self.path / "ledger.jsonl")
         ledger.append(Record(kind, state.step, state.attempt, state.lineage, fields))
         ledger.close()
 
@@ -52,7 +52,7 @@ class RunFolder:
         folder.mkdir(parents=True)
         (folder / MANIFEST).write_text("{}")
         if certified:
-            certify(folder, step=self.run.state.step, horizon=8, facts={})
+            certify(folder, step=self.run.state.step, horizon=8)
 
     def document(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         """It returns what `--json` prints."""
@@ -77,7 +77,7 @@ def troubled(tmp_path: Path) -> RunFolder:
     folder = tmp_path / "runs" / "troubled"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(dump_config(run.config))
-    ledger = Ledger(folder / "ledger.jsonl")
+    ledger = LedgerFile(folder / "ledger.jsonl")
     for record in (START, *run.records):
         ledger.append(record)
     ledger.close()
@@ -221,7 +221,7 @@ def test_a_lineage_begun_by_hand(troubled: RunFolder, capsys: pytest.CaptureFixt
 
 
 def test_a_rollback_cut_short_is_told(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    ledger = Ledger(troubled.path / "ledger.jsonl")
+    ledger = LedgerFile(troubled.path / "ledger.jsonl")
     last = troubled.run.history.rollbacks[-1]
     ledger.append(replace(last, step=221, attempt=999, target_step=200).intent(4))
     ledger.close()

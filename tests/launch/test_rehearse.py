@@ -13,9 +13,10 @@ from launch.command import Command, LaunchOptions
 from launch.outcome import Ending
 from launch.rehearse import Rehearsal, rows
 from pretrain.fault_injection.plan import FaultPlan
-from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.history import Rollback
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 from pretrain.step import Alarm, Remedy
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
@@ -43,7 +44,7 @@ class StandIn:
         self.calls.append((command, run_folder))
         faulted = "--fault" in command.argv
         run_folder.mkdir(parents=True)
-        ledger = Ledger(run_folder / LEDGER)
+        ledger = LedgerFile(run_folder / LEDGER)
         for record in [START, *(self.before if faulted else ()), *(TROUBLE if faulted else []), DONE]:
             ledger.append(record)
         ledger.close()

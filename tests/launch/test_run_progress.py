@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from launch.run_progress import has_resumed, is_done, records, sealed_step
-from pretrain.ledger.file import LEDGER, Ledger
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 
 
 def append_record(folder: Path, kind: Kind, **fields: object) -> None:
     """It appends a record to the ledger in `folder`."""
-    ledger = Ledger(folder / LEDGER)
+    ledger = LedgerFile(folder / LEDGER)
     ledger.append(Record(kind, step=1, attempt=1, lineage=1, fields=fields))
     ledger.close()
 

@@ -16,7 +16,8 @@ import pytest
 from launch.ranks import find_launchers, find_orphans, send
 from launch.supervise import FINAL
 from pretrain.errors import ConfigurationError
-from pretrain.runtime.heartbeat import HEARTBEATS, Beat, read_beats
+from pretrain.run_folder import HEARTBEATS
+from pretrain.runtime.heartbeat import Beat, read_beats
 from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.stacks import stacks_file
 

@@ -13,7 +13,8 @@ import pytest
 from support.runs import contents, differences, dumped, metrics, newest_checkpoint, run_config
 from support.training import Layout
 
-from pretrain.runtime.heartbeat import HEARTBEATS, read_beats
+from pretrain.run_folder import HEARTBEATS
+from pretrain.runtime.heartbeat import read_beats
 
 ROOT = Path(__file__).parents[2]
 SUREFOOT = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())"]

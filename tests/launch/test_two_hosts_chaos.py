@@ -10,8 +10,9 @@ import pytest
 from support.host_pair import across, host_pair, losses, start
 from support.two_hosts import TwoHosts, why_not
 
-from pretrain.ledger.file import LEDGER, read_ledger
-from pretrain.runtime.heartbeat import HEARTBEATS, is_alive, read_beats
+from pretrain.ledger.file import read_ledger
+from pretrain.run_folder import HEARTBEATS, LEDGER
+from pretrain.runtime.heartbeat import is_alive, read_beats
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
