@@ -50,11 +50,13 @@ from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.stacks import stacks_on_request
 from pretrain.step import TrainState
+from pretrain.tasks.gpt.metric import Perplexity
 from pretrain.trainer import Collaborators, RunJudge, Trainer
 from pretrain.watchdog.finite import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
 
 CONFIG = "config.toml"
+LOSS_UNIT = "nats per token"
 
 
 def train(
@@ -129,7 +131,7 @@ def train(
     if restored:
         restored.restore_random_state()
     state = run_to_its_end(trainer, state, ledger)
-    for line in closing_lines(config, trainer.validation_loss, validation):
+    for line in closing_lines(config, trainer.validation_loss, validation, LOSS_UNIT):
         journal.event(state.step, line)
     return state
 
@@ -210,6 +212,8 @@ def open_journal(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: Tra
         flops_per_token=layout.flops_per_token,
         world_size=mesh.world_size,
         device_name=mesh.device_name,
+        metrics=(Perplexity(),),
+        targets="tokens",
     )
 
 

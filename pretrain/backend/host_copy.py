@@ -23,23 +23,32 @@ class HostCopies:
     """
 
     def __init__(self) -> None:
-        self._memory: dict[str, list[Tensor]] = {}
+        self._earlier: dict[str, Any] = {}
 
     def take(self, name: str, state: Any) -> Any | None:
-        """A copy of `state`; None where host memory has no room for it, or gives none.
+        """It returns a copy of `state`; None where host memory has no room for it, or gives none.
 
         Copies from a device may still be under way when it returns: synchronise.
         """
-        if name not in self._memory and not_enough_memory(sum(tensor.nbytes for tensor in tensors_of(state))):
+        if name not in self._earlier and not_enough_memory(sum(t.nbytes for t in tensors_of(state))):
             return None
-        spare = iter(self._memory.pop(name, ()))
-        taken: dict[Place, Tensor] = {}
         try:
-            tree = _copied(state, taken, spare)
+            tree = copied(state, self._earlier.pop(name, None))
         except (RuntimeError, MemoryError):  # a limit of pinned memory, or of the container
             return None
-        self._memory[name] = list(taken.values())
+        self._earlier[name] = tree
         return tree
+
+
+def copied(value: Any, into: Any = None) -> Any:
+    """It returns a deep copy of a tree in host memory, pinned if it comes from a device.
+
+    What the tree holds under two names, such as tied weights, the copy holds once. Tensors of `into`, an earlier copy
+    that is no longer needed, are written over where shape and type are the same. Copies from a device may still be
+    under way when it returns: synchronise.
+    """
+    distinct = {id(tensor): tensor for tensor in tensors_of(into)}
+    return _copied(value, {}, iter(distinct.values()))
 
 
 def copied_tensor(tensor: Tensor, into: Tensor | None) -> Tensor:
@@ -59,7 +68,7 @@ def not_enough_memory(needed: int) -> str:
     return f"{free / 2**30:.1f} GiB of host memory are free, and {needed / 2**30:.1f} are needed"
 
 
-def _copied(value: Any, taken: dict[Place, Tensor], spare: Any) -> Any:
+def _copied(value: Any, taken: dict[Place, Tensor], spare: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
         place = value.data_ptr(), value.shape, value.stride(), value.dtype
         if place not in taken:

@@ -1,5 +1,5 @@
 """All that training changes on a rank, as one tree of tensors and plain values: where it lies in DeepSpeed's engines,
-how it is copied, put back in place, and summed up.
+how it is put back in place, and summed up.
 
 | precision, ZeRO | weights of the model        | what the base optimizer moves, and keys its moments by  |
 |-----------------|-----------------------------|---------------------------------------------------------|
@@ -20,7 +20,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
-from pretrain.backend.host_copy import copied_tensor, tensors_of
+from pretrain.backend.host_copy import tensors_of
 
 Tree = dict[str, Any]
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -103,23 +103,6 @@ def _renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
     if parameters := optimizer.persistent_parameters:
         parameters[0].partition(parameters)
         parameters[0].all_gather(parameters)
-
-
-def copied(value: Any, into: Any = None) -> Any:
-    """A deep copy in host memory, pinned if it comes from a device.
-
-    Tensors of `into`, an earlier copy that is no longer needed, are written over where shape and type are the same.
-    Copies from a device may still be under way when it returns: synchronise.
-    """
-    if isinstance(value, Tensor):
-        return copied_tensor(value.detach(), into if isinstance(into, Tensor) else None)
-    if isinstance(value, dict):
-        earlier = into if isinstance(into, dict) else {}
-        return {key: copied(part, earlier.get(key)) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        same = isinstance(into, list | tuple) and len(into) == len(value)
-        return type(value)(map(copied, value, into if same else [None] * len(value)))
-    return value
 
 
 def checksum(state: Tree) -> int:

@@ -24,14 +24,16 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
     ]
 
 
-def closing_lines(config: RunConfig, loss: float | None, validation: ValidationSet) -> list[str]:
+def closing_lines(
+    config: RunConfig, loss: float | None, validation: ValidationSet, loss_unit: str
+) -> list[str]:
     """How well it went, and where to look; `loss` is none where an earlier session has done all there was to do."""
     folder = config.run_folder
     lines = [f"finished; the run is in {folder}"]
     if loss is None:
         lines.append(f"nothing was left to do; surefoot inspect {folder} tells how it ended")
     else:
-        lines.append(f"final validation loss {loss:.4f} nats per token{unigram_baseline(validation)}")
+        lines.append(f"final validation loss {loss:.4f} {loss_unit}{unigram_baseline(validation)}")
     if config.journal.tensorboard:
         lines.append(f"curves: {program('tensorboard')} --logdir {folder / 'tensorboard'}")
     return lines

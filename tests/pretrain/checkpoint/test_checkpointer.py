@@ -16,7 +16,7 @@ from support.runs import differences
 from support.steps import train
 from support.training import Layout, make_config, make_engine, make_mesh
 
-from pretrain.backend.live_state import copied
+from pretrain.backend.host_copy import copied
 from pretrain.checkpoint import checkpoint, lifecycle
 from pretrain.checkpoint.certificate import CERTIFICATE, read_certificate
 from pretrain.checkpoint.checkpoint import Checkpointer, Compatibility
