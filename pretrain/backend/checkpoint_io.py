@@ -19,7 +19,7 @@ from pretrain.backend.state_file import write_state
 
 @dataclass(frozen=True)
 class SavedFiles:
-    """What this rank has of a checkpoint."""
+    """These files are what this rank has of a checkpoint."""
 
     paths: tuple[Path, ...]
     """Written."""
@@ -29,7 +29,7 @@ class SavedFiles:
 
 
 class GuardedCheckpointEngine(TorchCheckpointEngine):
-    """The writer and reader of files that an engine is given in place of DeepSpeed's own.
+    """An engine is given this writer and reader of files in place of DeepSpeed's own.
 
     - Files may be deferred: what they are to hold is copied, for a thread to write while training goes on.
     - A failing write is remembered in `failure` instead of raised: `save_checkpoint` has barriers ahead, where the

@@ -17,9 +17,10 @@ Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 
 class HostCopies:
-    """Copies trees of tensors and plain values, such as `torch.save` takes; each is good until its name is taken again.
+    """It copies trees of tensors and plain values, such as `torch.save` takes.
 
-    What the tree holds under two names, such as tied weights, the copy holds once.
+    A copy is good until its name is taken again. What the tree holds under two names, such as tied weights, it holds
+    once.
     """
 
     def __init__(self) -> None:
@@ -52,15 +53,15 @@ def copied(value: Any, into: Any = None) -> Any:
 
 
 def copied_tensor(tensor: Tensor, into: Tensor | None) -> Tensor:
-    """A copy in host memory, pinned if it comes from a device; over `into` if shape and type are the same."""
+    """It copies a tensor to host memory, pinned if it comes from a device; over `into` if shape and type agree."""
     if into is None or (into.shape, into.dtype) != (tensor.shape, tensor.dtype):
         into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return into.copy_(tensor, non_blocking=True)
 
 
 def not_enough_memory(needed: int) -> str:
-    """What to say if host memory has no room for `needed` bytes for each device; Linux hands out memory that it does
-    not have, and then kills: look first."""
+    """It says so if host memory has no room for `needed` bytes for each device, else nothing: Linux hands out memory
+    that it does not have, and then kills."""
     needed *= max(torch.cuda.device_count(), 1)
     free = psutil.virtual_memory().available
     if free > 2 * needed:
@@ -86,7 +87,7 @@ def _copied(value: Any, taken: dict[Place, Tensor], spare: Iterator[Tensor]) -> 
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors in a tree, in order."""
+    """It yields all tensors in a tree, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

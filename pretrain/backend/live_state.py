@@ -29,7 +29,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def live_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Tree:
-    """References, not copies, to the state of an engine and its base optimizer, in a fixed order."""
+    """It returns references, not copies, to the state of an engine and its base optimizer, in a fixed order."""
     parameters = list(engine.module.parameters())
     moved = moved_tensors(engine, optimizer)
     own = {id(parameter) for parameter in parameters}
@@ -46,7 +46,7 @@ def live_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Tre
 
 @torch.no_grad()
 def restore_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer, saved: Tree) -> None:
-    """Put a copy of an earlier `live_state` back in place; with ZeRO-3 all data ranks must do so together."""
+    """It puts a copy of an earlier `live_state` back in place; with ZeRO-3 all data ranks must do so together."""
     live = live_state(engine, optimizer)
     for part in ("weights", "buffers", "masters"):
         for tensor, value in zip(live[part], saved[part], strict=True):
@@ -66,14 +66,14 @@ def restore_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer, sav
 
 
 def moved_tensors(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What the base optimizer moves."""
+    """It returns the tensors that the base optimizer moves."""
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
 def persistent_buffers(module: nn.Module) -> Iterator[Tensor]:
-    """Buffers that are state; the others follow from it."""
+    """It yields the buffers that are state; the others follow from it."""
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None and name not in part._non_persistent_buffers_set:
@@ -93,12 +93,12 @@ def _restore_moments(optimizer: torch.optim.Optimizer, master: Tensor, moments: 
 
 
 def _is_unfused(engine: DeepSpeedEngine) -> bool:
-    """The one wrapper that counts its steps."""
+    """Whether the wrapper is the one that counts its steps."""
     return isinstance(engine.optimizer, FP16_UnfusedOptimizer)
 
 
 def _renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
-    """Small parameters stay whole on every rank between steps: gather them from the shards again."""
+    """Small parameters stay whole on every rank between steps: they are gathered from the shards again."""
     optimizer.invalidate_secondary_tensor()
     if parameters := optimizer.persistent_parameters:
         parameters[0].partition(parameters)
@@ -106,13 +106,13 @@ def _renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
 
 
 def checksum(state: Tree) -> int:
-    """63 bits of a hash over the sums of the bit patterns of all tensors, in order: no two may be exchanged."""
+    """It hashes the sums of the bit patterns of all tensors, in order, to 63 bits: no two may be exchanged."""
     sums = [_bit_sum(tensor) for tensor in tensors_of(state)]
     return int.from_bytes(hashlib.sha256(repr(sums).encode()).digest()[:8]) >> 1
 
 
 def _bit_sum(tensor: Tensor) -> int:
-    """Sum of a tensor's bytes in words of 64 bits, modulo 2^64: 25 times as fast on a CPU as elements that are widened
+    """It sums a tensor's bytes in words of 64 bits, modulo 2^64: 25 times as fast on a CPU as elements that are widened
     first. The last elements, if they fill no word, are added one by one."""
     flat = tensor.detach().reshape(-1)
     a_word = 8 // tensor.element_size()

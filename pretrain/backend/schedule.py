@@ -22,7 +22,7 @@ Consult = Callable[[Tensor], None]
 
 
 class Schedule(ABC):
-    """The order in which an engine runs the micro-batches of a step."""
+    """A schedule is the order in which an engine runs the micro-batches of a step."""
 
     @abstractmethod
     def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
@@ -30,11 +30,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
-        """It runs all micro-batches forward; the mean of their losses, which is 0 on ranks that have none."""
+        """It runs all micro-batches forward and returns the mean of their losses, 0 on ranks that have none."""
 
 
 class InOrder(Schedule):
-    """Without pipeline: one micro-batch after the other."""
+    """Without pipeline one micro-batch runs after the other."""
 
     def __init__(self, engine: DeepSpeedEngine, objective: Objective, device: torch.device) -> None:
         self._engine = engine
@@ -63,7 +63,7 @@ class InOrder(Schedule):
 
 
 class Pipelined(Schedule):
-    """With pipeline: DeepSpeed's schedules, 1F1B for training. The last stage alone has a loss.
+    """With pipeline micro-batches run by DeepSpeed's schedules, 1F1B for training. The last stage alone has a loss.
 
     DeepSpeed calls the objective itself, as the `loss_fn` of the module.
     """
@@ -103,12 +103,12 @@ class Pipelined(Schedule):
 
 
 def make_schedule(engine: DeepSpeedEngine, objective: Objective, mesh: ParallelMesh) -> Schedule:
-    """The schedule that fits an engine; under pipeline parallelism its module has the objective already."""
+    """It returns the schedule that fits an engine; under pipeline parallelism its module has the objective already."""
     if isinstance(engine, PipelineEngine):
         return Pipelined(engine, last_stage=mesh.pipeline.last)
     return InOrder(engine, objective, mesh.device)
 
 
 def _as_pairs(batches: Sequence[MicroBatch]) -> Iterator[Any]:
-    """Micro-batches as PipelineEngine takes them: one input is handed over as a tensor, not as a tuple."""
+    """It yields micro-batches as PipelineEngine takes them: a single input is a tensor, not a tuple."""
     return iter([(inputs if len(inputs) > 1 else inputs[0], labels) for inputs, labels in batches])

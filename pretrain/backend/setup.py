@@ -32,7 +32,7 @@ _OF_EVALUATION = (
 
 
 class MeshAsMpu:
-    """The mesh under the names that DeepSpeed asks a Megatron `mpu` for, for engines without pipeline."""
+    """It shows the mesh under the names that DeepSpeed asks a Megatron `mpu` for, to engines without pipeline."""
 
     def __init__(self, mesh: ParallelMesh) -> None:
         self._mesh = mesh

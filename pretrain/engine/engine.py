@@ -35,7 +35,7 @@ Judge = Callable[[StepReport], Verdict]
 
 
 class TrainEngine:
-    """Both DeepSpeed engines behind one step."""
+    """It puts both DeepSpeed engines behind one step."""
 
     def __init__(
         self,
@@ -111,21 +111,21 @@ class TrainEngine:
         return report, verdict
 
     def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
-        """The mean loss over the batches of all ranks, and the sums of the metrics."""
+        """It returns the mean loss over the batches of all ranks, and the sums of the metrics."""
         return self.evaluator.evaluate(batches)
 
     def _squared_norm(self) -> Tensor:
-        """This rank's share of the squared gradient norm, once gradients are those of the parameters."""
+        """It returns this rank's share of the squared gradient norm, once gradients are those of the parameters."""
         gammas = self._reparametrization.pull_back()
         return self._gate.squared_norm() + gammas
 
     def _measures(self) -> Measures:
-        """What the probes have found, over all ranks."""
+        """It returns what the probes have found, over all ranks."""
         slots = self._probes.local()
         return self._probes.finish(self.mesh.agree_sum(slots) if len(slots) else slots)
 
     def _after_update(self, report: StepReport, *, applied: bool) -> None:
-        """What follows on weights that have moved, or on an update that was withheld."""
+        """It does what follows on weights that have moved, or on an update that was withheld."""
         self._probes.after_update(report.learning_rate if applied else 0.0)
         if applied:
             clipping = self._engine.gradient_clipping()
@@ -134,11 +134,11 @@ class TrainEngine:
     # What lies outside of a step
 
     def masters(self) -> Iterator[LocalWeight]:
-        """Parameters with the weights, fp32, that the optimizer moves: what this rank holds of them."""
+        """It yields parameters with the weights, fp32, that the optimizer moves: what this rank holds of them."""
         return self._gate.masters()
 
     def parameter_sums(self) -> dict[Name, Sums]:
-        """What this rank adds to the statistics of every parameter's weights (`layer_rows`)."""
+        """It returns what this rank adds to the statistics of every parameter's weights (`layer_rows`)."""
         return local_sums(self._model)
 
     @property
@@ -161,7 +161,7 @@ class TrainEngine:
         self._state.load(checkpoints, tag)
 
     def extra_state(self) -> dict[str, Any]:
-        """What is in none of DeepSpeed's files."""
+        """It returns what is in none of DeepSpeed's files."""
         return self._state.extra()
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -169,7 +169,7 @@ class TrainEngine:
         self._state.load_extra(state)
 
     def state(self) -> Tree:
-        """All that training changes on this rank: references, not copies."""
+        """It returns all that training changes on this rank: references, not copies."""
         return self._state.live()
 
     def restore(self, state: Tree) -> None:
@@ -177,5 +177,5 @@ class TrainEngine:
         self._state.restore(state)
 
     def checksum(self) -> int:
-        """A hash of all bits of `state` that training rests on."""
+        """It returns a hash of all bits of `state` that training rests on."""
         return self._state.checksum()

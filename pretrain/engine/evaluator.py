@@ -22,7 +22,7 @@ from pretrain.tasks.task import Metric, Objective
 
 
 class Evaluation(NamedTuple):
-    """What came of some batches of all ranks; the same on each."""
+    """It tells what came of some batches of all ranks; it is the same on each."""
 
     loss: float
     """Mean per target."""
@@ -33,9 +33,9 @@ class Evaluation(NamedTuple):
 
 
 class MeasuredObjective:
-    """The objective of a task as DeepSpeed calls it, where outputs and labels meet: on the last stage alone.
+    """DeepSpeed calls it in place of a task's objective, where outputs and labels meet: on the last stage alone.
 
-    So this is where the sums of the metrics are gathered, while an evaluator asks for them.
+    So it gathers the sums of the metrics, too, while an evaluator asks for them.
     """
 
     def __init__(self, objective: Objective, metrics: Sequence[Metric]) -> None:
@@ -91,7 +91,7 @@ class Evaluator:
         return Evaluation(float(facts), targets, self._reduced(sums))
 
     def values(self, sums: Sequence[float], loss: float) -> dict[str, float]:
-        """What the metrics say, by name, of sums that may be those of several evaluations, and of their mean loss."""
+        """It returns what the metrics say, by name, of sums, maybe of several evaluations, and of their mean loss."""
         values, start = {}, 0
         for metric, size in zip(self._objective.metrics, self._sizes or (), strict=True):
             values[metric.name] = metric.value(sums[start : start + size], loss)

@@ -10,7 +10,8 @@ from pretrain.tasks.task import Metric, Objective
 
 @dataclass(frozen=True)
 class ModelParts:
-    """The layers and where stages begin, the objective, the random streams of the layers, and the metrics."""
+    """An engine is made of layers, of where stages begin, and of the objective, random streams and metrics that go with
+    them."""
 
     layers: Sequence[LayerSpec]
     boundaries: Sequence[int]

@@ -16,7 +16,7 @@ from pretrain.step import StepReport
 
 @dataclass(frozen=True)
 class Facts:
-    """A rank's contributions to a report; each sums over all ranks to the global value."""
+    """A rank contributes these to a report; each sums over all ranks to the global value."""
 
     loss: float
     squared_norm: float
@@ -29,7 +29,7 @@ class Facts:
 def local_facts(
     mesh: ParallelMesh, batches: Sequence[Batch], loss: Tensor, squared_norm: Tensor, *, interrupted: bool
 ) -> Facts:
-    """What this rank contributes; `squared_norm` is its share of the squared gradient norm."""
+    """It returns what this rank contributes; `squared_norm` is its share of the squared gradient norm."""
     counted = batches if speaks_for_batch(mesh) else ()
     return Facts(
         loss=share_of_loss(mesh, loss),
@@ -56,7 +56,7 @@ def reduced(mesh: ParallelMesh, local: Facts, digest: int) -> tuple[Facts, bool]
 def make_report(
     facts: Facts, measures: Measures, *, step: int, learning_rate: float, alike: bool
 ) -> StepReport:
-    """The report of a step from what was summed over all ranks."""
+    """It makes the report of a step from what was summed over all ranks."""
     norm = facts.squared_norm**0.5
     total = torch.tensor([facts.loss, norm])
     return StepReport(

@@ -24,7 +24,7 @@ _NOT_SETTINGS = ("params", "lr", "step")
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> Settings:
-    """The settings of an optimizer that was just made: all of its groups but what changes while it works."""
+    """It returns the settings of an optimizer that was just made: its groups without what changes while it works."""
     return [
         {name: value for name, value in group.items() if name not in _NOT_SETTINGS}
         for group in optimizer.param_groups
@@ -69,7 +69,7 @@ class EngineState:
         self._probes.forget()
 
     def extra(self) -> dict[str, Any]:
-        """What is in none of DeepSpeed's files; of tensors and plain values."""
+        """It returns what is in none of DeepSpeed's files; of tensors and plain values."""
         return {
             "reparametrization": self._reparametrization.state_dict(),
             "probes": self._probes.state_dict(),
@@ -81,7 +81,7 @@ class EngineState:
         self._probes.load_state_dict(state.get("probes", {}))
 
     def live(self) -> Tree:
-        """All that training changes: references, not copies, to be taken between two steps."""
+        """It returns all that training changes: references, not copies, to be taken between two steps."""
         return {**live_state(self._engine, self._optimizer), "extra": self.extra()}
 
     def restore(self, state: Tree) -> None:
@@ -91,6 +91,6 @@ class EngineState:
         self.load_extra(copied(state["extra"]))
 
     def checksum(self) -> int:
-        """A hash of all bits of `live` that training rests on, in [0, 2^63); probes may come and go."""
+        """It returns a hash of all bits of `live` that training rests on, in [0, 2^63); probes may come and go."""
         state = self.live()
         return checksum({**state, "extra": {**state["extra"], "probes": {}}})

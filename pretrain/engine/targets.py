@@ -41,5 +41,5 @@ def speaks_for_outputs(mesh: ParallelMesh) -> bool:
 
 
 def share_of_loss(mesh: ParallelMesh, loss: Tensor) -> float:
-    """What this rank adds to the global mean loss."""
+    """It returns what this rank adds to the global mean loss."""
     return loss.item() / mesh.data.size if speaks_for_outputs(mesh) else 0.0

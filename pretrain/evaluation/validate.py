@@ -13,7 +13,7 @@ from pretrain.runtime.agreement import guarded, raise_first
 
 @dataclass(frozen=True)
 class Validation:
-    """What came of one pass over the validation set, the same on every rank."""
+    """It tells what came of one pass over the validation set; it is the same on every rank."""
 
     loss: float
     """Mean over all targets."""
@@ -50,7 +50,7 @@ def validate(
 
 
 def summed(parts: Sequence[Evaluation]) -> Evaluation:
-    """Several evaluations as one: the loss is the mean over the targets of all."""
+    """It makes several evaluations one: the loss is the mean over the targets of all."""
     total = targets = 0.0
     for part in parts:
         total += part.loss * part.targets

@@ -23,7 +23,7 @@ _RETRY_SECONDS = 60.0
 
 
 class MetricsLogger(ABC):
-    """What the training loop tells of itself; leaving the context closes it."""
+    """The training loop tells it what happens; leaving the context closes it."""
 
     @abstractmethod
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None:
@@ -67,7 +67,7 @@ class MetricsLogger(ABC):
 
 
 class SilentLogger(MetricsLogger):
-    """The logger of the ranks that do not write."""
+    """It is the logger of the ranks that do not write."""
 
     def record(self, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]) -> None: ...
 
@@ -87,7 +87,7 @@ class SilentLogger(MetricsLogger):
 
 
 class FileLogger(MetricsLogger):
-    """Writes `metrics.jsonl` and `tensorboard/` of a run folder, and the console."""
+    """It writes `metrics.jsonl` and `tensorboard/` of a run folder, and the console."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class FileLogger(MetricsLogger):
 
 
 class _Guard:
-    """Runs writes that may fail; after a failure the next one is tried a minute later."""
+    """It runs writes that may fail; after a failure the next one is tried a minute later."""
 
     def __init__(self, name: str, say: Callable[[str], None], clock: Callable[[], float]) -> None:
         self._name = name
@@ -218,7 +218,7 @@ class _Guard:
 def _measures(
     report: StepReport, measurements: Mapping[str, float], throughput: Throughput
 ) -> dict[str, float]:
-    """All that is known about a step, by the names of `metrics.jsonl`."""
+    """It returns all that is known about a step, by the names of `metrics.jsonl`."""
     seconds = measurements["seconds"]
     tokens_per_second = report.tokens / seconds
     derived = {"tokens_per_second": tokens_per_second, **throughput.measures(tokens_per_second)}

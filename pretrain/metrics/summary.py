@@ -12,7 +12,7 @@ from pretrain.runtime.kernels import Kernels
 
 
 def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Kernels) -> list[str]:
-    """What runs, how it is spread, and on what."""
+    """It tells what runs, how it is spread, and on what."""
     batch = layout.batch
     return [
         f"{config.run.name}: {config.model.kind}, {layout.parameters.total / 1e6:.1f} M parameters, "
@@ -27,7 +27,10 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
 def closing_lines(
     config: RunConfig, loss: float | None, validation: ValidationSet, loss_unit: str
 ) -> list[str]:
-    """How well it went, and where to look; `loss` is none where an earlier session has done all there was to do."""
+    """It tells how well it went, and where to look.
+
+    `loss` is none where an earlier session has done all there was to do; `loss_unit` is what the task counts it in.
+    """
     folder = config.run_folder
     lines = [f"finished; the run is in {folder}"]
     if loss is None:
@@ -40,7 +43,7 @@ def closing_lines(
 
 
 def unigram_baseline(validation: ValidationSet) -> str:
-    """What a model has that knows how frequent each token is, and nothing else."""
+    """It tells what a model has that knows how frequent each token is, and nothing else."""
     if validation.unigram_loss is None:
         return ""
     where = "" if validation.whole else " on the whole validation set"
@@ -48,6 +51,6 @@ def unigram_baseline(validation: ValidationSet) -> str:
 
 
 def program(name: str) -> str:
-    """How to call a program that was installed with this interpreter, on the path or not."""
+    """It tells how to call a program that was installed with this interpreter, on the path or not."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.exists() else str(beside)

@@ -61,7 +61,7 @@ _VALIDATION = "validation_"
 
 
 def tagged(measures: Mapping[str, float]) -> dict[str, float]:
-    """The curves among the measures of a row of `metrics.jsonl`, by tag."""
+    """It returns the curves among the measures of a row of `metrics.jsonl`, by tag."""
     return {_tag(name): value for name, value in measures.items() if name not in _NOT_CURVES}
 
 
@@ -74,7 +74,7 @@ def _tag(name: str) -> str:
 
 
 class Curves(Protocol):
-    """Where curves are drawn."""
+    """Curves are drawn here."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -86,7 +86,7 @@ class Curves(Protocol):
 
 
 class EventFiles:
-    """TensorBoard's event files. After a failure a new one is begun: the old one may end torn.
+    """It writes TensorBoard's event files. After a failure a new one is begun: the old one may end torn.
 
     All methods raise OSError where they cannot be written.
     """
@@ -127,7 +127,7 @@ class EventFiles:
 
 
 class NoCurves:
-    """A run without TensorBoard."""
+    """It draws nothing, for a run without TensorBoard."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
