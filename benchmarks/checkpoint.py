@@ -29,7 +29,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from step import SIZES, make_batches, make_config
 
 from parallel.mesh import ParallelMesh
-from pretrain.backend.setup import quiet
+from pretrain.backend.quiet import quiet
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.loader import CheckpointLoader

@@ -187,8 +187,8 @@ def gradient_norms(report: StepReport) -> tuple[float, float]:
 
 def evaluate(engine: TrainEngine, course: Course) -> float:
     """Mean loss over the validation samples."""
-    pairs = [engine.evaluate(batches) for batches in course.validation]
-    return sum(loss * weight for loss, weight in pairs) / sum(weight for _, weight in pairs)
+    parts = [engine.evaluate(batches) for batches in course.validation]
+    return sum(part.loss * part.targets for part in parts) / sum(part.targets for part in parts)
 
 
 def one_run(config: RunConfig, mesh: ParallelMesh, course: Course, arm: str, learning_rate: float) -> Run:

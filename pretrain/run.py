@@ -93,7 +93,7 @@ def train(
     if restored:
         restored.restore_random_state()
     state = run_to_its_end(trainer, state, parts.ledger)
-    for line in closing_lines(config, trainer.validation_loss, parts.validation):
+    for line in closing_lines(config, trainer.validation_loss, parts.validation, config.model.loss_unit):
         metrics.event(state.step, line)
     return state
 
@@ -271,4 +271,6 @@ def open_metrics(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: Tra
         flops_per_token=layout.flops_per_token,
         world_size=mesh.world_size,
         device_name=mesh.device_name,
+        metrics=TASKS[config.model.kind].metrics(config.model, mesh),
+        targets=config.model.targets,
     )

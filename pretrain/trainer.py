@@ -12,7 +12,8 @@ from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.stream import ValidationSet
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
-from pretrain.engine.engine import BatchesMissing, TrainEngine
+from pretrain.engine.engine import TrainEngine
+from pretrain.engine.targets import BatchesMissing
 from pretrain.errors import Preempted, RanksDisagree, TrainingDiverged
 from pretrain.evaluation.validate import validate
 from pretrain.fault_injection.faults import Fault
@@ -157,7 +158,7 @@ class Trainer:
                 step=state.step + 1,
                 learning_rate=self._learning_rate(state.updates),
                 interrupted=self.signals.received is not None,
-                dense=self.watchdog.suspicious,
+                full=self.watchdog.suspicious,
                 digest=self.watchdog.digest,
             )
         except BatchesMissing:
@@ -217,11 +218,11 @@ class Trainer:
     def _validate(self, state: TrainState) -> tuple[TrainState, bool]:
         """Take the validation loss; also returns whether that was broken off because a rank was asked to stop."""
         self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
-        result = validate(self.engine, self.validation, self._asked_to_stop)
+        result = validate(self.engine.evaluator, self.validation, self._asked_to_stop)
         if result is None:
             return state, True
         self.validation_loss = result.loss
-        self.metrics.validation(state.step, result.loss, result.targets, result.seconds)
+        self.metrics.validation(state.step, result.loss, result.targets, result.seconds, result.metrics)
         return replace(state, validated=state.step), False
 
     def _asked_to_stop(self) -> bool:

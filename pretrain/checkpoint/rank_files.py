@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from parallel.mesh import ParallelMesh
-from pretrain.backend.live_state import copied
-from pretrain.backend.setup import load_plain
+from pretrain.backend.checkpoint_io import load_plain
+from pretrain.backend.host_copy import copied
 from pretrain.backend.state_file import fsync_and_hash, write_state
 from pretrain.checkpoint.manifest import FileRecord, Manifest, verify
 from pretrain.checkpoint.random_state import capture_random_state

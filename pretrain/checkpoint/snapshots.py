@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pretrain.backend.host_copy import not_enough_memory, tensors_of
-from pretrain.backend.live_state import Tree, copied
+from pretrain.backend.host_copy import copied, not_enough_memory, tensors_of
+from pretrain.backend.live_state import Tree
 from pretrain.checkpoint.lifecycle import by_preference
 from pretrain.checkpoint.random_state import capture_random_state
 from pretrain.checkpoint.restored import Restored, proof_of

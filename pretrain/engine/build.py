@@ -6,7 +6,9 @@ from torch import nn
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from pretrain.config.run import RunConfig
-from pretrain.engine.engine import ModelParts, TrainEngine
+from pretrain.engine.engine import TrainEngine
+from pretrain.engine.evaluator import Evaluator, make_evaluator
+from pretrain.engine.parts import ModelParts
 from pretrain.models.context import Materials
 from pretrain.optim.optim import make_adamw, parameter_groups
 from pretrain.plan.plan import Plan
@@ -25,6 +27,11 @@ def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: 
     return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer, config)
 
 
+def assemble_evaluator(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> Evaluator:
+    """It builds this rank's layers with their initial weights, and an evaluator that needs no optimizer."""
+    return make_evaluator(model_parts(config, mesh, kernels), mesh, plan.deepspeed)
+
+
 def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:
     """The model of the configured task with its objective."""
     task = TASKS[config.model.kind]
@@ -35,4 +42,5 @@ def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> Mode
         boundaries=config.model.outline(config.data).partition(config.parallel.pipeline),
         objective=task.objective(config.model, mesh),
         streams=streams,
+        metrics=task.metrics(config.model, mesh),
     )

@@ -24,6 +24,8 @@ class TaskConfig(Section):
     """The [data] section that goes with it."""
     loss_unit: ClassVar[str]
     """What its loss is counted in, such as `nats per token`."""
+    targets: ClassVar[str]
+    """What its targets are, such as `tokens`."""
     changeable: ClassVar[Mapping[str, Any]] = {}
     """Keys that a resumed run may change, because they are not in the weights, as pydantic's `exclude` takes them."""
 

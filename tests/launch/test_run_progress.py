@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from launch.run_progress import has_resumed, is_done, records, sealed_step
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
 from pretrain.run_folder import LEDGER
 

@@ -22,6 +22,7 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
 
     data_section: ClassVar[type[DataConfig]] = TextConfig
     loss_unit: ClassVar[str] = "nats per token"
+    targets: ClassVar[str] = "tokens"
     changeable: ClassVar[Mapping[str, Any]] = {
         "dropout": True,
         "activation_checkpointing": True,

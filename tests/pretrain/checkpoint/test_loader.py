@@ -11,7 +11,7 @@ from support.distributed import run_distributed
 from support.runs import differences
 from support.training import Layout
 
-from pretrain.backend.live_state import copied
+from pretrain.backend.host_copy import copied
 from pretrain.checkpoint.lifecycle import REASON, candidates
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.tag import Tag
