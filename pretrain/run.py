@@ -21,7 +21,8 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import Preempted, TrainingDiverged
-from pretrain.fault_injection.faults import Fault, make_fault
+from pretrain.fault_injection.fault import Fault
+from pretrain.fault_injection.faults import make_fault
 from pretrain.ledger.describe import describe
 from pretrain.ledger.ledger import RunLedger
 from pretrain.ledger.record import Kind, Record, record

@@ -16,7 +16,7 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.engine.targets import BatchesMissing
 from pretrain.errors import Preempted, RanksDisagree, TrainingDiverged
 from pretrain.evaluation.validate import validate
-from pretrain.fault_injection.faults import Fault
+from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.ledger import RunLedger
 from pretrain.metrics.logger import MetricsLogger
 from pretrain.optim.optim import learning_rate

@@ -6,6 +6,7 @@ rank, from the same bytes), then the update or not.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pretrain.engine.state import EngineState, settings_of
 from pretrain.engine.targets import normalise
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
+from pretrain.probes.row_bound import RowBound, row_bound_applies
 from pretrain.probes.weights import Name, Sums, local_sums
 from pretrain.step import Action, StepReport, Verdict
 
@@ -56,7 +58,16 @@ class TrainEngine:
         self._schedule = make_schedule(self._engine, objective, mesh)
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
-        self._model = ProbedModel(config, mesh, local_layers(self.module), self._gate)
+        self._model = ProbedModel(
+            outline=config.model.outline(config.data),
+            boundaries=parts.boundaries,
+            config=config.probes,
+            zero_stage=config.parallel.zero_stage,
+            mesh=mesh,
+            layers=local_layers(self.module),
+            gate=self._gate,
+            row_bound=partial(RowBound, config) if row_bound_applies(config) else None,
+        )
         self._probes = Probes(self._model)
         self._state = EngineState(
             self._engine,
@@ -90,7 +101,7 @@ class TrainEngine:
         """
         scaled, _ = normalise(self.mesh, batches)
         self._streams.begin_step(step)
-        self._probes.begin(step, batches, dense=full)
+        self._probes.begin(step, batches, full=full)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         outcome: list[tuple[StepReport, Verdict]] = []
@@ -148,7 +159,7 @@ class TrainEngine:
 
     def reset(self) -> None:
         """It is called when weights have been replaced: probes do not compare them with those before."""
-        self._probes.forget()
+        self._probes.reset()
 
     # The state: `EngineState` tells more of each
 

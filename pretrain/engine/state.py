@@ -66,7 +66,7 @@ class EngineState:
         for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
         self._gate.set_clipping()
-        self._probes.forget()
+        self._probes.reset()
 
     def extra(self) -> dict[str, Any]:
         """It returns what is in none of DeepSpeed's files; of tensors and plain values."""
@@ -87,7 +87,7 @@ class EngineState:
     def restore(self, state: Tree) -> None:
         """It puts a copy of an earlier `live` back in place; all ranks together."""
         restore_state(self._engine, self._optimizer, state)
-        self._probes.forget()
+        self._probes.reset()
         self.load_extra(copied(state["extra"]))
 
     def checksum(self) -> int:

@@ -12,8 +12,8 @@ from support.distributed import run_distributed
 from support.training import Layout, make_batches, make_config, make_engine, make_evaluator, make_mesh, slow
 from torch import Tensor
 
-from data_pipeline.batches import TokenBatch
 from data_pipeline.errors import DataError
+from data_pipeline.text.batch import TokenBatch
 from parallel.mesh import Axis, ParallelMesh
 from parallel.vocab import vocabulary_parallel_argmax
 from pretrain.config.run import RunConfig
