@@ -15,7 +15,7 @@ import pytest
 from launch.reap import reap
 from pretrain.runtime.heartbeat import beat_file, start_of
 
-PORT = 1  # no launch has it
+PORT = 2**16 + os.getpid()  # no launch has it, nor another process that runs these tests
 MARKS = {"MASTER_PORT": str(PORT), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CROSS_SIZE": "1"}
 OBEDIENT = "import time; time.sleep(600)"
 STUBBORN = (
