@@ -17,7 +17,7 @@ from pretrain.evaluation.validate import validate
 from pretrain.fault_injection.faults import Fault
 from pretrain.ledger.ledger import RunLedger
 from pretrain.metrics.logger import MetricsLogger
-from pretrain.optim.optim import learning_rate
+from pretrain.optim.schedule import learning_rate
 from pretrain.recovery.candidates import RETRY_STEPS, CheckpointManager
 from pretrain.recovery.crash_report import CrashReport, write_crash_report
 from pretrain.recovery.rollback import RollbackExecutor

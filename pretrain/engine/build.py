@@ -1,14 +1,11 @@
 """From a configuration to a TrainEngine on this rank's mesh."""
 
-import torch
-from torch import nn
-
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import ModelParts, TrainEngine
 from pretrain.models.context import Materials
-from pretrain.optim.optim import make_adamw, parameter_groups
+from pretrain.optim.registry import make_optimizer
 from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
@@ -17,13 +14,8 @@ from pretrain.tasks.registry import TASKS
 
 def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> TrainEngine:
     """Build this rank's layers with their initial weights, the optimizer, and the DeepSpeed engine around them."""
-
-    def make_optimizer(module: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(module.parameters(), config.optimizer.weight_decay)
-        return make_adamw(groups, config.optimizer, kernels.adamw)
-
     parts = model_parts(config, mesh, kernels)
-    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer, config)
+    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer(config.optimizer), config)
 
 
 def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:

@@ -14,7 +14,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.pipe.engine import PipelineEngine
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
@@ -27,6 +27,8 @@ from pretrain.backend.update_gate import LocalWeight, make_gate
 from pretrain.config.run import RunConfig
 from pretrain.engine.rank_digest import SLOTS, slots_of, unanimous
 from pretrain.engine.reparametrization import Reparametrization
+from pretrain.optim.groups import parameter_groups
+from pretrain.optim.optimizer import Optimizer, settings_of
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.probes.weights import Name, Sums, local_sums
@@ -80,23 +82,21 @@ class TrainEngine:
         parts: ModelParts,
         mesh: ParallelMesh,
         settings: Mapping[str, Any],
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        optimizer: Optimizer[Any],
         config: RunConfig,
     ) -> None:
-        """`settings` is the DeepSpeed JSON; `make_optimizer` gets this rank's module; probes read `config`."""
+        """`settings` is the DeepSpeed JSON; `optimizer` makes this rank's; probes read `config`."""
         self.mesh = mesh
         self._objective = parts.objective
         self._streams = parts.streams
         self.module = build_module(parts.layers, parts.boundaries, mesh, parts.objective)
-        self.optimizer = make_optimizer(self.module)
-        self._settings = [
-            {name: group[name] for name in ("betas", "eps", "weight_decay")}
-            for group in self.optimizer.param_groups
-        ]
+        groups = parameter_groups(self.module.parameters(), config.optimizer.weight_decay)
+        self.optimizer = optimizer.build(groups)
+        self._settings = settings_of(self.optimizer)
         self._engine: DeepSpeedEngine = initialize(self.module, self.optimizer, settings, mesh)
         self._copies = HostCopies()
         self._gate = make_gate(self._engine, mesh)
-        self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
+        self._reparametrization = Reparametrization(self.module, mesh, self._gate, optimizer)
         self._model = ProbedModel(config, mesh, local_layers(self.module), self._gate)
         self._probes = Probes(self._model)
         self._run = self._run_pipeline if mesh.pipeline.size > 1 else self._run_in_order
