@@ -51,7 +51,7 @@ class OptimizerConfig(Section):
 
 
 class AdamWConfig(OptimizerConfig):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). Its updates have a bound for beta1^2 < beta2."""
 
     kind: Literal["adamw"] = "adamw"
     """Optimizer."""

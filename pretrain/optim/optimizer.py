@@ -1,7 +1,7 @@
 """The half of an optimizer that needs torch; the other one is its section of the configuration (`config`).
 
-An optimizer is a file of its own; nothing outside of this room names it. Engine, estimates, probes and watchdog know what
-stands here and in `OptimizerConfig`.
+An optimizer is a file of its own; nothing outside of this room names it. Engine, estimates, probes and watchdog know
+what stands here and in `OptimizerConfig`.
 """
 
 from abc import ABC, abstractmethod

@@ -24,9 +24,7 @@ class SGD(Optimizer[SGDConfig]):
     def build(self, groups: Groups) -> torch.optim.Optimizer:
         """It returns the fused one."""
         config = self.config
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=True)
 
     def gamma_optimizer(self, gammas: Sequence[Tensor]) -> torch.optim.Optimizer:
         """It returns one with the same momentum and no decay."""
