@@ -3,7 +3,7 @@
     python benchmarks/tev_formulas.py runs/NAME/checkpoints/TAG/mp_rank_00_model_states.pt
 
 The table of a checkpoint (one rank, no ZeRO-3) drifts as the fault `tev_drift` has it: at every step 0.2 % of one
-random vector, whose entries have five times the deviation of the initial weights, is added to all rows. Columns:
+random vector, whose entries have five times the deviation of usual initial weights, is added to all rows. Columns:
   TEV          mean over tokens of the standard deviation over hidden dimensions (arXiv 2409.07787)
   transposed   mean over hidden dimensions of the standard deviation over tokens, as BioNeMo's callback has it: a vector
                that all rows take up cannot change it
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.backend.setup import load_plain
-from pretrain.fault_injection.faults import COMMON_VECTOR, DRIFT
+from pretrain.backend.checkpoint_io import load_plain
+from pretrain.fault_injection.memory import COMMON_VECTOR, DRIFT
 
 STEPS = (0, 1, 10, 25, 50, 100)
 
@@ -37,16 +37,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--init-std", type=float, default=0.02)
     options = parser.parse_args()
     table_VD = table_of(options.weights)
     generator = torch.Generator().manual_seed(0)
-    step_D = (
-        torch.randn(table_VD.shape[1], generator=generator).double()
-        * COMMON_VECTOR
-        * options.init_std
-        * DRIFT
-    )
+    step_D = torch.randn(table_VD.shape[1], generator=generator).double() * COMMON_VECTOR * DRIFT
     tev, transposed = table_VD.std(1, correction=0).mean(), table_VD.std(0, correction=0).mean()
     print(f"TEV {tev:.5f}, transposed {transposed:.5f}, of {tuple(table_VD.shape)}")
     print("| steps of drift | TEV | transposed | mean row |")

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the models of the configuration.
+"""This module writes docs/configuration.md from the models of the configuration.
 
 python -m launch.config_reference > docs/configuration.md
 """
@@ -25,18 +25,18 @@ This page is generated from the code by `python -m launch.config_reference`.
 
 
 def reference() -> str:
-    """The whole page."""
+    """It returns the whole page."""
     return "\n".join([HEADER, *sections()])
 
 
 def sections() -> Iterator[str]:
-    """Each section with a table of its keys, parents first; where it goes by its kind, one for each kind."""
+    """It yields each section with a table of its keys, parents first; where it goes by its kind, one for each kind."""
     # Kinds of section that have a section of their own in common, such as `model.attention`, show it once.
     yield from dict.fromkeys(tables_of(RunConfig, ""))
 
 
 def tables_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """The tables of all sections below `model`."""
+    """It yields the tables of all sections below `model`."""
     for name, field in shown(model):
         key = f"{prefix}{name}"
         title = f"[[{key}]]" if table_entry(field) else f"[{key}]"
@@ -47,7 +47,7 @@ def tables_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def kind_of_section(field: FieldInfo, section: type[BaseModel]) -> str:
-    """What one of several sections goes by: its own kind, or that of the tasks whose data it describes."""
+    """It says what one of several sections goes by: its own kind, or that of the tasks whose data it describes."""
     kinds = {of: kind for kind, of in sections_of(field).items()}
     if len(kinds) == 1:
         return ""
@@ -58,12 +58,12 @@ def kind_of_section(field: FieldInfo, section: type[BaseModel]) -> str:
 
 
 def description(field: FieldInfo, section: type[BaseModel]) -> str:
-    """What stands beside the field, or else the model's own text."""
+    """It returns what stands beside the field, or else the model's own text."""
     return (field.description or inspect.getdoc(section) or "").strip()
 
 
 def table(title: str, text: str, section: type[BaseModel]) -> str:
-    """One section; keys of sections within it have their own."""
+    """It writes one section; sections within it have tables of their own."""
     rows = [row(name, field) for name, field in shown(section) if not is_section(field)]
     return "\n".join(
         [title, "", text, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
@@ -71,22 +71,24 @@ def table(title: str, text: str, section: type[BaseModel]) -> str:
 
 
 def shown(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
-    """The keys of a model but those that are kept out of sight."""
+    """It returns the keys of a model but those that are kept out of sight."""
     return [(name, field) for name, field in model.model_fields.items() if field.repr]
 
 
 def row(name: str, field: FieldInfo) -> str:
+    """It writes the line of one key."""
     default = "required" if field.is_required() else toml_default(field.default)
     meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
     return f"| `{name}` | {type_name(field.annotation)} | {default} | {meaning} |"
 
 
 def toml_default(value: Any) -> str:
+    """It writes a default as TOML, or `none`."""
     return "none" if value is None else f"`{json.dumps(value, default=str)}`"
 
 
 def type_name(annotation: Any) -> str:
-    """The type in words of TOML."""
+    """It names the type in words of TOML."""
     if get_origin(annotation) is Literal:
         return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:

@@ -1,9 +1,12 @@
 """Formulas of what probes measure: on one rank, without communication.
 
 W  rows of a table on this rank, D  its width
-B  samples, H  query heads, G  key heads, S  keys, R  sampled query rows, K  head size
+B  samples, H  query heads, G  key heads, T  queries, S  keys, R  sampled query rows, K  head size
+P  B where samples are padded, else 1
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -34,44 +37,92 @@ def row_moments(table_WD: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(means), torch.cat(norms) / table_WD.shape[1] ** 0.5
 
 
-def sampled_rows(length: int, count: int | Literal["all"]) -> Tensor:
-    """Positions of at most `count` query rows (R,), evenly spread over those that see more than one key."""
-    available = length - 1
+def sampled_rows(length: int, count: int | Literal["all"], *, first: int = 1) -> Tensor:
+    """Positions of at most `count` query rows (R,), evenly spread over those from `first` on.
+
+    Of causal attention the row before position 1 sees one key alone.
+    """
+    available = max(length - first, 0)
     taken = available if count == "all" else min(count, available)
-    return 1 + (2 * torch.arange(taken) + 1) * available // (2 * max(taken, 1))
+    return first + (2 * torch.arange(taken) + 1) * available // (2 * max(taken, 1))
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys the queries of an attention see."""
+
+    causal: bool = True
+    """Queries see the keys up to their own position, of which there are as many."""
+    keys_BS: Tensor | None = None
+    """Boolean: which keys are none of padding; none: all."""
+    queries_BT: Tensor | None = None
+    """The same of queries; those of padding count as if they saw nothing."""
+
+    def of_rows(self, rows_R: Tensor, length: int) -> Tensor:
+        """Which of `length` keys each row sees, (P, R, S)."""
+        keys = torch.arange(length, device=rows_R.device)
+        seen_PRS = (keys <= rows_R[:, None] if self.causal else (keys >= 0).expand(len(rows_R), -1))[None]
+        if self.keys_BS is not None:
+            seen_PRS = seen_PRS & self.keys_BS[:, None, :]
+        if self.queries_BT is not None:
+            seen_PRS = seen_PRS & self.queries_BT[:, rows_R, None]
+        return seen_PRS
+
+
+@dataclass(frozen=True)
+class RowEntropies:
+    """What is known of some rows of an attention; of rows that see no key nothing, which may be NaN."""
+
+    entropy_BHR: Tensor
+    """In nats, float64."""
+    spread_BHR: Tensor
+    """Length of the centred logits."""
+    visible_PR: Tensor
+    """Keys that the row sees."""
 
 
 @torch.no_grad()
-def attention_entropy(q_BHSK: Tensor, k_BGSK: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy in nats, and length of the centred logits, of sampled rows of causal attention: 2 x (B, H, R).
+def attention_entropy(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
+    """Entropy of sampled rows of an attention.
 
     Ent = log sum exp(s) - sum softmax(s) s over the visible keys, s = q k^T / sqrt(K). Logits in fp32, sums in fp64.
     The logits take bounded memory, however many rows there are.
     """
-    logits_per_row = q_BHSK.shape[0] * q_BHSK.shape[1] * k_BGSK.shape[2]
-    parts = rows_R.to(q_BHSK.device).split(max(_LOGITS_AT_ONCE // logits_per_row, 1))
-    pairs = [_entropy_of_logits(*_causal_logits(q_BHSK, k_BGSK, rows)) for rows in parts]
-    entropies, spreads = zip(*pairs, strict=True)
-    return torch.cat(entropies, dim=-1), torch.cat(spreads, dim=-1)
+    logits_per_row = q_BHTK.shape[0] * q_BHTK.shape[1] * k_BGSK.shape[2]
+    parts = rows_R.to(q_BHTK.device).split(max(_LOGITS_AT_ONCE // logits_per_row, 1))
+    return _joined([_entropy_of_rows(q_BHTK, k_BGSK, rows, visibility) for rows in parts])
 
 
-def _causal_logits(q_BHSK: Tensor, k_BGSK: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, H, R, S), and which of them are visible (R, S); head h attends to key head h // (H / G)."""
-    groups, (length, size) = k_BGSK.shape[1], k_BGSK.shape[2:]
-    q_BGNK = q_BHSK[:, :, rows_R].float().unflatten(1, (groups, -1)).flatten(2, 3)
+def _joined(parts: Sequence[RowEntropies]) -> RowEntropies:
+    return RowEntropies(
+        torch.cat([part.entropy_BHR for part in parts], dim=-1),
+        torch.cat([part.spread_BHR for part in parts], dim=-1),
+        torch.cat([part.visible_PR for part in parts], dim=-1),
+    )
+
+
+def _entropy_of_rows(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
+    visible_PRS = visibility.of_rows(rows_R, k_BGSK.shape[2])
+    entropy, spread = _entropy_of_logits(_logits(q_BHTK, k_BGSK, rows_R), visible_PRS[:, None])
+    return RowEntropies(entropy, spread, visible_PRS.sum(-1))
+
+
+def _logits(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor) -> Tensor:
+    """(B, H, R, S); head h attends to key head h // (H / G)."""
+    groups, size = k_BGSK.shape[1], k_BGSK.shape[3]
+    q_BGNK = q_BHTK[:, :, rows_R].float().unflatten(1, (groups, -1)).flatten(2, 3)
     logits_BGNS = q_BGNK @ k_BGSK.float().transpose(-1, -2) * size**-0.5
-    visible_RS = torch.arange(length, device=rows_R.device) <= rows_R[:, None]
-    return logits_BGNS.unflatten(2, (-1, len(rows_R))).flatten(1, 2), visible_RS
+    return logits_BGNS.unflatten(2, (-1, len(rows_R))).flatten(1, 2)
 
 
-def _entropy_of_logits(logits_BHRS: Tensor, visible_RS: Tensor) -> tuple[Tensor, Tensor]:
-    peaks = logits_BHRS.masked_fill(~visible_RS, float("-inf")).amax(-1, keepdim=True)
-    shifted = (logits_BHRS - peaks).double().masked_fill(~visible_RS, 0.0)
-    weights = shifted.exp() * visible_RS
+def _entropy_of_logits(logits_BHRS: Tensor, visible_P1RS: Tensor) -> tuple[Tensor, Tensor]:
+    peaks = logits_BHRS.masked_fill(~visible_P1RS, float("-inf")).amax(-1, keepdim=True)
+    shifted = (logits_BHRS - peaks).double().masked_fill(~visible_P1RS, 0.0)
+    weights = shifted.exp() * visible_P1RS
     total = weights.sum(-1)
     entropy = total.log() - (weights * shifted).sum(-1) / total
-    mean = shifted.sum(-1, keepdim=True) / visible_RS.sum(-1, keepdim=True)
-    spread = torch.linalg.vector_norm((shifted - mean) * visible_RS, dim=-1)
+    mean = shifted.sum(-1, keepdim=True) / visible_P1RS.sum(-1, keepdim=True)
+    spread = torch.linalg.vector_norm((shifted - mean) * visible_P1RS, dim=-1)
     return entropy, spread
 
 

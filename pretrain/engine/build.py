@@ -3,10 +3,11 @@
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from pretrain.config.run import RunConfig
-from pretrain.engine.engine import ModelParts, TrainEngine
+from pretrain.engine.engine import TrainEngine
+from pretrain.engine.evaluator import Evaluator, make_evaluator
+from pretrain.engine.parts import ModelParts
 from pretrain.models.context import Materials
 from pretrain.optim.registry import make_optimizer
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
 from pretrain.tasks.registry import TASKS
@@ -15,7 +16,12 @@ from pretrain.tasks.registry import TASKS
 def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> TrainEngine:
     """Build this rank's layers with their initial weights, the optimizer, and the DeepSpeed engine around them."""
     parts = model_parts(config, mesh, kernels)
-    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer(config.optimizer), config)
+    return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer(config.optimizer), config)
+
+
+def assemble_evaluator(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> Evaluator:
+    """It builds this rank's layers with their initial weights, and an evaluator that needs no optimizer."""
+    return make_evaluator(model_parts(config, mesh, kernels), mesh, plan.deepspeed)
 
 
 def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:
@@ -28,4 +34,5 @@ def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> Mode
         boundaries=config.model.outline(config.data).partition(config.parallel.pipeline),
         objective=task.objective(config.model, mesh),
         streams=streams,
+        metrics=task.metrics(config.model, mesh),
     )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
-from parallel.spectral import GradientPiece, find_spectral_layers, initialise, power_step, pull_back
+from parallel.spectral import find_spectral_layers, initialise, power_step
+from parallel.spectral_gradient import GradientPiece, pull_back
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.optim.optimizer import Optimizer, settings_of
 

@@ -1,10 +1,11 @@
-"""Causal self-attention, its projections dense or of low rank.
+"""Attention, its projections dense or of low rank, and causal or not of a sequence to itself.
 
-B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
+B  samples in a micro-batch, S  tokens in a sequence, T  queries and S keys where they differ, D  hidden size
 H  query heads (local), G  key and value heads (local), K  head size
 "local" is this tensor rank's share; everything else is complete on every rank.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -25,15 +26,20 @@ def projected_rows(config: TransformerConfig) -> dict[str, int]:
     return {name: count * config.head_size for name, count in heads.items()}
 
 
-class DenseProjection(nn.Module):
-    """Queries, keys and values, (B, S, D) -> 3 x (B, S, local heads * K), in one product."""
+QUERY_KEY_VALUE = ("query", "key", "value")
+"""What a projection of self-attention computes."""
 
-    def __init__(self, context: LayerContext, name: str) -> None:
+
+class DenseProjection(nn.Module):
+    """Queries, keys and values or some of them, (B, S, D) -> parts x (B, S, local heads * K), in one product."""
+
+    def __init__(self, context: LayerContext, name: str, parts: Sequence[str] = QUERY_KEY_VALUE) -> None:
         super().__init__()
         config = context.config
+        rows = projected_rows(config)
         self.linear = ColumnParallelLinear(
             config.hidden_size,
-            [(rows, context.weight(f"{name}.{part}")) for part, rows in projected_rows(config).items()],
+            [(rows[part], context.weight(f"{name}.{part}")) for part in parts],
             bias=config.bias,
             tensor=context.mesh.tensor,
             spectral=context.spectral,
@@ -42,6 +48,10 @@ class DenseProjection(nn.Module):
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
         return self.linear(x_BSD).split(self.linear.local_blocks, dim=-1)
 
+    def first(self) -> tuple[ColumnParallelLinear, int]:
+        """The layer that its first part comes out of, and how many of the layer's rows on this rank make it."""
+        return self.linear, self.linear.local_blocks[0]
+
 
 class LowRankProjection(LowRankLinear):
     """Multi-head Low-Rank Attention (Chung et al. 2024, arXiv 2409.07787): q = U_q D_q x, k = U_k D_k x, v = U_v D_v x.
@@ -49,20 +59,24 @@ class LowRankProjection(LowRankLinear):
     Each D: hidden size -> rank serves all heads; each U is cut by heads. No norm, nonlinearity or bias between them.
     """
 
-    def __init__(self, context: LayerContext, name: str) -> None:
+    def __init__(self, context: LayerContext, name: str, parts: Sequence[str] = QUERY_KEY_VALUE) -> None:
         config = context.config
+        rows = projected_rows(config)
         super().__init__(
             config.hidden_size,
             config.attention_rank,
-            [
-                low_rank_factors(context, f"{name}.{part}", rows)
-                for part, rows in projected_rows(config).items()
-            ],
+            [low_rank_factors(context, f"{name}.{part}", rows[part]) for part in parts],
             bias=config.bias,
             down_projection=config.attention.down_projection,
             tensor=context.mesh.tensor,
             spectral=context.spectral,
         )
+
+    def first(self) -> tuple[ColumnParallelLinear, int]:
+        """The layer that its first part comes out of, and how many of the layer's rows on this rank make it."""
+        up = self.up[0]
+        assert isinstance(up, ColumnParallelLinear)
+        return up, up.local_blocks[0]
 
     def dense_state(self) -> dict[str, Tensor]:
         """State of the DenseProjection that computes the same; all tensor ranks must ask for it."""
@@ -95,52 +109,95 @@ PROJECTIONS: dict[str, type[DenseProjection] | type[LowRankProjection]] = {
 }
 
 
-class CausalAttention(nn.Module):
-    """softmax(q k^T / sqrt(K)) v over the keys up to the query's own; a module, so that probes see q and k."""
+class AttentionCore(nn.Module):
+    """softmax(q k^T / sqrt(K)) v over the keys that each query sees; a module, so that probes see q and k."""
 
-    def forward(self, q_BHSK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, dropout: float) -> Tensor:
-        """(B, H, S, K); `dropout` is the probability with which attention weights are dropped."""
+    def __init__(self, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        """Queries see the keys up to their own position, or all of them."""
+
+    def forward(
+        self,
+        q_BHTK: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        dropout: float,
+        keys_BS: Tensor | None = None,
+        queries_BT: Tensor | None = None,
+    ) -> Tensor:
+        """(B, H, T, K); `dropout` is the probability with which attention weights are dropped.
+
+        `keys_BS` tells, as booleans, the keys that are none of padding. `queries_BT` tells the same of queries; it is
+        for probes alone: what comes out for padding is of no use to anyone.
+        """
         return F.scaled_dot_product_attention(
-            q_BHSK,
+            q_BHTK,
             k_BGSK,
             v_BGSK,
+            attn_mask=None if keys_BS is None else self._mask(keys_BS, q_BHTK.shape[2]),
             dropout_p=dropout,
-            is_causal=True,
-            enable_gqa=k_BGSK.shape[1] != q_BHSK.shape[1],
+            is_causal=self.causal and keys_BS is None,
+            enable_gqa=k_BGSK.shape[1] != q_BHTK.shape[1],
         )
+
+    def _mask(self, keys_BS: Tensor, queries: int) -> Tensor:
+        """Which keys queries see, (B, 1, T or 1, S). A query that would see none sees all: a softmax over nothing is
+        NaN, in the gradient too, where no one asks for it."""
+        mask = keys_BS[:, None, None, :]
+        if self.causal:
+            mask = mask & mask.new_ones(queries, keys_BS.shape[1]).tril()
+        return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def split_heads(features_BSN: Tensor, size: int) -> Tensor:
+    """(B, S, heads * K) -> (B, heads, S, K)."""
+    return features_BSN.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+def output_projection(context: LayerContext, name: str) -> RowParallelLinear:
+    """From all heads back to the residual stream."""
+    config = context.config
+    return RowParallelLinear(
+        config.attention.num_heads * config.head_size,
+        config.hidden_size,
+        context.weight(f"{name}.output", residual=True),
+        bias=config.bias,
+        tensor=context.mesh.tensor,
+        spectral=context.spectral,
+    )
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention, heads cut over the tensor axis, with grouped keys and values."""
+    """Multi-head attention of a sequence to itself, heads cut over the tensor axis, with grouped keys and values."""
 
-    def __init__(self, context: LayerContext, name: str) -> None:
+    def __init__(self, context: LayerContext, name: str, *, causal: bool = True) -> None:
         super().__init__()
-        config, tensor = context.config, context.mesh.tensor
-        self.config = config
-        self.qkv = PROJECTIONS[config.attention.kind](context, name)
-        self.core = CausalAttention()
-        self.output = RowParallelLinear(
-            config.attention.num_heads * config.head_size,
-            config.hidden_size,
-            context.weight(f"{name}.output", residual=True),
-            bias=config.bias,
-            tensor=tensor,
-            spectral=context.spectral,
-        )
+        self.config = context.config
+        self.qkv = PROJECTIONS[context.config.attention.kind](context, name)
+        self.core = AttentionCore(causal=causal)
+        self.output = output_projection(context, name)
 
-    def forward(self, x_BSD: Tensor, draw: MaskSeed | None) -> Tensor:
-        """(B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out."""
+    def forward(self, x_BSD: Tensor, draw: MaskSeed | None, real_BS: Tensor | None = None) -> Tensor:
+        """(B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out.
+
+        `real_BS` tells, as booleans, the tokens that are none of padding; none: all.
+        """
         q_BHSK, k_BGSK, v_BGSK = self.project(x_BSD)
         probability = self.config.attention.dropout if draw else 0.0
         if draw and probability:
             seed_attention(draw.sharded("attention"), x_BSD.device)
-        y_BHSK = self.core(q_BHSK, k_BGSK, v_BGSK, probability)
+        y_BHSK = self.core(q_BHSK, k_BGSK, v_BGSK, probability, real_BS, real_BS)
         return self.output(y_BHSK.transpose(1, 2).flatten(2))
+
+    def queries(self) -> tuple[ColumnParallelLinear, int]:
+        """The linear layer that queries come out of, and how many of its rows on this rank make them."""
+        return self.qkv.first()
 
     def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, positions included."""
         size, length = self.config.head_size, x_BSD.shape[1]
-        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in self.qkv(x_BSD))
+        q, k, v = (split_heads(part, size) for part in self.qkv(x_BSD))
         if self.config.positions == "rotary":
             table = rotary_table(length, size, self.config.rotary_base, x_BSD.device)
             q, k = rotate(q, *table), rotate(k, *table)

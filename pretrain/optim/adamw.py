@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
 from pretrain.optim.config import AdamWConfig
 from pretrain.optim.groups import Groups
 from pretrain.optim.optimizer import Optimizer
@@ -24,8 +24,8 @@ class AdamW(Optimizer[AdamWConfig]):
         reason = why_not_apex(APEX, torch.cuda.is_available())
         if config.implementation == "apex" and reason:
             rule = f"apex is not usable here: {reason}"
-            fault = Fault("optimizer.implementation", rule, '"auto" works', '"apex"')
-            raise ConfigurationError("the optimizer cannot be had", [fault])
+            problem = Problem("optimizer.implementation", rule, '"auto" works', '"apex"')
+            raise ConfigurationError("the optimizer cannot be had", [problem])
         self._apex = not reason and config.implementation != "torch"
 
     @property

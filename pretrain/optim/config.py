@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.optim.update_bound import adamw_update_bound
 from pretrain.section import Section
 
@@ -45,7 +45,7 @@ class OptimizerConfig(Section):
         `weight_decay`; none: there is no bound."""
         return None
 
-    def problems(self) -> Iterator[Fault]:
+    def problems(self) -> Iterator[Problem]:
         """Everything about these settings that cannot work together."""
         yield from ()
 
@@ -96,11 +96,11 @@ class SGDConfig(OptimizerConfig):
         """The momentum, if there is any."""
         return ("momentum_buffer",) if self.momentum else ()
 
-    def problems(self) -> Iterator[Fault]:
+    def problems(self) -> Iterator[Problem]:
         """Nesterov's momentum is a momentum."""
         if self.nesterov and not self.momentum:
             rule = "must be false without momentum: it says how momentum is used"
-            yield Fault("optimizer.nesterov", rule, "for example nesterov = false, or momentum = 0.9", "true")
+            yield Problem("optimizer.nesterov", rule, "for example nesterov = false, or momentum = 0.9", "true")
 
 
 OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (AdamWConfig, SGDConfig)

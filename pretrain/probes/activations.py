@@ -4,39 +4,44 @@ from functools import partial
 
 from torch import Tensor
 
-from pretrain.models.blocks import TransformerBlock
-from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_block, observe_first_call
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, observe_first_call
 
 
 class ActivationProbe(Probe):
-    """Over the global batch's first micro-batch; every tensor rank has the same stream, so the first one speaks."""
+    """Over the global batch's first micro-batch; every tensor rank has the same stream, so the first one speaks.
+
+    The stream is what a block returns, or the first of the tensors that it returns. Slots: one for each block.
+    """
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._squares: dict[int, Tensor] = {}
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense
+    def due(self, step: ProbeStep) -> bool:
+        return step.full
 
-    def begin(self, occasion: ProbeStep) -> None:
+    def begin(self, step: ProbeStep) -> None:
         self._squares.clear()
         if not (self._model.mesh.data.first and self._model.mesh.tensor.first):
             return
-        for number, block in self._model.blocks:
-            if isinstance(block, TransformerBlock):
-                observe_first_call(block, partial(self._look, number), output=True)
+        for index, block in self._model.blocks.items():
+            observe_first_call(block, partial(self._look, index), output=True)
 
-    def _look(self, number: int, x_BSD: Tensor) -> None:
+    def _look(self, index: int, output: Tensor | tuple[Tensor, ...]) -> None:
+        x_BSD = output if isinstance(output, Tensor) else output[0]
         # In rows: a norm over all entries at once would lose digits in fp32.
         norms = x_BSD.float().norm(dim=-1).double()
-        self._squares[number] = norms.square().sum() / x_BSD.numel()
+        self._squares[index] = norms.square().sum() / x_BSD.numel()
 
     def local(self) -> Tensor:
-        slots = self._model.zeros(self._model.config.model.num_layers)
-        for number, square in self._squares.items():
-            slots[number] = square
+        blocks = self._model.outline.blocks
+        slots = self._model.zeros(len(blocks))
+        for index, square in self._squares.items():
+            slots[blocks.index(index)] = square
         return slots
 
     def finish(self, slots: Tensor) -> Measures:
         rms = slots.sqrt()
-        return Measures({"activation_rms_max": rms.max().item(), **by_block("activation_rms", rms.tolist())})
+        blocks = zip(self._model.outline.blocks, rms.tolist(), strict=True)
+        each = {f"activation_rms/{self._model.names[index]}": value for index, value in blocks}
+        return Measures({"activation_rms_max": rms.max().item(), **each})

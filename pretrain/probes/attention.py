@@ -1,67 +1,142 @@
 """Attention entropy: how spread out each head's attention is; its collapse precedes divergence (arXiv 2303.06296).
 
-L  blocks, H  query heads of the whole model, R  sampled rows
+B  samples, H  query heads (local), G  key heads (local), T  queries, S  keys, K  head size
+R  sampled rows, P  B where samples are padded, else 1
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from parallel.statistics import attention_entropy, entropy_lower_bound, sampled_rows
-from pretrain.models.attention import CausalAttention
-from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_block, observe_first_call
+from parallel.statistics import (
+    RowEntropies,
+    Visibility,
+    attention_entropy,
+    entropy_lower_bound,
+    sampled_rows,
+)
+from pretrain.models.attention import AttentionCore
+from pretrain.models.outline import AttentionSize, Outline
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, observe_first_call
+
+
+@dataclass(frozen=True)
+class Place:
+    """One attention of the model, and where its slots begin."""
+
+    layer: int
+    size: AttentionSize
+    start: int
+
+    @property
+    def slots(self) -> slice:
+        """Two for each head."""
+        return slice(self.start, self.start + 2 * self.size.heads)
 
 
 class AttentionEntropyProbe(Probe):
     """Mean entropy of each head over samples and sampled rows of the global batch's first micro-batch.
 
-    Data rank 0 has that, whatever the number of data ranks. Each head lies on one tensor rank, so every head of every
-    block has two slots: its entropy, and the least by which a row exceeds the bound of theorem 3.1, which cannot be
-    negative but for rounding in the fifteenth digit: else the probe is wrong.
+    Rows that see fewer than two keys, as those of padding do, do not count. Data rank 0 has that micro-batch, whatever
+    the number of data ranks. Each head lies on one tensor rank, so every head of every attention has two slots: its
+    entropy, and the least by which a row exceeds the bound of theorem 3.1, which cannot be negative but for rounding in
+    the fifteenth digit: else the probe is wrong. The least of no rows is infinite, and tells of an attention of which
+    no row counts.
     """
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
-        self._heads: dict[int, Tensor] = {}
+        self._places = list(places_of(model.outline))
+        self._heads: dict[Place, Tensor] = {}
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense
+    def due(self, step: ProbeStep) -> bool:
+        return step.full
 
-    def begin(self, occasion: ProbeStep) -> None:
-        self._histograms = occasion.histograms
+    def begin(self, step: ProbeStep) -> None:
+        self._histograms = step.histograms
         self._heads.clear()
         if not self._model.mesh.data.first:
             return
-        for number, block in self._model.blocks:
-            for module in block.modules():
-                if isinstance(module, CausalAttention):
-                    observe_first_call(module, partial(self._look, number))
+        for place in self._places:
+            if place.layer in self._model.local:
+                core = self._model.local[place.layer].get_submodule(place.size.module)
+                assert isinstance(core, AttentionCore), f"{place.size.module} is no attention core"
+                observe_first_call(core, partial(self._look, place, core.causal))
 
-    def _look(self, number: int, q_BHSK: Tensor, k_BGSK: Tensor, *others: object) -> None:
-        rows_R = sampled_rows(q_BHSK.shape[2], self._model.config.probes.attention_entropy_rows)
-        entropy_BHR, spread_BHR = attention_entropy(q_BHSK, k_BGSK, rows_R)
-        bound_BHR = entropy_lower_bound(spread_BHR, (rows_R + 1).to(spread_BHR))
-        slack_H = (entropy_BHR - bound_BHR).amin(dim=(0, 2))
-        self._heads[number] = torch.stack((entropy_BHR.mean(dim=(0, 2)), slack_H))
+    def _look(
+        self,
+        place: Place,
+        causal: bool,
+        q_BHTK: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        dropout: float,
+        keys_BS: Tensor | None = None,
+        queries_BT: Tensor | None = None,
+    ) -> None:
+        rows_R = sampled_rows(q_BHTK.shape[2], self._model.config.attention_entropy_rows, first=int(causal))
+        visibility = Visibility(causal, keys_BS, queries_BT)
+        self._heads[place] = of_heads(attention_entropy(q_BHTK, k_BGSK, rows_R, visibility))
 
     def local(self) -> Tensor:
-        config, tensor = self._model.config.model, self._model.mesh.tensor
-        slots_L2H = self._model.zeros(config.num_layers, 2, config.attention.num_heads)
-        share = config.attention.num_heads // tensor.size
-        for number, heads_2H in self._heads.items():
-            slots_L2H[number, :, share * tensor.rank : share * (tensor.rank + 1)] = heads_2H
-        return slots_L2H.view(-1)
+        slots, tensor = (
+            self._model.zeros(sum(2 * place.size.heads for place in self._places)),
+            self._model.mesh.tensor,
+        )
+        for place, heads_2H in self._heads.items():
+            share = place.size.heads // tensor.size
+            own = slice(share * tensor.rank, share * (tensor.rank + 1))
+            slots[place.slots].view(2, -1)[:, own] = heads_2H
+        return slots
 
     def finish(self, slots: Tensor) -> Measures:
-        entropy_LH, slack_LH = slots.view(self._model.config.model.num_layers, 2, -1).unbind(1)
-        mean_L, least_L = entropy_LH.mean(1), entropy_LH.amin(1)
+        found: dict[str, Tensor] = {}
+        slack = []
+        for place in self._places:
+            entropy_H, slack_H = slots[place.slots].view(2, -1).unbind()
+            if not slack_H.isposinf().any():
+                found[name_of(self._model.outline, place)] = entropy_H
+                slack.append(slack_H.amin())
+        if not found:
+            return Measures()
+        means = {name: entropy_H.mean() for name, entropy_H in found.items()}
+        least = {name: entropy_H.amin() for name, entropy_H in found.items()}
         scalars = {
-            "attention_entropy_mean": mean_L.mean().item(),
-            "attention_entropy_min": least_L.amin().item(),
-            "attention_entropy_slack_min": slack_LH.amin().item(),
-            **by_block("attention_entropy_mean", mean_L.tolist()),
-            **by_block("attention_entropy_min", least_L.tolist()),
+            "attention_entropy_mean": torch.stack([*means.values()]).mean().item(),
+            "attention_entropy_min": torch.stack([*least.values()]).amin().item(),
+            "attention_entropy_slack_min": torch.stack(slack).amin().item(),
+            **{f"attention_entropy_mean/{name}": value.item() for name, value in means.items()},
+            **{f"attention_entropy_min/{name}": value.item() for name, value in least.items()},
         }
-        heads = {"attention/entropy_of_heads": entropy_LH.flatten().tolist()}
+        heads = {"attention/entropy_of_heads": torch.cat([*found.values()]).tolist()}
         return Measures(scalars, heads if self._histograms else {})
+
+
+def of_heads(rows: RowEntropies) -> Tensor:
+    """Mean entropy of each head, and the least by which it exceeds its bound; (2, H)."""
+    counts_P1R = (rows.visible_PR > 1)[:, None]
+    bound_BHR = entropy_lower_bound(rows.spread_BHR, rows.visible_PR[:, None].to(rows.spread_BHR))
+    entropy_BHR = rows.entropy_BHR.where(counts_P1R, 0.0)
+    number = counts_P1R.expand(len(entropy_BHR), -1, -1).sum().clamp(min=1)
+    slack_BHR = (rows.entropy_BHR - bound_BHR).where(counts_P1R, torch.inf)
+    no_row = slack_BHR.new_full((*slack_BHR.shape[:2], 1), torch.inf)
+    least_H = torch.cat((slack_BHR, no_row), dim=2).amin(dim=(0, 2))
+    return torch.stack((entropy_BHR.sum(dim=(0, 2)) / number, least_H))
+
+
+def places_of(outline: Outline) -> Iterator[Place]:
+    """All attentions of the model, in the order of their slots."""
+    start = 0
+    for index, layer in enumerate(outline.layers):
+        for size in layer.attentions:
+            yield Place(index, size, start)
+            start += 2 * size.heads
+
+
+def name_of(outline: Outline, place: Place) -> str:
+    """The name of an attention in measures: its block's, and what sets it apart from others there."""
+    block = outline.names[place.layer]
+    return f"{block}/{place.size.name}" if place.size.name else block

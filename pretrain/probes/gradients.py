@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from parallel.statistics import sample_variance
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_layer, squares_by_layer
+from pretrain.probes.ties import TiedGradients
 
 
 class GradientNormProbe(Probe):
@@ -19,8 +19,8 @@ class GradientNormProbe(Probe):
         self._model = model
         self._owners = model.owners()
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense
+    def due(self, step: ProbeStep) -> bool:
+        return step.full
 
     def local(self) -> Tensor:
         return mean_squares(self._model, self._owners)
@@ -55,16 +55,16 @@ class GradientVarianceProbe(Probe):
         self._norms: list[tuple[int, Tensor]] = []
         self._tied = TiedGradients(model)
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense and len(occasion.batches) * self._model.mesh.data.size > 1
+    def due(self, step: ProbeStep) -> bool:
+        return step.full and len(step.batches) * self._model.mesh.data.size > 1
 
-    def begin(self, occasion: ProbeStep) -> None:
-        self._micro_batches = len(occasion.batches)
+    def begin(self, step: ProbeStep) -> None:
+        self._micro_batches = len(step.batches)
         self._handles = [
             parameter.register_hook(partial(self._look, self._owners[id(parameter)]))
             for parameter in self._counted()
         ]
-        self._handles += self._tied.begin(occasion)
+        self._handles += self._tied.begin(step)
 
     def _counted(self) -> Iterator[nn.Parameter]:
         """Each parameter once; copies on other tensor ranks have the same gradients."""
@@ -84,7 +84,8 @@ class GradientVarianceProbe(Probe):
             handle.remove()
         layers, norms = [layer for layer, _ in self._norms], [norm for _, norm in self._norms]
         squares = squares_by_layer(self._model, layers, norms)
-        squares[0] += 2 * self._tied.products()
+        for layer, product in self._tied.products():
+            squares[layer] += 2 * product
         # DeepSpeed has divided each loss by the number of micro-batches.
         self._slots = torch.cat((squares * self._micro_batches**2, mean_squares(self._model, self._owners)))
         self._norms = []
@@ -99,48 +100,3 @@ class GradientVarianceProbe(Probe):
         total = variance.sum().item()
         layers = by_layer("gradient_variance", self._model, variance.tolist())
         return Measures({"gradient_variance": total, **layers})
-
-
-class TiedGradients:
-    """Inner products of the two parts of a tied table's gradients, which lie on different pipeline stages.
-
-    The table's gradient on a micro-batch is e + h, e from the embedding on the first stage and h from the head on
-    the last, and |e + h|^2 = |e|^2 + |h|^2 + 2 <e, h>. Only rows of tokens that occur in the micro-batch count, for the
-    others e is zero. The first stage sends them over the control group, in one message a step.
-    """
-
-    def __init__(self, model: ProbedModel) -> None:
-        self._model = model
-        pipeline = model.mesh.pipeline
-        apart = model.config.model.tied_embeddings and pipeline.size > 1
-        self._takes_part = apart and (pipeline.first or pipeline.last)
-        self._rows: list[Tensor] = []
-
-    def begin(self, occasion: ProbeStep) -> list[RemovableHandle]:
-        """Look at the gradients of the micro-batches to come, until the handles are removed."""
-        self._occasion = occasion
-        self._rows = []
-        if not self._takes_part:
-            return []
-        _, layer = self._model.layers[0 if self._model.mesh.pipeline.first else -1]
-        assert isinstance(layer.weight, nn.Parameter)
-        return [layer.weight.register_hook(self._look)]
-
-    def _look(self, gradient_WD: Tensor) -> None:
-        tokens = self._occasion.batches[len(self._rows)].inputs[0].unique()
-        tokens = tokens - self._model.mesh.tensor.rank * len(gradient_WD)
-        own = tokens[(tokens >= 0) & (tokens < len(gradient_WD))].to(gradient_WD.device)
-        self._rows.append(gradient_WD[own].float().cpu())
-
-    def products(self) -> Tensor:
-        """Sum of <e, h> over micro-batches, on the last stage; zero elsewhere."""
-        total = torch.zeros((), dtype=torch.float64, device=self._model.mesh.device)
-        if not self._takes_part:
-            return total
-        mesh, rows = self._model.mesh, torch.cat(self._rows)
-        if mesh.pipeline.first:
-            dist.send(rows, mesh.pipeline.ranks[-1], group=mesh.control)
-            return total
-        theirs = torch.empty_like(rows)
-        dist.recv(theirs, mesh.pipeline.ranks[0], group=mesh.control)
-        return total + (rows * theirs).sum(dim=-1).double().sum()

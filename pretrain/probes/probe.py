@@ -1,12 +1,12 @@
 """What a probe is: a fixed number of slots in the vector that the ranks sum once per step.
 
-Every rank knows the layout of the slots from the configuration and the step alone. Each slot is written by a known
-number of ranks so that the sum over all ranks is the global value; where that is a maximum or a minimum, every
-contributor has a slot of its own and they are folded after the sum. What is not finite stays in its slot.
+Every rank knows the layout of the slots from the outline and the step alone. Each slot is written by a known number of
+ranks so that the sum over all ranks is the global value; where that is a maximum or a minimum, every contributor has a
+slot of its own and they are folded after the sum. What is not finite stays in its slot.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
-from parallel.partition import LAYERS_BEFORE_BLOCKS
 from pretrain.backend.update_gate import UpdateGate
-from pretrain.config.run import RunConfig
-from pretrain.tasks.gpt.sizes import parameter_shapes
+from pretrain.config.run import ProbesConfig
+from pretrain.models.outline import LayerSize, Outline, ParameterSize, stage_of
+from pretrain.probes.row_bound import RowBound
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ProbeStep:
     """One optimizer step as the probes see it."""
 
     step: int
-    dense: bool
+    full: bool
     """Whether the probes that do not look at every step look at this one."""
     histograms: bool
     batches: Sequence[Batch]
@@ -48,42 +48,52 @@ class Measures:
 class ProbedModel:
     """This rank's part of the model, with what probes need to know about the rest."""
 
-    config: RunConfig
+    outline: Outline
+    boundaries: Sequence[int]
+    """Where the pipeline stages begin in the outline's layers, and the end of the last one."""
+    config: ProbesConfig
+    zero_stage: int
     mesh: ParallelMesh
     layers: Sequence[tuple[int, nn.Module]]
-    """Layers of this stage with their index in the whole list."""
+    """Layers of this stage with their index in the outline."""
     gate: UpdateGate
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Of all layers, by index."""
-        blocks = (f"layer_{number:02d}" for number in range(self.config.model.num_layers))
-        return ("embedding", "positions", *blocks, "final_norm", "head")
+    row_bound: Callable[[], RowBound] | None = None
+    """It makes what compares the rows of a table with those of the step before; none where no bound is known."""
 
     @property
-    def blocks(self) -> Iterator[tuple[int, nn.Module]]:
-        """Transformer blocks of this stage with their number, from 0."""
-        for index, layer in self.layers:
-            if 0 <= index - LAYERS_BEFORE_BLOCKS < self.config.model.num_layers:
-                yield index - LAYERS_BEFORE_BLOCKS, layer
+    def names(self) -> tuple[str, ...]:
+        """The names of all layers, by index."""
+        return self.outline.names
+
+    @cached_property
+    def local(self) -> Mapping[int, nn.Module]:
+        """The layers of this stage by their index."""
+        return dict(self.layers)
+
+    @property
+    def blocks(self) -> dict[int, nn.Module]:
+        """The blocks of this stage by their index."""
+        return {index: self.local[index] for index in self.outline.blocks if index in self.local}
 
     @cached_property
     def sizes(self) -> list[int]:
         """Parameters of each layer of the whole model, rows of vocabulary padding excluded."""
-        unpadded = self.config.model.model_copy(update={"vocabulary_multiple": 1})
-        sizes = [0] * len(self.names)
-        for shape in parameter_shapes(unpadded, self.config.data.sequence_length):
-            sizes[shape.layer] += shape.size
-        return sizes
+        return [
+            sum(real_size(layer, parameter) for parameter in layer.parameters)
+            for layer in self.outline.layers
+        ]
+
+    def stage(self, index: int) -> int:
+        """The pipeline stage that holds a layer."""
+        return stage_of(index, self.boundaries)
 
     def owners(self) -> dict[int, int]:
-        """id of each parameter -> index of its layer; a tied head's is the embedding."""
-        last = len(self.names) - 1
+        """id of each parameter -> index of its layer; a tied one's is that of the layer that it is tied to."""
         found: dict[int, int] = {}
         for index, layer in self.layers:
-            tied = index == last and self.config.model.tied_embeddings
-            for parameter in layer.parameters():
-                found.setdefault(id(parameter), 0 if tied else index)
+            for name, parameter in layer.named_parameters():
+                owner = self.outline.owner(index) if name == "weight" else index
+                found.setdefault(id(parameter), owner)
         return found
 
     def zeros(self, *shape: int) -> Tensor:
@@ -91,18 +101,25 @@ class ProbedModel:
         return torch.zeros(*shape, dtype=torch.float64, device=self.mesh.device)
 
 
+def real_size(layer: LayerSize, parameter: ParameterSize) -> int:
+    """The elements of a parameter, of a table those of real rows."""
+    if layer.table and parameter.name == "weight":
+        return layer.table.rows * layer.table.columns
+    return parameter.size
+
+
 class Probe(ABC):
     """Looks at a step without changing it by a bit. Methods are called on all ranks in the order that they stand in."""
 
     @abstractmethod
-    def due(self, occasion: ProbeStep) -> bool:
+    def due(self, step: ProbeStep) -> bool:
         """Whether the probe looks at this step; the same on all ranks."""
 
-    def begin(self, occasion: ProbeStep) -> None:  # noqa: B027 - most need nothing here
-        """Before the forward pass of the first micro-batch."""
+    def begin(self, step: ProbeStep) -> None:  # noqa: B027 - most need nothing here
+        """Before the forward pass of the first micro-batch of a step that the probe looks at."""
 
     def gradients_averaged(self) -> None:  # noqa: B027
-        """After the last backward pass, before anything has touched the averaged gradients."""
+        """After its last backward pass, before anything has touched the averaged gradients."""
 
     @abstractmethod
     def local(self) -> Tensor:
@@ -112,11 +129,21 @@ class Probe(ABC):
     def finish(self, slots: Tensor) -> Measures:
         """What the summed slots say; pure."""
 
-    def after_update(self, learning_rate: float) -> None:  # noqa: B027
-        """After the update of a step that the probe has looked at; 0: it was withheld."""
+    def before_update(self, *, full_next: bool) -> None:  # noqa: B027
+        """Before the update of any step, which may yet be withheld; `full_next`: the next step is likely a full one."""
 
-    def forget(self) -> None:  # noqa: B027
+    def after_update(self, learning_rate: float) -> None:  # noqa: B027
+        """After the update of any step; 0: it was withheld."""
+
+    def reset(self) -> None:  # noqa: B027
         """Between steps: the weights have been replaced, not updated."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step's measures rest on, under names of the probe's own; tensors, equal on all ranks."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """To be called after `reset`, with the states of all probes; what is missing leaves the next step without."""
 
 
 Observe = Callable[..., None]
@@ -152,8 +179,3 @@ def by_layer(name: str, model: ProbedModel, values: Sequence[float]) -> dict[str
     """One measure for each layer that has parameters: `name/layer`."""
     triples = zip(model.names, model.sizes, values, strict=True)
     return {f"{name}/{layer}": value for layer, size, value in triples if size}
-
-
-def by_block(name: str, values: Sequence[float]) -> dict[str, float]:
-    """One measure for each block: `name/layer_07`."""
-    return {f"{name}/layer_{number:02d}": value for number, value in enumerate(values)}

@@ -1,13 +1,12 @@
 """All probes of a run, and the one vector that their slots lie in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_pipeline.batches import Batch
-from pretrain.config.run import RunConfig
 from pretrain.probes.activations import ActivationProbe
 from pretrain.probes.attention import AttentionEntropyProbe
 from pretrain.probes.embedding import EmbeddingProbe
@@ -16,6 +15,7 @@ from pretrain.probes.mean_row import MeanRowProbe
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
 from pretrain.probes.replicas import ReplicaProbe, replicas_apply
 from pretrain.probes.spectral import SpectralProbe
+from pretrain.probes.table import LocalTable
 from pretrain.probes.update import UpdateProbe
 
 
@@ -24,26 +24,20 @@ class Probes:
 
     def __init__(self, model: ProbedModel) -> None:
         self._config = model.config
-        self._mesh = model.mesh
-        self._update = UpdateProbe(model) if model.config.probes.update_rms else None
-        self._shift = MeanRowProbe(model) if model.config.probes.tev else None
-        extra = [probe for probe in (self._shift, self._update) if probe]
-        self._all: list[Probe] = [*make_probes(model), *extra]
+        self._all = list(make_probes(model))
         self._active: list[Probe] = []
         self._asked = False
         self._sizes: list[int] = []
 
-    def begin(self, step: int, batches: Sequence[Batch], *, dense: bool = False) -> None:
-        """Before the first micro-batch; `dense`, the same on all ranks, asks for a dense look at any step."""
-        self._asked, dense = dense, dense or self._dense(step)
-        histograms = dense and step % self._config.probes.histogram_every_steps == 0
-        self._step = step
-        if self._update and not dense:
-            self._update.forget()
-        occasion = ProbeStep(step, dense, histograms, batches)
-        self._active = [probe for probe in self._all if probe.due(occasion)]
+    def begin(self, number: int, batches: Sequence[Batch], *, full: bool = False) -> None:
+        """Before the first micro-batch; `full`, the same on all ranks, asks for a full look at any step."""
+        self._asked, full = full, full or self._full(number)
+        histograms = full and number % self._config.histogram_every_steps == 0
+        step = ProbeStep(number, full, histograms, batches)
+        self._number = number
+        self._active = [probe for probe in self._all if probe.due(step)]
         for probe in self._active:
-            probe.begin(occasion)
+            probe.begin(step)
 
     def gradients_averaged(self) -> None:
         """After the last backward, with the gradients as DeepSpeed has averaged them."""
@@ -67,59 +61,61 @@ class Probes:
         return Measures(scalars, histograms)
 
     def before_update(self) -> None:
-        """Once the verdict is known."""
-        if self._update_due:
-            assert self._update is not None
-            self._update.keep()
+        """Once the verdict is known. Full looks are asked for many steps in a row, so that one more is likely."""
+        full_next = self._asked or self._full(self._number + 1)
+        for probe in self._all:
+            probe.before_update(full_next=full_next)
 
     def after_update(self, learning_rate: float) -> None:
         """Once the weights have moved, at this learning rate, or stayed: then it is 0."""
-        if self._update_due:
-            assert self._update is not None
-            self._update.compare()
-        for probe in self._active:
+        for probe in self._all:
             probe.after_update(learning_rate)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The weights have been replaced: what is known of earlier ones says nothing about updates to come."""
         for probe in self._all:
-            probe.forget()
+            probe.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step's measures rest on; of tensors and plain values, equal on all ranks."""
-        return {"shift": self._shift.state_dict()} if self._shift else {}
+        state: dict[str, Any] = {}
+        for probe in self._all:
+            state.update(probe.state_dict())
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """To be called after `forget`; a state that lacks something leaves the next step without it."""
-        if self._shift:
-            self._shift.load_state_dict(state.get("shift", {}))
+        """To be called after `reset`; a state that lacks something leaves the next step without it."""
+        for probe in self._all:
+            probe.load_state_dict(state)
 
-    def _dense(self, step: int) -> bool:
-        """Whether a step is a dense one by its number."""
-        return step % self._config.probes.every_steps == 0
-
-    @property
-    def _update_due(self) -> bool:
-        """Whether the next step is a dense one, or likely to be: dense looks are asked for many steps in a row."""
-        return self._update is not None and (self._asked or self._dense(self._step + 1))
+    def _full(self, number: int) -> bool:
+        """Whether a step is a full one by its number."""
+        return number % self._config.every_steps == 0
 
 
-def make_probes(model: ProbedModel) -> list[Probe]:
-    """The probes that the configuration asks for, without those that the engine must know."""
-    config, head = model.config.probes, len(model.names) - 1
-    probes: list[tuple[bool, Probe]] = [
-        (config.tev, EmbeddingProbe(model, layer=0, prefix="tev")),
-        (tev_of_head(model.config), EmbeddingProbe(model, layer=head, prefix="tev_head")),
-        (config.attention_entropy, AttentionEntropyProbe(model)),
-        (config.activation_rms, ActivationProbe(model)),
-        (config.layer_gradient_norms, GradientNormProbe(model)),
-        (config.gradient_variance, GradientVarianceProbe(model)),
-        (config.spectral_norms, SpectralProbe(model)),
-        (replicas_apply(model), ReplicaProbe(model)),
-    ]
-    return [probe for wanted, probe in probes if wanted]
+def make_probes(model: ProbedModel) -> Iterator[Probe]:
+    """The probes that the configuration asks for, as far as the model has what they look at."""
+    config, outline = model.config, model.outline
+    tables = [LocalTable(model, index) for index in outline.tables]
+    yield from (EmbeddingProbe(table) for table in tables if wanted(table))
+    if config.attention_entropy and any(layer.attentions for layer in outline.layers):
+        yield AttentionEntropyProbe(model)
+    if config.activation_rms:
+        yield ActivationProbe(model)
+    if config.layer_gradient_norms:
+        yield GradientNormProbe(model)
+    if config.gradient_variance:
+        yield GradientVarianceProbe(model)
+    if config.spectral_norms:
+        yield SpectralProbe(model)
+    if replicas_apply(model):
+        yield ReplicaProbe(model)
+    yield from (MeanRowProbe(table) for table in tables if config.tev and table.size.watched)
+    if config.update_rms:
+        yield UpdateProbe(model)
 
 
-def tev_of_head(config: RunConfig) -> bool:
-    """A tied head has no table of its own."""
-    return config.probes.tev_head and not config.model.tied_embeddings
+def wanted(table: LocalTable) -> bool:
+    """Whether the embedding variability of a table is asked for."""
+    config = table.model.config
+    return config.tev if table.size.watched else config.tev_head

@@ -1,4 +1,4 @@
-"""Whether the copies of the embedding table (and of an untied head) are the same by the bit.
+"""Whether the copies of the tables (an embedding's, an untied head's) are the same by the bit.
 
 W  rows of a table on this rank, D  hidden size
 G  groups of ranks that hold the same rows: by table and tensor rank, C  copies in each
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
+from pretrain.probes.table import weight_of
 
 _MODULUS = 2**52
 _BITS = {2: torch.int16, 4: torch.int32}
@@ -16,55 +17,62 @@ _BITS = {2: torch.int16, 4: torch.int32}
 class ReplicaProbe(Probe):
     """Counts the groups whose copies differ, and names a rank whose copy does where most others agree.
 
-    Copies are those of data ranks and, of a tied table under pipeline parallelism, of the first and the last stage.
-    With ZeRO-3 no rank has a table of its own. Every copy has a slot for its checksum, exact in float64.
+    Copies are those of data ranks and, of a tied table under pipeline parallelism, of all stages that use it. With
+    ZeRO-3 no rank has a table of its own. Every copy has a slot for its checksum, exact in float64.
     """
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
-        config, mesh = model.config.model, model.mesh
-        head, last = len(model.names) - 1, mesh.pipeline.size - 1
-        if config.tied_embeddings:
-            self._holders = [[(0, 0), (head, last)][: 1 + (last > 0)]]
-        else:
-            self._holders = [[(0, 0)], [(head, last)]]
-        """By table: layer and pipeline stage of each copy within a replica."""
-        self._copies = len(self._holders[0]) * mesh.data.size
+        self._holders = [holders_of(model, table) for table in model.outline.tables]
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense
+    def due(self, step: ProbeStep) -> bool:
+        return step.full
 
     def local(self) -> Tensor:
-        mesh, layers = self._model.mesh, dict(self._model.layers)
-        slots = self._model.zeros(len(self._holders), mesh.tensor.size, self._copies)
-        for table, holders in enumerate(self._holders):
-            for place, (layer, _) in enumerate(holders):
-                if layer in layers:
-                    weight_WD = layers[layer].weight
-                    assert isinstance(weight_WD, Tensor)
-                    copy = place * mesh.data.size + mesh.data.rank
-                    slots[table, mesh.tensor.rank, copy] = checksum(weight_WD.detach()).double()
-        return slots.view(-1)
+        mesh, parts = self._model.mesh, []
+        for holders in self._holders:
+            slots_GC = self._model.zeros(mesh.tensor.size, len(holders) * mesh.data.size)
+            for place, layer in enumerate(holders.values()):
+                if layer in self._model.local:
+                    table_WD = weight_of(self._model.local[layer]).detach()
+                    slots_GC[mesh.tensor.rank, place * mesh.data.size + mesh.data.rank] = checksum(table_WD)
+            parts.append(slots_GC.view(-1))
+        return torch.cat(parts)
 
     def finish(self, slots: Tensor) -> Measures:
-        sums_GC = slots.view(-1, self._copies)
-        differ_G = (sums_GC != sums_GC[:, :1]).any(dim=1)
-        found = {"replicas_differ": float(differ_G.sum())}
-        for group in differ_G.nonzero().flatten().tolist():
-            values, counts = sums_GC[group].unique(return_counts=True)
-            if 2 * counts.max() > self._copies:
-                odd = (sums_GC[group] != values[counts.argmax()]).nonzero()[0].item()
-                found["replicas_odd_rank"] = float(self._rank(group, int(odd)))
-                break
-        return Measures(found)
+        mesh, differ, odd = self._model.mesh, 0, None
+        sizes = [len(holders) * mesh.data.size * mesh.tensor.size for holders in self._holders]
+        for holders, sums in zip(self._holders, slots.split(sizes), strict=True):
+            for tensor, sums_C in enumerate(sums.view(mesh.tensor.size, -1)):
+                if (sums_C == sums_C[0]).all():
+                    continue
+                differ += 1
+                copy = odd_one(sums_C)
+                if odd is None and copy is not None:
+                    odd = self._rank(list(holders), tensor, copy)
+        found = {"replicas_differ": float(differ)}
+        return Measures(found if odd is None else {**found, "replicas_odd_rank": float(odd)})
 
-    def _rank(self, group: int, copy: int) -> int:
+    def _rank(self, stages: list[int], tensor: int, copy: int) -> int:
         """Global rank of a copy."""
-        mesh = self._model.mesh
-        table, tensor = divmod(group, mesh.tensor.size)
-        place, data = divmod(copy, mesh.data.size)
-        _, stage = self._holders[table][place]
-        return (stage * mesh.data.size + data) * mesh.tensor.size + tensor
+        place, data = divmod(copy, self._model.mesh.data.size)
+        return (stages[place] * self._model.mesh.data.size + data) * self._model.mesh.tensor.size + tensor
+
+
+def holders_of(model: ProbedModel, table: int) -> dict[int, int]:
+    """The pipeline stages that have a copy of a table, each with a layer that uses it."""
+    holders: dict[int, int] = {}
+    for layer in model.outline.sharers(table):
+        holders.setdefault(model.stage(layer), layer)
+    return holders
+
+
+def odd_one(sums_C: Tensor) -> int | None:
+    """The first copy that differs from more than half of all; none where no value has so many."""
+    values, counts = sums_C.unique(return_counts=True)
+    if 2 * counts.max() <= len(sums_C):
+        return None
+    return int((sums_C != values[counts.argmax()]).nonzero()[0].item())
 
 
 def checksum(table_WD: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ def checksum(table_WD: Tensor) -> Tensor:
 
 
 def replicas_apply(model: ProbedModel) -> bool:
-    """Whether there are copies to compare."""
-    config, mesh = model.config, model.mesh
-    apart = config.model.tied_embeddings and mesh.pipeline.size > 1
-    return config.probes.replicas and config.parallel.zero_stage < 3 and (mesh.data.size > 1 or apart)
+    """Whether there are copies to compare, and that is asked for."""
+    holders = [holders_of(model, table) for table in model.outline.tables]
+    copies = max((len(stages) * model.mesh.data.size for stages in holders), default=0)
+    return model.config.replicas and model.zero_stage < 3 and copies > 1

@@ -1,53 +1,72 @@
 """Spectral norm of every matrix of the blocks."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import ReplicatedLinear
 from parallel.mesh import Axis
 from parallel.spectral import SpectralConfig, SpectralLayer, SpectralNorms, initialise, power_step
 from pretrain.backend.setup import gathered
-from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_block
+from pretrain.models.outline import Outline
+from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
 
 Linear = ColumnParallelLinear | RowParallelLinear | ReplicatedLinear
 
 
+@dataclass(frozen=True)
+class Stack:
+    """The matrices in one weight of a block."""
+
+    layer: int
+    module: str
+    """The linear layer in the block that has the weight."""
+    start: int
+    """Slot of the first matrix."""
+    count: int
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the matrices in their block; those of a stack are numbered."""
+        return [self.module] if self.count == 1 else [f"{self.module}.{k}" for k in range(self.count)]
+
+
 class SpectralProbe(Probe):
-    """Norms that sigmaReparam has anyway, or else of power iterations that go on from one dense step to the next.
+    """Norms that sigmaReparam has anyway, or else of power iterations that go on from one full step to the next.
 
     The first look starts exactly for small matrices and with many power steps for large ones; each later one takes one
     step, in one all-reduce over the tensor group. Data ranks share the layers among them. With ZeRO-3 weights are
-    gathered layer by layer. Slots: one for each matrix of each block, by what a block of this model consists of.
+    gathered layer by layer. Slots: one for each matrix of each block, in the order of the outline.
     """
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
+        self._stacks = list(stacks_of(model.outline))
         self._linears = [
-            (number, linear) for number, block in model.blocks for _, linear in linears_of(block)
+            (stack, linear_of(model, stack)) for stack in self._stacks if stack.layer in model.local
         ]
-        self._names = matrix_names(next(model.blocks)[1])
         self._followed = [linear for _, linear in self._linears if linear.spectral is None]
         """Layers whose norms this probe follows itself, because the model does not."""
         self._norms: dict[int, SpectralNorms] = {}
         """Those of the followed layers that are this data rank's, by id; made at the first look."""
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense
+    def due(self, step: ProbeStep) -> bool:
+        return step.full
 
     def local(self) -> Tensor:
         self._advance()
-        slots_LM = self._model.zeros(self._model.config.model.num_layers, len(self._names))
+        slots = self._model.zeros(sum(stack.count for stack in self._stacks))
         if self._model.mesh.tensor.first:
-            self._fill(slots_LM)
-        return slots_LM.view(-1)
+            self._fill(slots)
+        return slots
 
     @torch.no_grad()
     def _advance(self) -> None:
         data = self._model.mesh.data
-        if self._model.config.parallel.zero_stage < 3:
+        if self._model.zero_stage < 3:
             self._follow(self._followed[data.rank :: data.size])
             return
         for index, linear in enumerate(self._followed):
@@ -68,52 +87,54 @@ class SpectralProbe(Probe):
         elif layers:
             power_step(layers, tensor.group)
 
-    def _fill(self, slots_LM: Tensor) -> None:
+    def _fill(self, slots: Tensor) -> None:
         """Norms of the model's own are the same on all data ranks; those that are followed have one owner."""
-        column = 0
-        for number, linear in self._linears:
+        for stack, linear in self._linears:
             norms = linear.spectral or self._norms.get(id(linear))
             copies = self._model.mesh.data.size if linear.spectral else 1
-            count = len(blocks_of(linear))
             if norms is not None:
-                slots_LM[number, column : column + count] = norms.sigma_K.double() / copies
-            column = (column + count) % len(self._names)
+                slots[stack.start : stack.start + stack.count] = norms.sigma_K.double() / copies
 
     def finish(self, slots: Tensor) -> Measures:
         if not slots.isfinite().all():
             self._norms.clear()  # vectors that are not finite would stay so, whatever becomes of the weights
-        sigma_LM = slots.view(-1, len(self._names))
-        matrices = {
-            f"sigma/layer_{number:02d}/{name}": value
-            for number, row in enumerate(sigma_LM.tolist())
-            for name, value in zip(self._names, row, strict=True)
-        }
-        largest = by_block("sigma_max", sigma_LM.amax(1).tolist())
-        return Measures({"sigma_max": sigma_LM.amax().item(), **largest, **matrices})
+        if not len(slots):
+            return Measures()
+        matrices: dict[str, float] = {}
+        blocks: dict[str, list[Tensor]] = {}
+        for stack in self._stacks:
+            block, sigma_K = self._model.names[stack.layer], slots[stack.start : stack.start + stack.count]
+            blocks.setdefault(block, []).append(sigma_K)
+            for name, sigma in zip(stack.names, sigma_K.tolist(), strict=True):
+                matrices[f"sigma/{block}/{name}"] = sigma
+        largest = {f"sigma_max/{block}": torch.cat(sigmas).amax().item() for block, sigmas in blocks.items()}
+        return Measures({"sigma_max": slots.amax().item(), **largest, **matrices})
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self._norms.clear()
 
 
-def linears_of(block: nn.Module) -> Iterator[tuple[str, Linear]]:
-    """Linear layers of a block with their names."""
-    for name, module in block.named_modules():
-        if isinstance(module, Linear):
-            yield name, module
+def stacks_of(outline: Outline) -> Iterator[Stack]:
+    """The weights of all blocks that are matrices, those that are looked up excepted."""
+    start = 0
+    for layer in outline.blocks:
+        for parameter in outline.layers[layer].parameters:
+            module, _, name = parameter.name.rpartition(".")
+            if name == "weight" and len(parameter.shape) == 2 and not parameter.looked_up:
+                yield Stack(layer, module, start, parameter.stacked)
+                start += parameter.stacked
+
+
+def linear_of(model: ProbedModel, stack: Stack) -> Linear:
+    """The layer of this stage that has the matrices."""
+    linear = model.local[stack.layer].get_submodule(stack.module)
+    assert isinstance(linear, Linear), f"{stack.module} is no linear layer of ours"
+    return linear
 
 
 def blocks_of(linear: Linear) -> list[int]:
     """Local rows of each matrix stacked in a layer."""
     return [linear.output_size] if isinstance(linear, RowParallelLinear) else linear.local_blocks
-
-
-def matrix_names(block: nn.Module) -> list[str]:
-    """Every matrix of a block; those of a stack are numbered."""
-    names = []
-    for name, linear in linears_of(block):
-        count = len(blocks_of(linear))
-        names += [name] if count == 1 else [f"{name}.{number}" for number in range(count)]
-    return names
 
 
 def make_norms(linear: Linear, tensor: Axis) -> SpectralNorms:

@@ -7,7 +7,7 @@ from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_la
 
 
 class UpdateProbe(Probe):
-    """Measures, on dense steps, the update that led to them: that of the step before.
+    """Measures, on full steps, the update that led to them: that of the step before.
 
     Exact, on the fp32 weights that the optimizer moves: a copy of this rank's share of them is held during that one
     update. Rows of vocabulary padding never move and are not counted. Slots are the sums of squares by layer, and one
@@ -17,40 +17,17 @@ class UpdateProbe(Probe):
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._owners = model.owners()
-        self._before: list[Tensor] = []
+        self._before: list[Tensor] | None = None
         self._squares: Tensor | None = None
 
-    def due(self, occasion: ProbeStep) -> bool:
-        return occasion.dense
-
-    def keep(self) -> None:
-        """Keep the weights that the coming update will change."""
-        self._before = [weight.clone() for _, weight in self._counted()]
-
-    def compare(self) -> None:
-        """Compare them with what they have become."""
-        layers = [layer for layer, _ in self._counted()]
-        weights = [weight for _, weight in self._counted()]
-        changes = torch._foreach_sub(weights, self._before) if weights else []
-        self._squares = squares_by_layer(self._model, layers, changes)
-        self._before = []
-
-    def forget(self) -> None:
-        self._before, self._squares = [], None
-
-    @torch.no_grad()
-    def _counted(self) -> list[tuple[int, Tensor]]:
-        """Layer and weights, for what this rank holds and counts."""
-        gate = self._model.gate
-        held = [one for one in gate.masters() if gate.counts(one.parameter)]
-        return [(self._owners[id(one.parameter)], one.weight.detach()) for one in held]
+    def due(self, step: ProbeStep) -> bool:
+        return step.full
 
     def local(self) -> Tensor:
         slots = self._model.zeros(len(self._model.names) + 1)
         if self._squares is not None:
             copies = 1 if self._model.gate.masters_sharded else self._model.mesh.data.size
             slots[:-1], slots[-1] = self._squares / copies, 1.0
-        self._squares = None
         return slots
 
     def finish(self, slots: Tensor) -> Measures:
@@ -60,3 +37,28 @@ class UpdateProbe(Probe):
         rms = (slots[:-1] / sizes.clamp(min=1)).sqrt()
         whole = (slots[:-1].sum() / sizes.sum()).sqrt().item()
         return Measures({"update_rms": whole, **by_layer("update_rms", self._model, rms.tolist())})
+
+    def before_update(self, *, full_next: bool) -> None:
+        """Keep the weights that the coming update will change; of the last one nothing is left to tell."""
+        self._squares = None
+        self._before = [weight.clone() for _, weight in self._counted()] if full_next else None
+
+    def after_update(self, learning_rate: float) -> None:
+        """Compare them with what they have become."""
+        if self._before is None:
+            return
+        layers = [layer for layer, _ in self._counted()]
+        weights = [weight for _, weight in self._counted()]
+        changes = torch._foreach_sub(weights, self._before) if weights else []
+        self._squares = squares_by_layer(self._model, layers, changes)
+        self._before = None
+
+    def reset(self) -> None:
+        self._before, self._squares = None, None
+
+    @torch.no_grad()
+    def _counted(self) -> list[tuple[int, Tensor]]:
+        """Layer and weights, for what this rank holds and counts."""
+        gate = self._model.gate
+        held = [one for one in gate.masters() if gate.counts(one.parameter)]
+        return [(self._owners[id(one.parameter)], one.weight.detach()) for one in held]

@@ -270,9 +270,9 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
 def test_what_cannot_work_is_refused_with_a_reason_and_a_remedy(
     sections: dict[str, dict[str, Any]], world_size: int, key: str, rule: str
 ) -> None:
-    faults = {fault.key: fault for fault in check_layout(make(**sections), world_size)}
-    assert rule in faults[key].rule
-    assert faults[key].remedy.startswith("for example")
+    problems = {problem.key: problem for problem in check_layout(make(**sections), world_size)}
+    assert rule in problems[key].rule
+    assert problems[key].remedy.startswith("for example")
     with pytest.raises(ConfigurationError, match=f"on {world_size} rank"):
         plan(make(**sections), world_size)
 
@@ -283,7 +283,7 @@ def test_all_broken_rules_are_told_at_once() -> None:
         schedule={"warmup_steps": 1000},
         checkpoint={"every_steps": 10, "keep_every": 25},
     )
-    assert {fault.key for fault in check_layout(config, 4)} == {
+    assert {problem.key for problem in check_layout(config, 4)} == {
         "parallel",
         "parallel.zero_stage",
         "parallel.pipeline",
@@ -309,9 +309,9 @@ class Whole(SGDConfig):
 def test_what_needs_whole_matrices_gets_them(tensor: int, zero: int, keys: list[str]) -> None:
     config = make(parallel={"tensor": tensor, "zero_stage": zero})
     config = config.model_copy(update={"optimizer": Whole(learning_rate=1e-3)})
-    faults = check_layout(config, 2)
-    assert [fault.key for fault in faults] == [f"parallel.{key}" for key in keys]
-    assert all("optimizer.kind = sgd, whose update of a matrix needs all of it" in f.rule for f in faults)
+    problems = check_layout(config, 2)
+    assert [problem.key for problem in problems] == [f"parallel.{key}" for key in keys]
+    assert all("optimizer.kind = sgd, whose update of a matrix needs all of it" in p.rule for p in problems)
 
 
 def test_updates_without_a_bound_are_told_of() -> None:

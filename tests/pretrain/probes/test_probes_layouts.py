@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pretrain.config.run import ProbesConfig, RunConfig
 from pretrain.engine.engine import TrainEngine
-from pretrain.models.attention import CausalAttention
+from pretrain.models.attention import AttentionCore
 from pretrain.step import StepReport
 
 STEPS = 4
@@ -145,7 +145,7 @@ def forward_facts(config: RunConfig, module: Any, batch: Any) -> dict[str, float
     x = batch.inputs[0]
     for index, layer in enumerate(module.layers):
         handles = [
-            m.register_forward_pre_hook(entropy) for m in layer.modules() if isinstance(m, CausalAttention)
+            m.register_forward_pre_hook(entropy) for m in layer.modules() if isinstance(m, AttentionCore)
         ]
         with torch.no_grad():
             x = layer(x)

@@ -76,7 +76,7 @@ def asked(layout: Layout, probes: dict[str, Any], dense: tuple[int, ...], steps:
     config = probed_config(layout, {**TIED, "dropout": 0.1}, probes)
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
-    reports = [take(engine, config, mesh, step, dense=step in dense) for step in range(1, steps + 1)]
+    reports = [take(engine, config, mesh, step, full=step in dense) for step in range(1, steps + 1)]
     return reports, state(engine)
 
 
@@ -240,7 +240,7 @@ def forgotten(folder: str) -> list[set[str]]:
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
     reports = [take(engine, config, mesh, 1), take(engine, config, mesh, 2)]
-    engine.forget()
+    engine.reset()
     reports += [take(engine, config, mesh, 3), take(engine, config, mesh, 4)]
     engine.save(Path(folder), "saved")
     engine.load(Path(folder), "saved")

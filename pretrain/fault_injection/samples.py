@@ -1,0 +1,85 @@
+"""Faults of samples, which go by their draws: a skip avoids them."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.batches import Batch
+from data_pipeline.reading.batches import Batches, WrappedBatches
+from data_pipeline.reading.order import draws_at
+from data_pipeline.reading.stream import BatchStream
+from parallel.mesh import ParallelMesh
+from pretrain.fault_injection.fault import PlannedFault
+
+Alteration = Callable[[Batch, int, torch.Generator], Batch]
+"""(batch, row, a generator that the row's draw has seeded) -> the batch with that row altered."""
+
+
+class AlteredBatches(WrappedBatches):
+    """A stream that alters the samples of some draws; for the rest it is the stream within."""
+
+    def __init__(
+        self, within: Batches, mesh: ParallelMesh, batch_size: int, draws: range, alter: Alteration
+    ) -> None:
+        super().__init__(within)
+        self._mesh = mesh
+        self._batch_size = batch_size
+        self._draws = draws
+        self._alter = alter
+
+    def __next__(self) -> Sequence[Batch]:
+        batches = next(self.within)
+        draws = self._own_draws()
+        return [self._altered(batch, [next(draws) for _ in range(batch.samples)]) for batch in batches]
+
+    def _own_draws(self) -> Iterator[int]:
+        """Draws of this rank's samples in the step that was just handed out."""
+        state = self.within.state()
+        positions = state["position"] - self._batch_size + np.arange(self._batch_size)
+        draws = draws_at(positions, [(start, stop) for start, stop in state["skip"]])
+        return iter(draws[self._mesh.data.rank :: self._mesh.data.size].tolist())
+
+    def _altered(self, batch: Batch, draws: list[int]) -> Batch:
+        for row, draw in enumerate(draws):
+            if draw in self._draws:
+                batch = self._alter(batch, row, torch.Generator().manual_seed(draw))
+        return batch
+
+
+class SampleFault(PlannedFault):
+    """Something is wrong with the samples that these steps have when nothing is skipped before them."""
+
+    def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:
+        """It returns the stream with its samples altered."""
+        size = self.config.data.global_batch_size
+        first = (self.plan.step - 1) * size
+        draws = range(first, first + self.plan.steps * size)
+        return AlteredBatches(stream, self.mesh, size, draws, self.alteration(stream))
+
+    @abstractmethod
+    def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
+        """What is done to the samples of a stream; the kind of data knows how."""
+
+
+class PoisonedSamples(SampleFault):
+    """Targets in an order of chance: inputs and frequencies stay, and what was to be learnt from them is gone."""
+
+    def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
+        """It has the source shuffle the targets of a sample."""
+        return stream.source.shuffle_targets
+
+
+class GarbageBatch(SampleFault):
+    """Noise that has the shape of sound samples."""
+
+    def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
+        """It has the source make noise of a sample."""
+        source, manifest = stream.source, stream.manifest
+
+        def alter(batch: Batch, row: int, generator: torch.Generator) -> Batch:
+            return source.randomise(batch, manifest, row, generator)
+
+        return alter

@@ -1,0 +1,59 @@
+"""Attention of one sequence to another, such as a decoder's to what the encoder made of the source.
+
+B  samples in a micro-batch, T  tokens of the sequence that asks, S  states that it asks, D  hidden size
+H  query heads (local), G  key and value heads (local), K  head size
+"local" is this tensor rank's share; everything else is complete on every rank.
+"""
+
+from torch import Tensor, nn
+
+from parallel.linear import ColumnParallelLinear
+from parallel.rng import MaskSeed, seed_attention
+from pretrain.models.attention import PROJECTIONS, AttentionCore, output_projection, split_heads
+from pretrain.models.context import LayerContext
+
+
+class CrossAttention(nn.Module):
+    """Queries of one sequence, keys and values of another, heads cut over the tensor axis.
+
+    Positions of the two have nothing to do with each other: there is no rotary embedding, and every query sees every
+    state that is none of padding (Vaswani et al. 2017, arXiv 1706.03762, 3.2.3).
+    """
+
+    def __init__(self, context: LayerContext, name: str) -> None:
+        super().__init__()
+        self.config = context.config
+        projection = PROJECTIONS[context.config.attention.kind]
+        self.query = projection(context, name, ("query",))
+        self.key_value = projection(context, name, ("key", "value"))
+        self.core = AttentionCore(causal=False)
+        self.output = output_projection(context, name)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        states_BSD: Tensor,
+        draw: MaskSeed | None,
+        real_states_BS: Tensor | None = None,
+        real_BT: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); `draw` seeds the dropout, none leaves it out.
+
+        `real_states_BS` and `real_BT` tell, as booleans, what of either sequence is none of padding; none: all.
+        """
+        q_BHTK, k_BGSK, v_BGSK = self.project(x_BTD, states_BSD)
+        probability = self.config.attention.dropout if draw else 0.0
+        if draw and probability:
+            seed_attention(draw.sharded("cross_attention"), x_BTD.device)
+        y_BHTK = self.core(q_BHTK, k_BGSK, v_BGSK, probability, real_states_BS, real_BT)
+        return self.output(y_BHTK.transpose(1, 2).flatten(2))
+
+    def project(self, x_BTD: Tensor, states_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, K), keys and values (B, G, S, K)."""
+        size = self.config.head_size
+        (query,), (key, value) = self.query(x_BTD), self.key_value(states_BSD)
+        return split_heads(query, size), split_heads(key, size), split_heads(value, size)
+
+    def queries(self) -> tuple[ColumnParallelLinear, int]:
+        """The linear layer that queries come out of, and how many of its rows on this rank make them."""
+        return self.query.first()
