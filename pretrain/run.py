@@ -112,7 +112,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
     ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
-    kernels = detect_kernels(config.optimizer.implementation)
+    kernels = detect_kernels()
     engine = assemble_engine(config, layout, mesh, kernels)
     notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
     folder = CheckpointFolder(

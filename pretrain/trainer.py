@@ -19,7 +19,7 @@ from pretrain.evaluation.validate import validate
 from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.ledger import RunLedger
 from pretrain.metrics.logger import MetricsLogger
-from pretrain.optim.optim import learning_rate
+from pretrain.optim.schedule import learning_rate
 from pretrain.recovery.candidates import CheckpointManager
 from pretrain.recovery.crash_report import CrashReport, last_words, write_crash_report
 from pretrain.recovery.findings import FindingsLog

@@ -126,12 +126,13 @@ def working_value(model: type[BaseModel], key: str) -> str:
 
 def belongs_to(model: type[BaseModel], key: str) -> str:
     """The kinds of section that do have the key, where that of the user does not."""
-    section, _, name = key.partition(".")
+    name = re.sub(r"\[\d+\]", "[]", key)
+    section = name.partition(".")[0]
     field = model.model_fields.get(section)
     if field is None:
         return ""
     kinds = [
-        kind for kind, of in sections_of(field).items() if kind and name.partition(".")[0] in of.model_fields
+        kind for kind, of in sections_of(field).items() if kind and name in dict(walk(of, f"{section}."))
     ]
     return f"it is a key of kind = {' or '.join(map(toml, kinds))}" if kinds else ""
 

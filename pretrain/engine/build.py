@@ -1,8 +1,5 @@
 """From a configuration to a TrainEngine on this rank's mesh."""
 
-import torch
-from torch import nn
-
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from pretrain.config.run import RunConfig
@@ -10,7 +7,7 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.engine.evaluator import Evaluator, make_evaluator
 from pretrain.engine.parts import ModelParts
 from pretrain.models.context import Materials
-from pretrain.optim.optim import make_adamw, parameter_groups
+from pretrain.optim.registry import make_optimizer
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
 from pretrain.tasks.registry import TASKS
@@ -18,13 +15,8 @@ from pretrain.tasks.registry import TASKS
 
 def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> TrainEngine:
     """Build this rank's layers with their initial weights, the optimizer, and the DeepSpeed engine around them."""
-
-    def make_optimizer(module: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(module.parameters(), config.optimizer.weight_decay)
-        return make_adamw(groups, config.optimizer, kernels.adamw)
-
     parts = model_parts(config, mesh, kernels)
-    return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer, config)
+    return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer(config.optimizer), config)
 
 
 def assemble_evaluator(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> Evaluator:

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
@@ -25,8 +24,10 @@ from pretrain.engine.evaluator import Evaluation, Evaluator, MeasuredObjective
 from pretrain.engine.parts import ModelParts
 from pretrain.engine.reparametrization import Reparametrization
 from pretrain.engine.report import local_facts, make_report, reduced
-from pretrain.engine.state import EngineState, settings_of
+from pretrain.engine.state import EngineState
 from pretrain.engine.targets import normalise
+from pretrain.optim.groups import parameter_groups
+from pretrain.optim.optimizer import Optimizer, settings_of
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.probes.row_bound import RowBound, row_bound_applies
@@ -44,20 +45,21 @@ class TrainEngine:
         parts: ModelParts,
         mesh: ParallelMesh,
         settings: Mapping[str, Any],
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        optimizer: Optimizer[Any],
         config: RunConfig,
     ) -> None:
-        """`settings` is the DeepSpeed JSON; `make_optimizer` gets this rank's module; probes read `config`."""
+        """`settings` is the DeepSpeed JSON; `optimizer` makes this rank's; probes read `config`."""
         self.mesh = mesh
         self._streams = parts.streams
         objective = MeasuredObjective(parts.objective, parts.metrics)
         self.module = build_module(parts.layers, parts.boundaries, mesh, objective)
-        self.optimizer = make_optimizer(self.module)
+        groups = parameter_groups(self.module.parameters(), config.optimizer.weight_decay)
+        self.optimizer = optimizer.build(groups)
         optimizer_settings = settings_of(self.optimizer)
         self._engine = initialize(self.module, self.optimizer, settings, mesh)
         self._schedule = make_schedule(self._engine, objective, mesh)
         self._gate = make_gate(self._engine, mesh)
-        self._reparametrization = Reparametrization(self.module, mesh, self._gate, self.optimizer.defaults)
+        self._reparametrization = Reparametrization(self.module, mesh, self._gate, optimizer)
         self._model = ProbedModel(
             outline=config.model.outline(config.data),
             boundaries=parts.boundaries,

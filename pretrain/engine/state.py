@@ -20,16 +20,6 @@ from pretrain.probes.probes import Probes
 Settings = Sequence[Mapping[str, Any]]
 """What the configuration says of each parameter group."""
 
-_NOT_SETTINGS = ("params", "lr", "step")
-
-
-def settings_of(optimizer: torch.optim.Optimizer) -> Settings:
-    """It returns the settings of an optimizer that was just made: its groups without what changes while it works."""
-    return [
-        {name: value for name, value in group.items() if name not in _NOT_SETTINGS}
-        for group in optimizer.param_groups
-    ]
-
 
 class EngineState:
     """It saves, loads, copies and restores weights, optimizer and what the engine keeps beside them."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_pipeline.reading.stream import ValidationSet
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
+from pretrain.optim.registry import make_optimizer
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
 
@@ -20,7 +21,7 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
         f"{mesh.world_size} x {mesh.device_name}: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
         f"{layout.data}, ZeRO-{layout.zero_stage}; batch {batch.micro} x {batch.accumulation} x {batch.data} = "
         f"{batch.samples} samples, {batch.tokens:,} tokens",
-        f"kernels: {kernels.description}",
+        f"kernels: {make_optimizer(config.optimizer).description}, {kernels.description}",
     ]
 
 

@@ -53,7 +53,7 @@ def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
     weights."""
     stage = config.parallel.zero_stage
     masters = 0 if stage == 0 and config.precision.dtype == "fp32" else 1
-    copies = config.optimizer.state_numbers + masters
+    copies = len(config.optimizer.state) + masters
     return copies * FP32_BYTES * parameters // (data if stage else 1)
 
 

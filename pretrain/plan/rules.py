@@ -33,6 +33,13 @@ def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
             f"{blocks} blocks do not divide evenly into {parallel.pipeline} pipeline "
             "stages: the first stages have one more, and the others wait for them"
         )
+    if (
+        config.watchdog.enabled
+        and config.watchdog.reach
+        and config.probes.tev
+        and config.optimizer.update_bound is None
+    ):
+        yield f"updates of {config.optimizer.kind} have no bound here, so watchdog.reach finds nothing"
 
 
 def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
@@ -115,6 +122,21 @@ def model_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
     yield from config.model.problems(config.data, config.parallel)
 
 
+def optimizer_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    """Its settings fit each other, and it gets whole matrices where it needs them."""
+    optimizer, parallel = config.optimizer, config.parallel
+    yield from optimizer.problems()
+    if not optimizer.needs_whole_matrices:
+        return
+    reason = f"with optimizer.kind = {optimizer.kind}, whose update of a matrix needs all of it:"
+    if parallel.zero_stage >= 1:
+        rule = f"must be 0 {reason} ZeRO divides what the optimizer moves"
+        yield Problem("parallel.zero_stage", rule, "for example zero_stage = 0", str(parallel.zero_stage))
+    if parallel.tensor > 1:
+        rule = f"must be 1 {reason} tensor-parallel ranks hold parts of matrices"
+        yield Problem("parallel.tensor", rule, "for example tensor = 1", str(parallel.tensor))
+
+
 def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Problem]:
     schedule, steps = config.schedule, config.run.steps
     if schedule.warmup_steps >= steps:
@@ -161,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     blocks_fill_stages,
     data_fits_task,
     model_fits,
+    optimizer_fits,
     schedule_fits_run,
     kept_checkpoints_exist,
     snapshot_store_turns_over,

@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.reading.ranges import SampleRange
 from pretrain.config.run import RunConfig
 from pretrain.ledger.history import RunHistory
-from pretrain.optim.optim import decay_start
+from pretrain.optim.schedule import decay_start
 from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.detectors import Detectors, Findings
 from pretrain.watchdog.health import Health

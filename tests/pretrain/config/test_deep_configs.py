@@ -72,7 +72,7 @@ def test_works_on_its_stated_ranks(name: str, world_size: int) -> None:
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_arms_differ_in_the_method_alone(depth: int) -> None:
     runs = {arm: load(f"{depth}-{arm}").model_dump() for arm in ARMS}
-    attention = {arm: plan(load(f"{depth}-{arm}"), 1).parameters.attention for arm in ARMS}
+    attention = {arm: plan(load(f"{depth}-{arm}"), 1).parameters.parts["attention"] for arm in ARMS}
     assert len(set(attention.values())) == 1, attention
     for run in runs.values():
         run["run"].pop("name")

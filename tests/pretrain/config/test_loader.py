@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config.foreign_names import FOREIGN_NAMES
-from pretrain.config.keys import is_section, walk
+from pretrain.config.keys import is_section, sections_of, walk
 from pretrain.config.loader import changed_settings, dump_config, load_config, parse_value
 from pretrain.config.problems import known_name, suggest, working_value
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Problem
+from pretrain.optim.config import AdamWConfig, SGDConfig
 
 BASE = """
 [run]
@@ -223,8 +224,36 @@ def test_foreign_names_lead_to_keys_that_exist(base: Path) -> None:
 
 @pytest.mark.parametrize("key", [key for key in LEAVES if "[]" not in key])
 def test_every_suggested_value_is_accepted(base: Path, key: str) -> None:
-    section = key.rpartition(".")[0]
-    load_config(base, [f"{section}.{working_value(RunConfig, key)}"])
+    section, _, name = key.rpartition(".")
+    kinds = sections_of(RunConfig.model_fields[section]) if section in RunConfig.model_fields else {}
+    kind = next((kind for kind, of in kinds.items() if kind and name in of.model_fields), None)
+    chosen = [f"{section}.kind={kind}"] if kind else []
+    load_config(base, [*chosen, f"{section}.{working_value(RunConfig, key)}"])
+
+
+def test_a_key_of_another_kind_of_section_is_told_as_such(base: Path) -> None:
+    (problem,) = problems_of(base, "optimizer.momentum=0.9")
+    assert str(problem) == 'optimizer.momentum = 0.9: unknown key; it is a key of kind = "sgd"'
+    sgd = "optimizer.kind=sgd"
+    problems = problems_of(
+        base, sgd, "optimizer.beta1=0.9", "optimizer.nesterof=true", "optimizer.momentum=2"
+    )
+    assert [str(problem) for problem in problems] == [
+        'optimizer.beta1 = 0.9: unknown key; it is a key of kind = "adamw"',
+        "optimizer.nesterof = true: unknown key; did you mean optimizer.nesterov?",
+        "optimizer.momentum = 2: must be less than 1; for example momentum = 0.9",
+    ]
+    (problem,) = problems_of(base, "optimizer.kind=adam")
+    assert str(problem) == ('optimizer.kind = "adam": must be "adamw", "sgd"; for example kind = "adamw"')
+
+
+def test_a_section_is_of_the_first_kind_where_it_names_none(base: Path, tmp_path: Path) -> None:
+    assert isinstance(load_config(base).optimizer, AdamWConfig)
+    sgd = load_config(base, ["optimizer.kind=sgd", "optimizer.nesterov=true"])
+    assert sgd.optimizer == SGDConfig(learning_rate=1e-3, nesterov=True)
+    written = tmp_path / "written.toml"
+    written.write_text(dump_config(sgd))
+    assert load_config(written) == sgd
 
 
 def test_syntax_errors_name_file_and_line(tmp_path: Path) -> None:

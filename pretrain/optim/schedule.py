@@ -1,39 +1,8 @@
-"""Parameter groups, AdamW and learning-rate schedules."""
+"""Learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
 
-import torch
-from torch import nn
-
-from pretrain.optim.config import AdamWConfig, ScheduleConfig
-
-
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases and normalization gains, which have one dimension, do not."""
-    trained = [p for p in parameters if p.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def make_adamw(
-    groups: list[dict[str, object]], config: AdamWConfig, optimizer_class: type[torch.optim.Optimizer]
-) -> torch.optim.Optimizer:
-    """AdamW with learning rate 0: the engine sets it before every update.
-
-    `optimizer_class` is torch's AdamW or apex's FusedAdam.
-    """
-    options: dict[str, object] = {
-        "lr": 0.0,
-        "betas": (config.beta1, config.beta2),
-        "eps": config.epsilon,
-    }
-    if optimizer_class is torch.optim.AdamW:
-        options["fused"] = True
-    return optimizer_class(groups, **options)  # type: ignore[arg-type]
+from pretrain.optim.config import ScheduleConfig
 
 
 def learning_rate(update: int, total: int, config: ScheduleConfig, peak: float) -> float:
