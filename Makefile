@@ -9,6 +9,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 # Without those that draw or look at a run that exists already.
 BENCHMARKS := $(filter-out %/rehearsal_plot.py %/tev_formulas.py,$(wildcard benchmarks/*.py))
+# Processes that run tests side by side. Many tests wait for ranks or launchers that they have started.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -23,7 +25,7 @@ demo: $(READY)
 	@echo "  $(BIN)/surefoot rehearse configs/gpt/rehearsal.toml --num-accelerators 2 --fault poisoned_samples@400+40"
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -29,10 +29,13 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from step import SIZES, make_batches, make_config
 
 from parallel.mesh import ParallelMesh
-from pretrain.backend.setup import quiet
-from pretrain.checkpoint.checkpoint import Checkpointer, Compatibility, PendingSave
+from pretrain.backend.quiet import quiet
+from pretrain.checkpoint.compatibility import Compatibility
+from pretrain.checkpoint.folder import CheckpointFolder
+from pretrain.checkpoint.loader import CheckpointLoader
 from pretrain.checkpoint.snapshots import SnapshotStore
 from pretrain.checkpoint.tag import Tag
+from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.plan.plan import plan
@@ -46,7 +49,7 @@ GOAL = 1.10
 
 @dataclass
 class Bench:
-    """An engine with its checkpointer and snapshots; `seconds` holds what was timed, by name."""
+    """An engine with its checkpoints and snapshots; `seconds` holds what was timed, by name."""
 
     config: RunConfig
     folder: Path
@@ -57,7 +60,9 @@ class Bench:
         self.mesh = ParallelMesh.create(self.config.parallel)
         self.engine = assemble_engine(self.config, plan(self.config, 1), self.mesh, detect_kernels())
         identity = Compatibility.of(self.config, self.mesh, "benchmark")
-        self.checkpointer = Checkpointer(self.folder / "ours", self.config, self.mesh, identity, print)
+        checkpoints = CheckpointFolder(self.folder / "ours", self.mesh, watched=True, report=print)
+        self.writer = CheckpointWriter(checkpoints, self.config.checkpoint, identity)
+        self.loader = CheckpointLoader(checkpoints, identity)
         self.tier = SnapshotStore(2, horizon=0)
         self.step_number = 0
 
@@ -95,23 +100,22 @@ class Bench:
         return (self.folder / "stock/stock").glob("*.pt")
 
     def sealed_save(self) -> Tag:
-        saved = self.checkpointer.save(self.engine, self.state, {}, {})
-        assert saved.tag is not None, saved.problem
-        return saved.tag
+        return self.writer.finish(self.writer.begin(self.engine, self.state, {}, {}))
 
     def sealed_turn(self) -> None:
         """A save as a run has it, the thread's part timed on its own."""
         started = time.perf_counter()
-        writing = self.checkpointer.begin(self.engine, self.state, {}, {})
-        assert isinstance(writing, PendingSave), writing.problem
+        pending = self.writer.begin(self.engine, self.state, {}, {})
         begun = time.perf_counter()
-        writing.share.result()
-        settled = time.perf_counter()
-        saved = self.checkpointer.finish(writing)
-        assert saved.tag is not None, saved.problem
-        waited = begun - started + time.perf_counter() - settled
+        pending.files.result()
+        flushed = time.perf_counter()
+        self.writer.finish(pending)
+        waited = begun - started + time.perf_counter() - flushed
         self.seconds.setdefault("sealed", []).append(waited)
-        self.seconds.setdefault("thread", []).append(settled - begun)
+        self.seconds.setdefault("thread", []).append(flushed - begun)
+
+    def certify(self, tag: Tag) -> None:
+        self.writer.finish_certify(self.writer.start_verify(tag), 0)
 
     @property
     def state(self) -> TrainState:
@@ -141,11 +145,11 @@ class Bench:
         tag, snapshot = self.sealed_save(), self.tier.choose(self.step_number)
         assert snapshot is not None
         os.sync()
-        self.timed("certify", lambda: self.checkpointer.certify(tag, 0, {}))
+        self.timed("certify", lambda: self.certify(tag))
         for _ in range(3):
             self.timed("step", self.step)
         self.timed("rollback from memory", lambda: self.tier.restore(self.engine, snapshot))
-        self.timed("rollback from disk", lambda: self.checkpointer.load(self.engine, tag))
+        self.timed("rollback from disk", lambda: self.loader.load(self.engine, tag))
         self._clear()
 
     def _clear(self) -> None:

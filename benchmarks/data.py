@@ -22,12 +22,13 @@ import webdataset
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.config import DataConfig
 from data_pipeline.reading.stream import BatchStream
 from data_pipeline.shards.dataset import Dataset
-from data_pipeline.shards.manifest import TextManifest
 from data_pipeline.shards.storage import LocalFolder
 from data_pipeline.text.blocks import BlockCodec
+from data_pipeline.text.config import TextConfig
+from data_pipeline.text.manifest import TextManifest
+from data_pipeline.text.source import TextSource
 from data_pipeline.text.splits import Packing, SplitWriter
 from data_pipeline.text.tokenizer import train_tokenizer
 
@@ -93,7 +94,7 @@ def reading_arms(folder: Path) -> dict[str, Callable[[], int]]:
 
 def seeking_arms(folder: Path, arguments: argparse.Namespace) -> dict[str, Callable[[], int]]:
     """Each seeks a stream back and forth and reads one sample, unshuffled so that places in shards are known."""
-    data = DataConfig.model_validate(
+    data = TextConfig.model_validate(
         {
             "sources": [{"path": str(folder)}],
             "sequence_length": arguments.sequence_length,
@@ -103,7 +104,7 @@ def seeking_arms(folder: Path, arguments: argparse.Namespace) -> dict[str, Calla
             "prefetch_steps": 0,
         }
     )
-    stream = BatchStream(data, seed=0, data_rank=0, data_size=1)
+    stream = BatchStream(TextSource(), data, seed=0, data_rank=0, data_size=1)
     start = stream.state()
 
     def seek(position: int) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from naive_sigma import NaiveSigmaLinear
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import ProbesConfig, RunConfig

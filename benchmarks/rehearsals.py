@@ -9,14 +9,15 @@ from pathlib import Path
 from data_pipeline.text.prepare import TextSettings, prepare_text
 from launch.inspect import Run, read_run
 from parallel.mesh import ParallelMesh
-from pretrain.__main__ import train
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
 from pretrain.fault_injection.plan import FaultPlan
-from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.file import read_ledger
 from pretrain.ledger.record import Kind
 from pretrain.recovery.resume import Request
+from pretrain.run import train
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.signals import StopSignals
 
 CONFIG = Path(__file__).parents[1] / "configs/gpt/rehearsal.toml"

@@ -3,7 +3,7 @@
     python benchmarks/stability.py                            all arms, seed 0
     python benchmarks/stability.py --seeds 2 --out runs/x     another seed; cells that are there are not run again
 
-Arms are the configurations configs/gpt/deep/24-*.toml, made narrower (`SHRUNK`) so that a CPU core trains one in
+Arms are configurations of configs/gpt/deep, made narrower (`SHRUNK`) so that a CPU core trains one in
 about a minute: 24 layers, no warmup, constant learning rate, fp32, AdamW as configured, gradients clipped at norm 1.
 Text is Python's standard library, prepared once. Within a seed all arms see the same batches in the same order, and
 matrices that they share begin with the same values. Every update is applied, whatever it is; a run ends early only
@@ -34,9 +34,10 @@ from pathlib import Path
 import torch
 from stability_report import MARGIN, Run, read_runs, write_report
 
-from data_pipeline.batches import TokenBatch
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.batch import TokenBatch
 from data_pipeline.text.prepare import TextSettings, prepare_text
+from data_pipeline.text.source import TextSource
 from parallel.mesh import ParallelMesh
 from parallel.statistics import sample_variance
 from pretrain.config.loader import load_config
@@ -49,14 +50,14 @@ from pretrain.step import Action, StepReport, Verdict
 
 CONFIGS = Path(__file__).parents[1] / "configs/gpt/deep"
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dense, pre-LN": ("24-pre-ln", ()),
-    "dense, post-LN": ("24-post-ln", ()),
-    "sigmaReparam, no LN": ("24-sigma", ()),
-    "sigmaReparam, pre-LN": ("24-pre-ln", ("model.reparametrization=sigma",)),
-    "MLRA": ("24-mlra", ()),
-    "MLRA, variance-matched": ("24-mlra-matched", ()),
-    "MLRA + sigmaReparam": ("24-mlra-sigma", ()),
-    "dense, no LN": ("24-pre-ln", ("model.norm_placement=none",)),
+    "dense, pre-LN": ("pre-ln", ()),
+    "dense, post-LN": ("post-ln", ()),
+    "sigmaReparam, no LN": ("sigma", ()),
+    "sigmaReparam, pre-LN": ("pre-ln", ("model.reparametrization=sigma",)),
+    "MLRA": ("mlra", ()),
+    "MLRA, variance-matched": ("mlra-matched", ()),
+    "MLRA + sigmaReparam": ("mlra-sigma", ()),
+    "dense, no LN": ("pre-ln", ("model.norm_placement=none",)),
 }
 """Configuration and overrides. MLRA stands with pre-LN; the last arm is the third without sigmaReparam."""
 LEARNING_RATES = (3e-3, 1e-2, 3e-2, 1e-3, 1e-1)
@@ -130,8 +131,10 @@ def make_config(options: argparse.Namespace, arm: str, seed: int) -> RunConfig:
 
 
 def make_course(config: RunConfig) -> Course:
-    stream = BatchStream(config.data, seed=config.run.seed, data_rank=0, data_size=1)
-    validation = ValidationSet(config.data, samples=config.evaluation.samples, data_rank=0, data_size=1)
+    stream = BatchStream(TextSource(), config.data, seed=config.run.seed, data_rank=0, data_size=1)
+    validation = ValidationSet(
+        TextSource(), config.data, samples=config.evaluation.samples, data_rank=0, data_size=1
+    )
     course = Course(list(itertools.islice(stream, config.run.steps)), list(validation))
     stream.close()
     validation.close()
@@ -184,8 +187,8 @@ def gradient_norms(report: StepReport) -> tuple[float, float]:
 
 def evaluate(engine: TrainEngine, course: Course) -> float:
     """Mean loss over the validation samples."""
-    pairs = [engine.evaluate(batches) for batches in course.validation]
-    return sum(loss * weight for loss, weight in pairs) / sum(weight for _, weight in pairs)
+    parts = [engine.evaluate(batches) for batches in course.validation]
+    return sum(part.loss * part.targets for part in parts) / sum(part.targets for part in parts)
 
 
 def one_run(config: RunConfig, mesh: ParallelMesh, course: Course, arm: str, learning_rate: float) -> Run:
@@ -272,10 +275,10 @@ def main() -> None:
     journal = options.out / "runs.jsonl"
     run_grid(options, journal)
     first = make_config(options, options.arms[0], options.seeds[0])
-    unigram = ValidationSet(first.data, samples=1, data_rank=0, data_size=1).unigram_loss
+    unigram = ValidationSet(TextSource(), first.data, samples=1, data_rank=0, data_size=1).baseline
     assert unigram is not None, "one source has a unigram loss"
-    print(write_report(read_runs(journal), unigram, list(ARMS), options.out))
-    print(f"failed: not finite, above {unigram:.2f} nats, or {MARGIN} above the arm's own best")
+    print(write_report(read_runs(journal), unigram.loss, list(ARMS), options.out))
+    print(f"failed: not finite, above {unigram.loss:.2f} nats, or {MARGIN} above the arm's own best")
 
 
 if __name__ == "__main__":

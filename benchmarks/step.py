@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine

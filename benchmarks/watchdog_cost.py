@@ -29,7 +29,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from methods import BLOCK, MICRO_BATCHES, NO_PROBES, SIZES, Arm, make_batches
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
@@ -37,7 +37,7 @@ from pretrain.ledger.history import RunHistory
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.step import StepReport, TrainState, Verdict
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 from pretrain.watchdog.watchdog import Watchdog
 
 RANKS = 2

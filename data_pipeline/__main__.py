@@ -1,10 +1,50 @@
-"""`python -m data_pipeline`, which `surefoot prepare` runs: prepare raw files for training."""
+"""`python -m data_pipeline KIND ...`, which `surefoot prepare` runs: prepare raw files for training.
 
+A kind of data can be prepared when its room has a `command.py`: a first docstring line for the list of kinds, and
+`main(arguments)`, which returns the exit code. No room is imported that was not asked for.
+"""
+
+import argparse
+import ast
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+COMMAND = "command"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """It runs the command line of the room that the first argument names, and returns the exit code."""
+    kind = _parser(rooms()).parse_args(arguments[:1]).kind
+    return int(import_module(f"data_pipeline.{kind}.{COMMAND}").main(arguments[1:]))
+
+
+def rooms(package: Path = Path(__file__).parent) -> dict[str, str]:
+    """It returns the kinds of data that can be prepared, each with a line about it."""
+    paths = sorted(package.glob(f"*/{COMMAND}.py"))
+    return {path.parent.name: _first_line(path) for path in paths}
+
+
+def _first_line(path: Path) -> str:
+    """It reads the first line of a module's docstring without importing the module."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]
+
+
+def _parser(kinds: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="surefoot prepare",
+        description="Turn raw files into shards that a run reads.",
+        epilog="exit codes: 0 done, 2 command line, 3 data, 130 interrupted",
+    )
+    commands = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, line in kinds.items():
+        commands.add_parser(kind, help=line.replace("%", "%%"))
+    return parser
+
 
 if __name__ == "__main__":  # worker processes import this file again and need none of it
-    from data_pipeline.preparing.command import main
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

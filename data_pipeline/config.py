@@ -1,7 +1,10 @@
-"""What a run reads: prepared sources, how they are mixed, and the batch equation."""
+"""What a run reads, whatever the kind of data: prepared datasets, how they are mixed, and the batch equation.
+
+A kind of data adds the keys of its own in a subclass, in the `config.py` of its room.
+"""
 
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,17 +22,17 @@ class SourceConfig(BaseModel):
 
 
 class DataConfig(BaseModel):
-    """Sources, sequence length and batch sizes; the data order follows from them and the seed."""
+    """The keys that all kinds of data have in common; the data order follows from them and the seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    kind: Literal["text"] = Field(default="text", repr=False)
+    kind: str = Field(repr=False)
+    """Kind of data: each subclass has a value of its own, by which a union of them is told apart. It follows from
+    the task, so users do not write it, and configurations that are written down do not show it."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """The training mixture."""
     validation: tuple[SourceConfig, ...] = ()
     """The fixed validation set; empty: the validation split beside each training source."""
-    sequence_length: int = Field(gt=0)
-    """Tokens in a training sequence; must equal what the shards were packed for."""
     micro_batch_size: int = Field(gt=0)
     """Samples that one rank carries through one forward and backward pass."""
     global_batch_size: int = Field(gt=0)
@@ -45,5 +48,8 @@ class DataConfig(BaseModel):
 
     @property
     def tokens_per_sample(self) -> int:
-        """About how many tokens a sample has."""
-        return self.sequence_length
+        """About how many tokens the model reads for a sample, for plans and budgets; each subclass says it."""
+        raise NotImplementedError
+
+
+ConfigType = TypeVar("ConfigType", bound=DataConfig)

@@ -1,4 +1,4 @@
-"""The `surefoot` command."""
+"""This module is the `surefoot` command: its options, and what each command calls."""
 
 import argparse
 import json
@@ -13,9 +13,8 @@ from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
 from launch.machine import missing_sources, this_machine
-from launch.outcome import judge, last_step
-from launch.plan_report import fault_document, plan_document, plan_rows, print_rows
-from launch.process import note, run
+from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
+from launch.process import note, run_to_end
 from launch.rehearse import rehearse
 from launch.run_progress import has_resumed, records
 from launch.supervise import Policy, Supervisor
@@ -23,16 +22,15 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
-"""Options of `surefoot train` that are keys of `Policy`."""
+"""These options of `surefoot train` are keys of `Policy`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """It is the entry point and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["prepare"]:
         prepare(words[1:])
@@ -43,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except SurefootError as error:
         if getattr(options, "json", False) and isinstance(error, ConfigurationError):
-            print(json.dumps(fault_document(str(error), error.faults), indent=2))
+            print(json.dumps(problem_document(str(error), error.problems), indent=2))
         else:
             note(str(error))
         return error.exit_code
 
 
 def split_extra(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Our words, and what stands after `--` for DeepSpeed's launcher."""
+    """It returns our words, and what stands after `--` for DeepSpeed's launcher."""
     if "--" not in words:
         return words, ()
     cut = words.index("--")
@@ -58,28 +56,27 @@ def split_extra(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def prepare(arguments: list[str]) -> None:
-    """Become the data preparation, which has options of its own."""
+    """It becomes the data preparation, which has options of its own."""
     os.execv(sys.executable, [sys.executable, "-m", "data_pipeline", *arguments])
 
 
 def check(options: argparse.Namespace) -> int:
-    """Print the plan of a configuration and what DeepSpeed would be given."""
+    """It prints the plan of a configuration and what DeepSpeed would be given."""
     config = load_config(options.config, options.set)
     smallest = config.parallel.tensor * config.parallel.pipeline
     planned = plan(config, options.world_size or smallest)
     planned = replace(planned, warnings=(*planned.warnings, *missing_sources(config)))
-    deepspeed = deepspeed_json(config, planned)
     if options.json:
-        print(json.dumps(plan_document(planned, deepspeed), indent=2))
+        print(json.dumps(plan_document(planned), indent=2))
         return 0
-    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(deepspeed))])
+    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(planned.deepspeed))])
     for warning in planned.warnings:
         note(f"warning: {warning}")
     return 0
 
 
 def train(options: argparse.Namespace) -> int:
-    """Check the configuration, start all ranks and stay until they have ended."""
+    """It checks the configuration, starts all ranks and stays until they have ended."""
     config = load_config(options.config, options.set)
     wanted = launch_options(options)
 
@@ -87,28 +84,23 @@ def train(options: argparse.Namespace) -> int:
     known = len(records(config.run_folder)) if options.resume else 0
 
     def build() -> Command:
-        """Once the checkpoint that was asked for was taken up, further launches go on from the newest."""
+        """Once a launch has resumed from the checkpoint that was asked for, further ones go on from the newest."""
         done = options.resume and has_resumed(config.run_folder, known, options.resume)
         orders = replace(wanted, arguments=()) if done else wanted
         return build_command(orders, this_machine(), model_parallel)
 
     command = build_command(wanted, this_machine(), model_parallel)
     planned = plan(config, command.world_size)
-    deepspeed_json(config, planned)
     policy = supervision(options, config)
     for warning in planned.warnings:
         note(f"warning: {warning}")
     if policy:
         return Supervisor(config.run_folder, config.run.steps, wanted, build, policy).run()
-    ending = run(command, wanted, config.run_folder)
-    outcome = judge(ending, last_step(config.run_folder / "metrics.jsonl"), config.run.steps)
-    if outcome.reason:
-        note(outcome.reason)
-    return outcome.exit_code
+    return run_to_end(command, wanted, config.run_folder, config.run.steps)
 
 
 def supervision(options: argparse.Namespace, config: RunConfig) -> Policy | None:
-    """How `--supervise` is to go about it; none without it."""
+    """It returns how `--supervise` is to go about it, or None without it."""
     given = {name: value for name in SUPERVISION if (value := getattr(options, name)) is not None}
     if options.supervise:
         return Policy(**{"hang_after": 2 * config.parallel.timeout_seconds, **given})
@@ -119,7 +111,7 @@ def supervision(options: argparse.Namespace, config: RunConfig) -> Policy | None
 
 
 def launch_options(options: argparse.Namespace) -> LaunchOptions:
-    """The options of `surefoot train` with the hostfile read."""
+    """It returns the options of `surefoot train` with the hostfile read."""
     if options.hostfile is None and (options.include or options.exclude):
         raise ConfigurationError(
             "--include and --exclude choose among the hosts of a --hostfile; there is none"
@@ -145,7 +137,7 @@ def launch_options(options: argparse.Namespace) -> LaunchOptions:
 
 
 def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
-    """What the ranks are told about the checkpoint to begin with."""
+    """It yields what the ranks are told about the checkpoint to begin with."""
     tag, force = getattr(options, "resume", None), getattr(options, "force_condemned", False)
     if force and not tag:
         raise ConfigurationError("--force-condemned: only with --resume TAG")
@@ -156,7 +148,7 @@ def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """It declares all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="surefoot",
         description="Pretrain deep Transformers on DeepSpeed and Megatron-core.",
@@ -178,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
+    """It declares the configuration and what overrides it."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
     parser.add_argument(
         "--set",
@@ -189,6 +182,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot check`."""
     add_config(parser)
     parser.add_argument(
         "--world-size", type=positive, metavar="N", help="number of ranks (default: tensor x pipeline)"
@@ -198,6 +192,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot doctor`."""
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="hostfile to check")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs"), help="folder of the runs, whose disk is looked at"
@@ -207,12 +202,14 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot inspect`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, such as runs/NAME")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=lambda options: inspect(options.run, options.json))
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot train`."""
     add_config(parser)
     add_launch(parser, "surefoot train CONFIG [options] [-- options of deepspeed]")
     add_supervision(parser.add_argument_group("supervision"))
@@ -220,6 +217,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rehearse(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot rehearse`."""
     add_config(parser)
     add_launch(parser, "surefoot rehearse CONFIG --fault NAME[@STEP] [options] [-- options of deepspeed]")
     parser.add_argument(
@@ -235,7 +233,7 @@ def add_rehearse(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
-    """Where and how ranks are started."""
+    """It declares where and how ranks are started."""
     parser.usage = usage
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -264,6 +262,7 @@ def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
 
 
 def add_supervision(group: argparse._ArgumentGroup) -> None:
+    """It declares when launches are ended and made again."""
     group.add_argument(
         "--supervise",
         action="store_true",
@@ -291,7 +290,7 @@ def add_supervision(group: argparse._ArgumentGroup) -> None:
 
 
 def positive(text: str) -> int:
-    """An argument that must be a whole number above zero."""
+    """It reads an argument that must be a whole number above zero."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
@@ -299,7 +298,7 @@ def positive(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """An argument that must be a time above zero."""
+    """It reads an argument that must be a time above zero."""
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")

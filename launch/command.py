@@ -1,4 +1,4 @@
-"""The `deepspeed` command line of a run: pure, from options and facts about this machine."""
+"""This module makes the `deepspeed` command line of a run, purely from options and facts about this machine."""
 
 import json
 import re
@@ -14,38 +14,38 @@ from pretrain.config.loader import parse_value
 from pretrain.errors import ConfigurationError
 
 MODULE = "pretrain"
-"""What every rank runs."""
+"""Every rank runs this module."""
 REMOTE_SHELL_LAUNCHER = "pdsh"
-"""The launcher that hands its command to a shell on each host, and DeepSpeed's default."""
+"""This launcher hands its command to a shell on each host; it is DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the command depends on besides the options."""
+    """The command depends on these facts besides the options."""
 
     accelerators: int
-    """Devices that this machine has; 0: ranks compute on the CPU."""
+    """This machine has so many devices; with 0 ranks compute on the CPU."""
     visible_devices: str | None
-    """`CUDA_VISIBLE_DEVICES`; none where it is not set."""
+    """This is `CUDA_VISIBLE_DEVICES`, or None where it is not set."""
     free_port: int
-    """A TCP port that nothing listens on."""
+    """Nothing listens on this TCP port."""
     names: frozenset[str] = frozenset({"localhost", "127.0.0.1"})
-    """What this machine is called in a hostfile."""
+    """A hostfile may call this machine by any of these names."""
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What the user asked of `surefoot train`."""
+    """The user asked this of `surefoot train`."""
 
     config: Path
     overrides: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
-    """More options of the ranks' own, without spaces."""
+    """Every rank gets these options of its own; they hold no spaces."""
     num_accelerators: int | None = None
-    """Ranks on this machine; none: all its accelerators, or TP x PP on the CPU."""
+    """So many ranks run on this machine; None asks for all its accelerators, or for TP x PP ranks on the CPU."""
     hostfile: Path | None = None
     slots: Slots | None = None
-    """Hosts that are left of the hostfile after `include` and `exclude`."""
+    """These hosts are left of the hostfile after `include` and `exclude`."""
     include: str = ""
     exclude: str = ""
     master_addr: str = ""
@@ -53,25 +53,25 @@ class LaunchOptions:
     launcher: str = REMOTE_SHELL_LAUNCHER
     ssh_port: int | None = None
     extra: tuple[str, ...] = ()
-    """Passed on to `deepspeed` as they stand."""
+    """These words are passed on to `deepspeed` as they stand."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to start, and what it was made from."""
+    """A command says what to start, and what it was made from."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
-    """Additions to the environment; an empty value removes a variable."""
+    """These variables are added to the environment; an empty value removes one."""
     master_port: int
     world_size: int
 
 
 def build_command(options: LaunchOptions, machine: Machine, model_parallel: int) -> Command:
-    """The command for one machine or for the hosts of a hostfile.
+    """It returns the command for one machine or for the hosts of a hostfile.
 
-    `model_parallel` is TP x PP, the ranks that are started on a machine without accelerators when no number
-    is given. Raises ConfigurationError where the devices do not suffice.
+    `model_parallel` is TP x PP: a machine without accelerators starts so many ranks when no number is given. The
+    function raises ConfigurationError where the devices do not suffice.
     """
     port = options.master_port or machine.free_port
     if options.slots is None:
@@ -89,7 +89,7 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
 
 
 def rank_count(options: LaunchOptions, machine: Machine, model_parallel: int) -> int:
-    """Ranks on this machine; raises ConfigurationError when there are fewer accelerators."""
+    """It returns the number of ranks on this machine, and raises ConfigurationError when it has fewer devices."""
     visible = visible_numbers(machine)
     available = machine.accelerators if visible is None else len(visible)
     count = options.num_accelerators or available or model_parallel
@@ -99,7 +99,7 @@ def rank_count(options: LaunchOptions, machine: Machine, model_parallel: int) ->
 
 
 def visible_numbers(machine: Machine) -> list[str] | None:
-    """The devices of CUDA_VISIBLE_DEVICES; none where it does not narrow anything."""
+    """It returns the devices of CUDA_VISIBLE_DEVICES, or None where that does not narrow anything."""
     if not machine.accelerators or not machine.visible_devices:
         return None
     numbers = machine.visible_devices.split(",")
@@ -112,7 +112,7 @@ def visible_numbers(machine: Machine) -> list[str] | None:
 
 
 def local_resources(count: int, machine: Machine) -> tuple[list[str], dict[str, str]]:
-    """Options and environment for `count` ranks here.
+    """It returns options and environment for `count` ranks on this machine.
 
     DeepSpeed drops CUDA_VISIBLE_DEVICES as soon as a number of accelerators is given, so only one of them
     is. A default hostfile, /job/hostfile, is kept out: this run was meant for one machine.
@@ -125,7 +125,7 @@ def local_resources(count: int, machine: Machine) -> tuple[list[str], dict[str, 
 
 
 def host_resources(options: LaunchOptions, machine: Machine) -> Iterator[str]:
-    """Options for the hosts of a hostfile."""
+    """It yields the options for the hosts of a hostfile."""
     yield f"--hostfile={options.hostfile}"
     yield f"--launcher={options.launcher}"
     if options.include:
@@ -142,7 +142,7 @@ def host_resources(options: LaunchOptions, machine: Machine) -> Iterator[str]:
 
 
 def remote_arguments(options: LaunchOptions) -> Iterator[str]:
-    """Arguments of the ranks, safe from the shell that pdsh runs them in."""
+    """It yields the arguments of the ranks, safe from the shell that pdsh runs them in."""
     config = str(options.config)
     if options.launcher != REMOTE_SHELL_LAUNCHER:
         yield from (config, *set_options(options.overrides), *options.arguments)
@@ -155,12 +155,13 @@ def remote_arguments(options: LaunchOptions) -> Iterator[str]:
 
 
 def set_options(overrides: Iterable[str]) -> Iterator[str]:
+    """It yields the words that hand these overrides on."""
     for override in overrides:
         yield from ("--set", override)
 
 
 def without_spaces(override: str) -> str:
-    """The same override without whitespace, which DeepSpeed would wrap in quotes of its own."""
+    """It returns the same override without whitespace, which DeepSpeed would wrap in quotes of its own."""
     if not re.search(r"\s", override):
         return override
     key, _, value = override.partition("=")
@@ -168,7 +169,7 @@ def without_spaces(override: str) -> str:
 
 
 def inline_toml(value: Any) -> str:
-    """A TOML value on one line without spaces."""
+    """It writes a TOML value on one line without spaces."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{json.dumps(key)}={inline_toml(below)}" for key, below in value.items()) + "}"
     if isinstance(value, list):

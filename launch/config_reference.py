@@ -1,16 +1,18 @@
-"""Writes docs/configuration.md from the models of the configuration.
+"""This module writes docs/configuration.md from the models of the configuration.
 
 python -m launch.config_reference > docs/configuration.md
 """
 
+import inspect
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pretrain.config.keys import is_section, walk
-from pretrain.config.run import RunConfig
+from pretrain.config.keys import is_section, sections_of, table_entry
+from pretrain.config.run import DATA, RunConfig
 
 HEADER = """# Configuration
 
@@ -23,43 +25,70 @@ This page is generated from the code by `python -m launch.config_reference`.
 
 
 def reference() -> str:
-    """The whole page."""
+    """It returns the whole page."""
     return "\n".join([HEADER, *sections()])
 
 
 def sections() -> Iterator[str]:
-    """Each section with a table of its keys, parents first."""
-    fields = list(walk(RunConfig))
-    for key, field in fields:
-        if not is_section(field):
-            continue
-        prefix = f"{key}[]." if get_origin(field.annotation) is tuple else f"{key}."
-        own = [(name, below) for name, below in fields if name.startswith(prefix)]
-        yield section(key, prefix, field, [(name.removeprefix(prefix), below) for name, below in own])
+    """It yields each section with a table of its keys, parents first; where it goes by its kind, one for each kind."""
+    # Kinds of section that have a section of their own in common, such as `model.attention`, show it once.
+    yield from dict.fromkeys(tables_of(RunConfig, ""))
 
 
-def section(key: str, prefix: str, field: FieldInfo, own: list[tuple[str, FieldInfo]]) -> str:
-    """One section; keys of sections within it have their own."""
-    annotation: Any = field.annotation
-    entry = get_args(annotation)[0] if prefix.endswith("[].") else annotation
-    title = f"## `[[{key}]]`" if prefix.endswith("[].") else f"## `[{key}]`"
-    rows = [row(name, below) for name, below in own if "." not in name and not is_section(below)]
-    table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
-    return "\n".join([title, "", (field.description or entry.__doc__ or "").strip(), "", *table, ""])
+def tables_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """It yields the tables of all sections below `model`."""
+    for name, field in shown(model):
+        key = f"{prefix}{name}"
+        title = f"[[{key}]]" if table_entry(field) else f"[{key}]"
+        for section in sections_of(field).values():
+            which = kind_of_section(field, section)
+            yield table(f"## `{title}`{which}", description(field, section), section)
+            yield from tables_of(section, f"{key}[]." if table_entry(field) else f"{key}.")
+
+
+def kind_of_section(field: FieldInfo, section: type[BaseModel]) -> str:
+    """It says what one of several sections goes by: its own kind, or that of the tasks whose data it describes."""
+    kinds = {of: kind for kind, of in sections_of(field).items()}
+    if len(kinds) == 1:
+        return ""
+    if "kind" in dict(shown(section)):
+        return f', `kind = "{kinds[section]}"`'
+    tasks = " or ".join(f'`model.kind = "{task}"`' for task, of in DATA.items() if of is section)
+    return f", {tasks}"
+
+
+def description(field: FieldInfo, section: type[BaseModel]) -> str:
+    """It returns what stands beside the field, or else the model's own text."""
+    return (field.description or inspect.getdoc(section) or "").strip()
+
+
+def table(title: str, text: str, section: type[BaseModel]) -> str:
+    """It writes one section; sections within it have tables of their own."""
+    rows = [row(name, field) for name, field in shown(section) if not is_section(field)]
+    return "\n".join(
+        [title, "", text, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def shown(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """It returns the keys of a model but those that are kept out of sight."""
+    return [(name, field) for name, field in model.model_fields.items() if field.repr]
 
 
 def row(name: str, field: FieldInfo) -> str:
+    """It writes the line of one key."""
     default = "required" if field.is_required() else toml_default(field.default)
     meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
     return f"| `{name}` | {type_name(field.annotation)} | {default} | {meaning} |"
 
 
 def toml_default(value: Any) -> str:
+    """It writes a default as TOML, or `none`."""
     return "none" if value is None else f"`{json.dumps(value, default=str)}`"
 
 
 def type_name(annotation: Any) -> str:
-    """The type in words of TOML."""
+    """It names the type in words of TOML."""
     if get_origin(annotation) is Literal:
         return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:

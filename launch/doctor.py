@@ -1,4 +1,4 @@
-"""`surefoot doctor`: looks for what would break a run on this machine."""
+"""`surefoot doctor` looks for what would break a run on this machine."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import environment_file_faults, read_hostfile
+from launch.hosts import environment_file_problems, read_hostfile
 from launch.machine import this_machine
 from launch.plan_report import print_rows
 from pretrain.errors import ConfigurationError
@@ -32,17 +32,17 @@ SSH_SECONDS = 5
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """A level says how much a finding matters."""
 
     OK = "ok"
     WARNING = "warning"
     FAULT = "fault"
-    """Something that breaks a run."""
+    """A finding of this level breaks a run."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """A finding is one thing that was looked at."""
 
     name: str
     level: Level
@@ -53,7 +53,7 @@ Findings = Iterator[Finding]
 
 
 def doctor(hostfile: Path | None, folder: Path, as_json: bool) -> int:
-    """Print all findings; the exit code is 2 when one of them would break a run."""
+    """It prints all findings and returns the exit code, which is 2 when one of them would break a run."""
     findings = list(examine(hostfile, folder))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -64,11 +64,12 @@ def doctor(hostfile: Path | None, folder: Path, as_json: bool) -> int:
 
 
 def described(finding: Finding) -> str:
+    """It returns the text of a finding, with its level in front unless all is well."""
     return finding.text if finding.level is Level.OK else f"{finding.level.upper()}: {finding.text}"
 
 
 def examine(hostfile: Path | None, folder: Path) -> Findings:
-    """Everything, the quick looks first."""
+    """It looks at everything, the quick looks first."""
     yield from versions()
     yield accelerators()
     yield from libraries()
@@ -83,6 +84,7 @@ def examine(hostfile: Path | None, folder: Path) -> Findings:
 
 
 def versions() -> Findings:
+    """It tells the versions of Python and of the packages that a run needs."""
     yield Finding("python", Level.OK, f"{sys.version.split()[0]} at {sys.executable}")
     for package in PACKAGES:
         found = installed_version(package)
@@ -91,13 +93,14 @@ def versions() -> Findings:
 
 
 def accelerators() -> Finding:
+    """It counts the accelerators of this machine."""
     count = this_machine().accelerators
     text = f"{count}" if count else "none: ranks compute on the CPU, which is for trying things out"
     return Finding("accelerators", Level.OK, text)
 
 
 def libraries() -> Findings:
-    """Optional kernels: their absence breaks nothing, a wrong apex deserves a word."""
+    """It tells which optional kernels are here: their absence breaks nothing, a wrong apex deserves a word."""
     apex = find_apex()
     confusing = not apex.usable and apex.description != "not installed"
     yield Finding("apex", Level.WARNING if confusing else Level.OK, apex.description)
@@ -106,7 +109,7 @@ def libraries() -> Findings:
 
 
 def tools() -> Findings:
-    """DeepSpeed compiles small extensions when it first needs them."""
+    """It looks for compilers, since DeepSpeed compiles small extensions when it first needs them."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     missing = "no C++ compiler: DeepSpeed cannot build its extensions"
     yield Finding("compiler", Level.OK if compiler else Level.WARNING, compiler or missing)
@@ -118,7 +121,7 @@ def tools() -> Findings:
 
 
 def room(name: str, folder: Path, needed: int, wanted: int) -> Finding:
-    """Free space at `folder` against what a run needs, in bytes."""
+    """It compares the free space at `folder` with what a run needs, in bytes."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -129,22 +132,24 @@ def room(name: str, folder: Path, needed: int, wanted: int) -> Finding:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The deepest folder above `path` that exists already."""
+    """It returns the deepest folder above `path` that exists already."""
     absolute = path.absolute()
     return next(folder for folder in (absolute, *absolute.parents) if folder.exists())
 
 
 def environment_files() -> Findings:
-    """`.deepspeed_env` where DeepSpeed's launcher looks for it."""
+    """It reads `.deepspeed_env` where DeepSpeed's launcher looks for it."""
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for path in dict.fromkeys([Path.home() / name, Path.cwd() / name]):
         if path.is_file():
-            faults = [str(fault) for fault in environment_file_faults(path)]
-            yield Finding(name, Level.FAULT if faults else Level.OK, "; ".join(faults) or f"{path} is sound")
+            problems = [str(problem) for problem in environment_file_problems(path)]
+            yield Finding(
+                name, Level.FAULT if problems else Level.OK, "; ".join(problems) or f"{path} is sound"
+            )
 
 
 def hosts(hostfile: Path) -> Findings:
-    """The hostfile, pdsh, and whether each host can be reached."""
+    """It looks at the hostfile and at pdsh, and tries to reach each host."""
     try:
         slots = read_hostfile(hostfile)
     except ConfigurationError as error:
@@ -163,7 +168,7 @@ def hosts(hostfile: Path) -> Findings:
 
 
 def self_test() -> Findings:
-    """Two ranks on gloo, in processes of their own, and what torch sees there."""
+    """It starts two ranks on gloo, in processes of their own, and tells what torch sees there."""
     result, output = probe([sys.executable, "-m", "pretrain.runtime.selftest"])
     try:
         seen: dict[str, Any] = json.loads(last_line(output))
@@ -177,7 +182,7 @@ def self_test() -> Findings:
 
 
 def devices_agree(devices: list[str], cuda: str) -> Findings:
-    """Whether torch sees the accelerators that the machine has."""
+    """It tells whether torch sees the accelerators that the machine has."""
     present = this_machine().accelerators
     if devices:
         yield Finding("devices", Level.OK, f"{', '.join(sorted(set(devices)))} with CUDA {cuda}")
@@ -187,7 +192,7 @@ def devices_agree(devices: list[str], cuda: str) -> Findings:
 
 
 def deepspeed_report() -> Findings:
-    """What `ds_report` says, without its frame: facts, and the extensions that cannot be built."""
+    """It tells what `ds_report` says, without its frame: facts, and the extensions that cannot be built."""
     result, output = probe([sys.executable, "-m", "deepspeed.env_report"])
     if result != 0:
         yield Finding("ds_report", Level.FAULT, f"ended with {result}: {last_line(output)}")
@@ -201,7 +206,7 @@ def deepspeed_report() -> Findings:
 
 
 def probe(command: list[str], seconds: float = PROBE_SECONDS) -> tuple[int, str]:
-    """Return code and output of a command; -1 when it took too long."""
+    """It returns code and output of a command; the code is -1 when it took too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -212,4 +217,5 @@ def probe(command: list[str], seconds: float = PROBE_SECONDS) -> tuple[int, str]
 
 
 def last_line(text: str) -> str:
+    """It returns the last line of what a command said."""
     return text.strip().splitlines()[-1] if text.strip() else "no output"

@@ -1,4 +1,7 @@
-"""Watches the heartbeats of a launch: says when a rank hangs, or has ended and its launcher does not notice."""
+"""The hang detector reads the heartbeats of a launch.
+
+It says when a rank hangs, and when one has ended and its launcher does not notice.
+"""
 
 import socket
 import time
@@ -11,22 +14,22 @@ from pretrain.runtime.heartbeat import Beat, Phase, is_alive, read_beats
 SLOW_PHASES = 4.0
 """Starting, saving and validating may take so many times longer than a step without a beat."""
 LOST_SECONDS = 60.0
-"""Time that the launcher has to end by itself when a rank has ended; it gives each of its other ranks 30."""
+"""The launcher has so long to end by itself when a rank has ended; it gives each of its other ranks 30."""
 LOOKS = 20
-"""Looks at the heartbeats within the time that a rank may be silent."""
+"""The heartbeats are read so many times within the time that a rank may be silent."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a launch must be ended."""
+    """Trouble is why a launch must be ended."""
 
     kind: str
-    """`hung` or `lost`."""
+    """The kind is `hung` or `lost`."""
     reason: str
 
 
-class Watch:
-    """One launch as its heartbeats show it.
+class HangDetector:
+    """The detector sees one launch through its heartbeats.
 
     Time is this machine's, from one look to the next: the clocks of hosts may differ and jump. Ranks of other hosts
     are seen where the run folder is shared; where it is not, only those of this machine are.
@@ -40,19 +43,19 @@ class Watch:
         lost_after: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hang_after`: seconds that a rank may take for a step."""
+        """A rank may take `hang_after` seconds for a step."""
         self._folder, self._clock = run_folder, clock
         self._hang_after, self._lost_after = hang_after, lost_after
         self._host = socket.gethostname()
         self._started = self._next_look = clock()
         self._beats: dict[int, Beat] = {}
         self._since: dict[int, float] = {}
-        """When the last beat of a rank was first seen, by rank."""
+        """It holds, by rank, when the last beat was first seen."""
         self._ended: dict[int, float] = {}
-        """When a rank was first seen to have ended, by rank."""
+        """It holds, by rank, when the rank was first seen to have ended."""
 
     def look(self) -> Trouble | None:
-        """What is wrong with the launch, if anything is; reads the heartbeats when that is due again."""
+        """It returns what is wrong with the launch, if anything is; it reads the heartbeats when that is due again."""
         now = self._clock()
         if now < self._next_look:
             return None
@@ -61,6 +64,7 @@ class Watch:
         return next(self._troubles(now), None)
 
     def _note(self, beats: dict[int, Beat], now: float) -> None:
+        """It notes which beats are new, and which ranks have ended."""
         for rank, beat in beats.items():
             if beat != self._beats.get(rank):
                 self._beats[rank], self._since[rank] = beat, now
@@ -72,6 +76,7 @@ class Watch:
                 self._ended.pop(rank, None)
 
     def _troubles(self, now: float) -> Iterator[Trouble]:
+        """It yields all that is wrong, what is lost before what hangs."""
         for rank, since in self._ended.items():
             if now - since > self._lost_after:
                 beat = self._beats[rank]
@@ -84,9 +89,10 @@ class Watch:
             yield Trouble("hung", f"no rank gave a sign of life within {now - self._started:.0f} s")
 
     def _limit(self, phase: Phase) -> float:
+        """It returns how long a rank may be silent in this phase."""
         return self._hang_after * (1.0 if phase is Phase.STEP else SLOW_PHASES)
 
 
 def describe(beat: Beat) -> str:
-    """Which rank, where, and what it was doing."""
+    """It says which rank this is, where it runs, and what it was doing."""
     return f"rank {beat.rank} (process {beat.pid} on {beat.host}, {beat.phase} at step {beat.step})"

@@ -1,4 +1,4 @@
-"""The story of a run, told from its ledger, the folder of its checkpoints and the end of its metrics."""
+"""The history of a run follows from its ledger, the folder of its checkpoints and the end of its metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,59 +16,59 @@ HEALTH = {
     Kind.CONDEMNED: "condemned",
     Kind.QUARANTINED: "quarantined",
 }
-"""What a record makes of a checkpoint."""
+"""A record of this kind makes this of a checkpoint."""
 RETIRED = "retired"
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A stretch of steps that follow from one another."""
+    """A lineage is a stretch of steps that follow from one another."""
 
     number: int
     first_step: int
-    """The step that it goes on from."""
+    """The lineage goes on from this step."""
     last_step: int
-    """The last one that is known of."""
+    """This is its last step that is known of."""
     end: str
-    """What came instead of its next step; empty for the current one."""
+    """It says what came instead of the next step; it is empty for the current lineage."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What has become of a checkpoint."""
+    """It says what has become of a checkpoint."""
 
     tag: str
     health: str
-    """`sealed`, `certified`, `condemned`, `quarantined`, `torn`, or `retired`: deleted in good order."""
+    """It is `sealed`, `certified`, `condemned`, `quarantined`, `torn`, or `retired`: deleted in good order."""
     latest: bool
-    """DeepSpeed's `latest` points to it."""
+    """It is true where DeepSpeed's `latest` points here."""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How the last session has ended."""
+    """An ending says how the last session has ended."""
 
     state: str
-    """`finished`, `stopped`, `preempted`, or `open`: it runs, or was killed."""
+    """It is `finished`, `stopped`, `preempted`, or `open`: the session runs, or was killed."""
     code: int | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What trouble has cost."""
+    """It sums what trouble has cost."""
 
     undone_steps: int
-    """Steps that rollbacks have taken back."""
+    """Rollbacks have taken so many steps back."""
     withheld_updates: int
     wasted_steps: int
-    """Steps undone, and those whose update was withheld and that were not undone as well."""
+    """It counts steps undone, and those whose update was withheld and that were not undone as well."""
     skipped_samples: int
 
 
 def ending(records: Iterable[Record]) -> Ending:
-    """From the last record about sessions."""
+    """It reads the ending from the last record about sessions."""
     state = Ending("open")
     for record in records:
         if record.kind is Kind.DONE:
@@ -83,7 +83,7 @@ def ending(records: Iterable[Record]) -> Ending:
 
 
 def lineages(records: Sequence[Record], last_step: int) -> tuple[Lineage, ...]:
-    """Where each begins and ends; `last_step` is the last one of the current one."""
+    """It returns where each lineage begins and ends; the current one ends with `last_step`."""
     ordered = sorted(records, key=lambda record: record.lineage)  # stable: in a lineage, by time
     groups = [list(group) for _, group in groupby(ordered, key=lambda record: record.lineage)]
     following = [*groups[1:], []][: len(groups)]
@@ -91,6 +91,7 @@ def lineages(records: Sequence[Record], last_step: int) -> tuple[Lineage, ...]:
 
 
 def _lineage(group: Sequence[Record], following: Sequence[Record], last_step: int) -> Lineage:
+    """It makes a lineage of its records and of those of the lineage after it."""
     steps = [record.step for record in group]
     if not following:
         return Lineage(group[0].lineage, min(steps), max(*steps, last_step), "")
@@ -98,6 +99,7 @@ def _lineage(group: Sequence[Record], following: Sequence[Record], last_step: in
 
 
 def _end(group: Sequence[Record], following: Sequence[Record]) -> str:
+    """It says why the lineage was left."""
     intents = [Rollback.of(record) for record in group if record.kind is Kind.ROLLBACK_INTENT]
     if intents:
         return f"rolled back to step {intents[-1].target_step} ({intents[-1].remedy})"
@@ -108,7 +110,7 @@ def _end(group: Sequence[Record], following: Sequence[Record]) -> str:
 
 
 def lost(records: Iterable[Record], history: RunHistory) -> Lost:
-    """Summed over the run."""
+    """It sums the losses over the run."""
     undone = [range(r.attempt - r.undone + 1, r.attempt + 1) for r in history.rollbacks]
     withheld = {record.attempt for record in records if record.kind is Kind.VETO}
     kept = [attempt for attempt in withheld if not any(attempt in attempts for attempts in undone)]
@@ -121,23 +123,24 @@ def lost(records: Iterable[Record], history: RunHistory) -> Lost:
 
 
 def checkpoints(folder: Path, records: Iterable[Record]) -> tuple[Checkpoint, ...]:
-    """Those of the ledger and those in `folder`, oldest first; where they differ, what lies on the disk counts."""
-    told = _told(records)
+    """It lists those of the ledger and those in `folder`, oldest first; where they differ, the disk counts."""
+    recorded = _recorded(records)
     found = _found(folder)
     latest = _latest(folder)
-    names = sorted({*told, *found}, key=lambda name: (Tag.parse(name) or Tag(0, 0), name))
-    return tuple(_checkpoint(name, found.get(name, RETIRED), told.get(name), latest) for name in names)
+    names = sorted({*recorded, *found}, key=lambda name: (Tag.parse(name) or Tag(0, 0), name))
+    return tuple(_checkpoint(name, found.get(name, RETIRED), recorded.get(name), latest) for name in names)
 
 
-def _checkpoint(name: str, health: str, told: Record | None, latest: str) -> Checkpoint:
-    note = str(told.fields.get("reason", "")) if told else "not in the ledger"
-    if told and health == "sealed" and told.kind is Kind.CERTIFIED:
+def _checkpoint(name: str, health: str, record: Record | None, latest: str) -> Checkpoint:
+    """It makes one of what lies on the disk and what the ledger says, and notes where the two differ."""
+    note = str(record.fields.get("reason", "")) if record else "not in the ledger"
+    if record and health == "sealed" and record.kind is Kind.CERTIFIED:
         note = "certified in the ledger, but its certificate is missing or unsound"
     return Checkpoint(name, health, name == latest, note)
 
 
-def _told(records: Iterable[Record]) -> dict[str, Record]:
-    """Tag -> the last record about its health."""
+def _recorded(records: Iterable[Record]) -> dict[str, Record]:
+    """It maps a tag to the last record about its health."""
     return {
         str(record.fields["tag"]): record
         for record in records
@@ -146,7 +149,7 @@ def _told(records: Iterable[Record]) -> dict[str, Record]:
 
 
 def _found(folder: Path) -> dict[str, str]:
-    """Tag -> health, of what lies on the disk."""
+    """It maps a tag to its health, for what lies on the disk."""
     on_disk = candidates(folder)
     aside = [path.name.removesuffix(QUARANTINED) for path in folder.glob(f"step*{QUARANTINED}")]
     kinds: Mapping[str, Iterable[Tag | str]] = {
@@ -160,6 +163,7 @@ def _found(folder: Path) -> dict[str, str]:
 
 
 def _latest(folder: Path) -> str:
+    """It returns the tag that `latest` names, or nothing."""
     try:
         return (folder / LATEST).read_text(errors="replace").strip()
     except OSError:

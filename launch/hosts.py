@@ -1,67 +1,68 @@
-"""Hostfiles and `.deepspeed_env`, read as DeepSpeed's launcher reads them, with faults that name the line."""
+"""Hostfiles and `.deepspeed_env` are read as DeepSpeed's launcher reads them, and a problem names its line."""
 
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
 
 HOST_LINE = re.compile(r"^(\S+)\s+slots=(\d+)")
-"""The pattern of `deepspeed.launcher.runner`."""
+"""This is the pattern of `deepspeed.launcher.runner`."""
 
 SHELL_CHARACTERS = re.compile(r"[`$\"\\]")
-"""What a shell does not take literally between the double quotes that DeepSpeed puts around a value."""
+"""A shell does not take these literally between the double quotes that DeepSpeed puts around a value."""
 
 Slots = Mapping[str, tuple[int, ...]]
-"""Host to its accelerator numbers, in the order of ranks."""
+"""It maps a host to its accelerator numbers, in the order of ranks."""
 
 
 def read_hostfile(path: Path) -> Slots:
-    """Parse a hostfile of lines `HOST slots=N`; raises ConfigurationError with every bad line."""
+    """It parses a hostfile of lines `HOST slots=N`, and raises ConfigurationError with every bad line."""
     text = read_text(path)
-    faults = list(hostfile_faults(path, text))
+    problems = list(hostfile_problems(path, text))
     slots = {host: tuple(range(count)) for _, host, count in host_lines(text)}
-    if not slots and not faults:
-        faults = [Fault(str(path), "names no host", "for example worker-0 slots=8")]
-    if faults:
-        raise ConfigurationError(f"{path}: not a usable hostfile", faults)
+    if not slots and not problems:
+        problems = [Problem(str(path), "names no host", "for example worker-0 slots=8")]
+    if problems:
+        raise ConfigurationError(f"{path}: not a usable hostfile", problems)
     return slots
 
 
-def hostfile_faults(path: Path, text: str) -> Iterator[Fault]:
-    """Lines that DeepSpeed refuses, and hosts that would get no rank."""
+def hostfile_problems(path: Path, text: str) -> Iterator[Problem]:
+    """It yields lines that DeepSpeed refuses, and hosts that would get no rank."""
     first_line: dict[str, int] = {}
     understood = {line: (host, count) for line, host, count in host_lines(text)}
     for line, content in meaningful_lines(text):
         where = f"{path}:{line}"
         if line not in understood:
-            yield Fault(where, f"{content!r} is not HOST slots=N", "for example worker-0 slots=8")
+            yield Problem(where, f"{content!r} is not HOST slots=N", "for example worker-0 slots=8")
             continue
         host, count = understood[line]
         if host in first_line:
-            yield Fault(where, f"{host} stands already in line {first_line[host]}", "keep one of the lines")
+            yield Problem(where, f"{host} stands already in line {first_line[host]}", "keep one of the lines")
         if count == 0:
-            yield Fault(where, f"{host} has no slots", f"for example {host} slots=8, or remove the line")
+            yield Problem(where, f"{host} has no slots", f"for example {host} slots=8, or remove the line")
         first_line.setdefault(host, line)
 
 
 def host_lines(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yield (line, host, slots)."""
+    """It yields (line, host, slots)."""
     for line, content in meaningful_lines(text):
         if match := HOST_LINE.match(content):
             yield line, match[1], int(match[2])
 
 
 def meaningful_lines(text: str) -> Iterator[tuple[int, str]]:
+    """It yields the lines that are neither empty nor a comment, with their numbers."""
     for line, content in enumerate(text.splitlines(), start=1):
         if content.strip() and not content.strip().startswith("#"):
             yield line, content.strip()
 
 
 def select_slots(slots: Slots, include: str = "", exclude: str = "") -> Slots:
-    """Apply `--include` or `--exclude`: `host@host:0,2` names whole hosts or some of their slots.
+    """It applies `--include` or `--exclude`: `host@host:0,2` names whole hosts or some of their slots.
 
-    Raises ConfigurationError for an unknown host or slot, for both options at once, and when nothing is left.
+    It raises ConfigurationError for an unknown host or slot, for both options at once, and when nothing is left.
     """
     if include and exclude:
         raise ConfigurationError("--include and --exclude exclude each other; give one of them")
@@ -78,7 +79,7 @@ def select_slots(slots: Slots, include: str = "", exclude: str = "") -> Slots:
 
 
 def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, ...]]:
-    """Hosts and slots that a filter names; a host alone means all of its slots."""
+    """It returns the hosts and slots that a filter names; a host alone means all of its slots."""
     named: dict[str, tuple[int, ...]] = {}
     for entry in filter(None, text.split("@")):
         host, _, numbers = entry.partition(":")
@@ -95,23 +96,24 @@ def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, .
     return named
 
 
-def environment_file_faults(path: Path) -> Iterator[Fault]:
-    """Lines of a `.deepspeed_env` that crash the launcher or garble the command that it runs elsewhere."""
+def environment_file_problems(path: Path) -> Iterator[Problem]:
+    """It yields lines of a `.deepspeed_env` that crash the launcher or garble the command that it runs elsewhere."""
     for line, content in enumerate(read_text(path).splitlines(), start=1):
         where, (name, separator, value) = f"{path}:{line}", content.partition("=")
         if not content.strip():
-            yield Fault(where, "a blank line crashes DeepSpeed's launcher", "remove it")
+            yield Problem(where, "a blank line crashes DeepSpeed's launcher", "remove it")
         elif content.lstrip().startswith("#"):
-            yield Fault(where, "a comment breaks DeepSpeed's launcher", "remove it")
+            yield Problem(where, "a comment breaks DeepSpeed's launcher", "remove it")
         elif not separator or not re.fullmatch(r"\s*[A-Za-z_]\w*\s*", name):
-            yield Fault(where, f"{content!r} is not NAME=VALUE", "for example NCCL_DEBUG=INFO")
+            yield Problem(where, f"{content!r} is not NAME=VALUE", "for example NCCL_DEBUG=INFO")
         elif found := SHELL_CHARACTERS.search(value):
-            yield Fault(
+            yield Problem(
                 where, f"the shell on the other hosts would not take {found[0]} as it stands", "avoid it"
             )
 
 
 def read_text(path: Path) -> str:
+    """It reads a text file, and raises ConfigurationError where that cannot be."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

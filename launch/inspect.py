@@ -1,4 +1,4 @@
-"""`surefoot inspect`: what a run has been through, for people and for scripts."""
+"""`surefoot inspect` shows what a run has been through, for people and for scripts."""
 
 import json
 import os
@@ -17,89 +17,94 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
 from pretrain.ledger.describe import describe
-from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.file import read_ledger
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import CHECKPOINTS, CONFIG, EVIDENCE, LEDGER, METRICS
 from pretrain.watchdog.budgets import Budget, budgets
-
-CONFIG, METRICS, EVIDENCE = "config.toml", "metrics.jsonl", "evidence"
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that the folder of a run tells."""
+    """It holds all that the folder of a run tells."""
 
     folder: Path
     config: RunConfig | None
-    """None where this version cannot read it."""
+    """It is None where this version cannot read it."""
     records: tuple[Record, ...]
     checkpoints: tuple[Checkpoint, ...]
     rows: list[dict[str, Any]]
-    """The last ones of its metrics."""
+    """These are the last rows of its metrics."""
 
     @cached_property
     def history(self) -> RunHistory:
+        """It is what the ledger adds up to."""
         return fold(self.records)
 
     @cached_property
     def step(self) -> int:
-        """The last one that was recorded."""
+        """It is the last step that was recorded."""
         return next((row["step"] for row in reversed(self.rows) if "loss" in row), 0)
 
     @cached_property
     def attempts(self) -> int:
+        """It counts the steps that were computed, those undone included."""
         return max([self.history.attempt, self.step, *(row.get("attempt", 0) for row in self.rows)])
 
     @cached_property
     def ending(self) -> Ending:
+        """It says how the last session has ended."""
         return ending(self.records)
 
     @cached_property
     def lineages(self) -> tuple[Lineage, ...]:
+        """It lists the lineages of the run."""
         return lineages(self.records, self.step)
 
     @cached_property
     def evidence(self) -> tuple[str, ...]:
-        """Folders that the run has left where it gave up, oldest first."""
+        """It lists the folders that the run has left where it gave up, oldest first."""
         return tuple(map(str, sorted((self.folder / EVIDENCE).glob("attempt*"))))
 
     @cached_property
     def lost(self) -> Lost:
+        """It sums what trouble has cost."""
         return lost(self.records, self.history)
 
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:
+        """It lists what the watchdog may still spend; without a configuration nobody knows."""
         return budgets(self.history, self.config, self.attempts) if self.config else ()
 
     def tokens(self, steps: int) -> int | None:
-        """In so many steps."""
+        """It counts the tokens of so many steps."""
         data = self.config.data if self.config else None
-        return steps * data.global_batch_size * data.sequence_length if data else None
+        return steps * data.global_batch_size * data.tokens_per_sample if data else None
 
     def last(self, name: str) -> float | None:
-        """The last value of a measure that the metrics have."""
+        """It returns the last value of a measure that the metrics have."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
 
 
 def inspect(folder: Path, as_json: bool) -> int:
-    """Print the story of the run in `folder`.
+    """It prints the history of the run in `folder`.
 
-    Raises ConfigurationError if this is no run's folder, and CheckpointError if its ledger was tampered with.
+    It raises ConfigurationError if this is no run's folder, and CheckpointError if its ledger was tampered with.
     """
     run = read_run(folder)
     try:
         if as_json:
             print(json.dumps(document(run), indent=2))
         else:
-            tell(run)
+            print_history(run)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def tell(run: Run) -> None:
-    """Print it for people."""
+def print_history(run: Run) -> None:
+    """It prints the history for people."""
     print_rows(summary(run))
     for title, rows in sections(run):
         if lines := list(rows):
@@ -108,7 +113,7 @@ def tell(run: Run) -> None:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ConfigurationError if there is nothing of a run in `folder`, or it cannot be read."""
+    """It reads a run, and raises ConfigurationError if there is nothing of one in `folder` or it cannot be read."""
     try:
         if not any((folder / name).is_file() for name in (LEDGER, CONFIG, METRICS)):
             raise ConfigurationError(
@@ -116,14 +121,14 @@ def read_run(folder: Path) -> Run:
                 "its configuration, such as runs/NAME"
             )
         records = read_ledger(folder / LEDGER) if (folder / LEDGER).exists() else ()
-        found = checkpoints(folder / "checkpoints", records)
+        found = checkpoints(folder / CHECKPOINTS, records)
     except OSError as error:
         raise ConfigurationError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return Run(folder, read_config(folder / CONFIG), records, found, last_rows(folder / METRICS) or [])
 
 
 def read_config(path: Path) -> RunConfig | None:
-    """None for that of another version, or where there is none."""
+    """It returns None for a configuration of another version, or where there is none."""
     try:
         return load_config(path)
     except ConfigurationError:
@@ -134,7 +139,7 @@ def read_config(path: Path) -> RunConfig | None:
 
 
 def summary(run: Run) -> Rows:
-    """(what, value) in short."""
+    """It yields (what, value) in short."""
     yield "run", f"{run.config.run.name if run.config else run.folder.resolve().name}, in {run.folder}"
     yield "state", state(run)
     yield "steps", progress(run)
@@ -151,6 +156,7 @@ def summary(run: Run) -> Rows:
 
 
 def state(run: Run) -> str:
+    """It says whether the run goes on, and how it has ended if not."""
     end = run.ending
     if end.state == "open":
         seen = max((path.stat().st_mtime for path in existing(run.folder)), default=0.0)
@@ -160,11 +166,12 @@ def state(run: Run) -> str:
 
 
 def existing(folder: Path) -> Iterator[Path]:
-    """Files that grow while a run lives."""
+    """It returns the files that grow while a run lives."""
     return (folder / name for name in (METRICS, LEDGER) if (folder / name).exists())
 
 
 def progress(run: Run) -> str:
+    """It says how far the run has come, and by how many detours."""
     total = f" of {run.config.run.steps:,}" if run.config else ""
     undone = (
         f", in {run.attempts:,} attempts and {len(run.lineages)} lineages" if len(run.lineages) > 1 else ""
@@ -173,10 +180,12 @@ def progress(run: Run) -> str:
 
 
 def losses(run: Run) -> dict[str, float | None]:
+    """It returns the last losses by name."""
     return {"loss": run.last("loss"), "validation loss": run.last("validation_loss")}
 
 
 def loss_of_work(run: Run) -> str:
+    """It says how much training trouble has cost."""
     undone, withheld = run.lost.undone_steps, run.lost.withheld_updates
     tokens = run.tokens(run.lost.wasted_steps)
     in_tokens = "" if tokens is None else f" = {tokens:,} tokens"
@@ -184,14 +193,15 @@ def loss_of_work(run: Run) -> str:
 
 
 def share_of_run(run: Run, samples: int) -> str:
+    """It says what part of the run so many samples are."""
     if run.config is None:
         return ""
     total = run.config.run.steps * run.config.data.global_batch_size
-    return f" = {samples * run.config.data.sequence_length:,} tokens, {samples / total:.2%} of the run's"
+    return f" = {samples * run.config.data.tokens_per_sample:,} tokens, {samples / total:.2%} of the run's"
 
 
 def sections(run: Run) -> Iterator[tuple[str, Rows]]:
-    """What there is to tell at length."""
+    """It yields what there is to show at length, with titles."""
     yield "lineages", lineage_rows(run)
     yield "checkpoints", checkpoint_rows(run)
     yield "budgets", budget_rows(run)
@@ -199,12 +209,14 @@ def sections(run: Run) -> Iterator[tuple[str, Rows]]:
 
 
 def lineage_rows(run: Run) -> Rows:
+    """It yields a row a lineage."""
     for lineage in run.lineages:
         end = f", {lineage.end}" if lineage.end else ""
         yield f"  {lineage.number}", f"steps {lineage.first_step:,} to {lineage.last_step:,}{end}"
 
 
 def checkpoint_rows(run: Run) -> Rows:
+    """It yields a row a checkpoint, and one for all that were deleted in good order."""
     retired = [checkpoint for checkpoint in run.checkpoints if checkpoint.health == RETIRED]
     if retired:
         yield f"  {RETIRED}", f"{len(retired)}, the last one {retired[-1].tag}"
@@ -215,11 +227,13 @@ def checkpoint_rows(run: Run) -> Rows:
 
 
 def budget_rows(run: Run) -> Rows:
+    """It yields a row a budget."""
     for budget in run.budgets if run.records else ():
         yield f"  {budget.key}", f"{budget.left:,} left of {budget.allowed:,} {budget.what}"
 
 
 def story_rows(run: Run) -> Rows:
+    """It yields a row for each sentence of the ledger."""
     width = len(f"{max((record.step for record in run.records), default=0):,}")
     for record in run.records:
         for sentence in describe(record):
@@ -231,7 +245,7 @@ def story_rows(run: Run) -> Rows:
 
 
 def document(run: Run) -> dict[str, Any]:
-    """The whole story in plain JSON types; the ledger has what is not finite as a word."""
+    """It returns the whole history in plain JSON types; the ledger has what is not finite as a word."""
     return {
         "folder": str(run.folder),
         "step": run.step,
@@ -260,10 +274,12 @@ def document(run: Run) -> dict[str, Any]:
 
 
 def alarm_documents(record: Record) -> list[dict[str, Any]]:
+    """It returns the alarms of a record, each with the step that it is of."""
     where = {"step": record.step, "attempt": record.attempt, "lineage": record.lineage, "time": record.time}
     return [{**where, **fields} for fields in record.fields["alarms"]]
 
 
 def record_document(record: Record) -> dict[str, Any]:
+    """It returns a record as a flat object."""
     header = {name: getattr(record, name) for name in ("seq", "time", "kind", "step", "attempt", "lineage")}
     return {**header, **record.fields}

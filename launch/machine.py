@@ -1,4 +1,4 @@
-"""Facts about this machine that the command line depends on, found without torch."""
+"""The command line depends on these facts about this machine, which are found without torch."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from launch.command import Machine
 from pretrain.config.run import RunConfig
 
 DEVICE_FILES = ("nvidia[0-9]*", "dri/renderD*", "davinci[0-9]*", "accel/accel[0-9]*", "hl[0-9]*")
-"""Device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""
+"""These are device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""
 COMPUTE_DRIVERS = ("kfd", "nvidiactl", "davinci_manager", "accel", "hl0")
-"""Below /dev only where a compute driver runs; a render node alone may be a display."""
+"""These lie below /dev only where a compute driver runs; a render node alone may be a display."""
 
 
 def this_machine() -> Machine:
-    """Look around."""
+    """It collects the facts."""
     return Machine(
         accelerators=count_accelerators(Path("/dev")),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -25,7 +25,7 @@ def this_machine() -> Machine:
 
 
 def count_accelerators(devices: Path) -> int:
-    """Accelerators with a device file of the first kind that there is; 0 without a compute driver."""
+    """It counts device files of the first kind that there is; the count is 0 without a compute driver."""
     if not any((devices / driver).exists() for driver in COMPUTE_DRIVERS):
         return 0
     counts = (len(list(devices.glob(pattern))) for pattern in DEVICE_FILES)
@@ -33,14 +33,14 @@ def count_accelerators(devices: Path) -> int:
 
 
 def missing_sources(config: RunConfig) -> Iterator[str]:
-    """What is to be said of training data that does not lie on this machine. Of remote data nothing is known here."""
+    """It warns of training data that does not lie on this machine. Of remote data nothing is known here."""
     for source in config.data.sources:
         if "://" not in source.path and not Path(source.path).exists():
             yield f"data.sources: {source.path} is not on this machine; `surefoot prepare` makes data"
 
 
 def free_port() -> int:
-    """A TCP port that is free now; the kernel does not hand it out again soon."""
+    """It returns a TCP port that is free now; the kernel does not hand it out again soon."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

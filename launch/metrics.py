@@ -1,15 +1,15 @@
-"""The last rows of a run's `metrics.jsonl`."""
+"""This module reads the last rows of a run's `metrics.jsonl`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 LAST_BYTES = 65_536
-"""Enough of the end of the file to hold its last rows."""
+"""So much of the end of the file holds its last rows."""
 
 
 def last_rows(metrics: Path) -> list[dict[str, Any]] | None:
-    """Rows of the end of the file, oldest first; none where there is no such file here."""
+    """It returns rows of the end of the file, oldest first, or None where there is no such file here."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(metrics.stat().st_size - LAST_BYTES, 0))
@@ -20,7 +20,7 @@ def last_rows(metrics: Path) -> list[dict[str, Any]] | None:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """None for the torn row at the cut or at the end."""
+    """It parses a row; it returns None for the torn one at the cut or at the end."""
     try:
         row = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the end of the launcher says about the run."""
+"""The end of the launcher says what became of the run; this module reads it."""
 
 import signal
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from pretrain.errors import PeerLost, Preempted
 
 @dataclass(frozen=True)
 class Ending:
-    """How a launch ended."""
+    """An ending says how a launch ended."""
 
     code: int
-    """Return code of DeepSpeed's launcher."""
+    """DeepSpeed's launcher returned this code."""
     stopping: bool
-    """A signal had asked the ranks to stop."""
+    """It is true where a signal had asked the ranks to stop."""
     orphans: int
-    """Processes of ranks that were still running when the launcher had ended."""
+    """So many processes of ranks were still running when the launcher had ended."""
 
     @property
     def signal_number(self) -> int:
-        """The signal that ended a rank or the launcher; 0: none.
+        """It returns the signal that ended a rank or the launcher, or 0 for none.
 
         A rank's -9 comes back as 247 from the launcher, a remote shell makes 137 of it.
         """
@@ -34,14 +34,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The exit code of the run and, where it is not the ranks' own, the reason."""
+    """An outcome is the exit code of the run and, where it is not the ranks' own, the reason."""
 
     exit_code: int
     reason: str = ""
 
 
-def judge(ending: Ending, last_step: int | None, steps: int) -> Outcome:
-    """The documented exit code of a run of `steps` steps whose metrics end with `last_step`.
+def outcome_of(ending: Ending, last_step: int | None, steps: int) -> Outcome:
+    """It returns the documented exit code of a run of `steps` steps whose metrics end with `last_step`.
 
     DeepSpeed's launcher returns the code of the first rank that failed, but 0 when a signal ends itself.
     A rank that was ended while it was asked to stop had not begun to train: the run can be resumed.
@@ -63,11 +63,12 @@ def judge(ending: Ending, last_step: int | None, steps: int) -> Outcome:
 
 
 def name(signal_number: int) -> str:
+    """It names a signal."""
     known = {number.value: number.name for number in signal.Signals}
     return known.get(signal_number, f"signal {signal_number}")
 
 
 def last_step(metrics: Path) -> int | None:
-    """The last optimizer step in a `metrics.jsonl`; none where there is no such file here."""
+    """It returns the last optimizer step in a `metrics.jsonl`, or None where there is no such file here."""
     rows = last_rows(metrics)
     return None if rows is None else max((row["step"] for row in rows), default=0)

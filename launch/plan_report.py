@@ -1,4 +1,4 @@
-"""What `surefoot check` says: a plan as rows for people and as a document for scripts."""
+"""`surefoot check` shows a plan, as rows for people and as a document for scripts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.plan.plan import Plan, Stage
 
 Rows = Iterator[tuple[str, str]]
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def plan_rows(config: RunConfig, plan: Plan) -> Rows:
-    """(what, value) for each fact of the plan."""
+    """It yields (what, value) for each fact of the plan."""
     batch, counts, memory = plan.batch, plan.parameters, plan.memory
     yield "ranks", f"{plan.world_size} = tensor {plan.tensor} x pipeline {plan.pipeline} x data {plan.data}"
     yield "precision", f"{config.precision.dtype}, ZeRO-{plan.zero_stage}"
@@ -42,14 +42,15 @@ def plan_rows(config: RunConfig, plan: Plan) -> Rows:
 
 
 def stage_text(stage: Stage) -> str:
+    """It describes a pipeline stage in a line."""
     return (
         f"layers {stage.first_layer} to {stage.last_layer - 1}, {stage.blocks} of them blocks; "
         f"{stage.parameters:,} parameters and {stage.memory.total / GIB:.2f} GiB a rank"
     )
 
 
-def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
-    """The plan with everything derived from it, in plain JSON types."""
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """It returns the plan with everything derived from it, in plain JSON types."""
     return {
         **asdict(plan),
         "batch": {**asdict(plan.batch), "samples": plan.batch.samples, "tokens": plan.batch.tokens},
@@ -61,17 +62,16 @@ def plan_document(plan: Plan, deepspeed: dict[str, Any]) -> dict[str, Any]:
         "memory": {**asdict(plan.memory), "total": plan.memory.total},
         "tokens": plan.tokens,
         "tokens_per_parameter": plan.tokens_per_parameter,
-        "deepspeed": deepspeed,
     }
 
 
-def fault_document(message: str, faults: tuple[Fault, ...]) -> dict[str, Any]:
-    """What is wrong, for scripts."""
-    return {"error": message.splitlines()[0], "faults": [asdict(fault) for fault in faults]}
+def problem_document(message: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
+    """It returns what is wrong, for scripts, which know the list as `faults`."""
+    return {"error": message.splitlines()[0], "faults": [asdict(problem) for problem in problems]}
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """A table on a terminal, plain lines elsewhere."""
+    """It prints a table on a terminal, plain lines elsewhere."""
     rows, console = list(rows), Console()
     if not console.is_terminal:
         width = max([18, *(len(what) for what, _ in rows)])

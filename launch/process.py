@@ -1,4 +1,4 @@
-"""Runs the launcher to its end: passes signals on to all ranks and makes sense of how it ended."""
+"""This module runs the launcher to its end: it passes signals on to all ranks and makes sense of how it ended."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ import psutil
 
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.hang_detector import Trouble
-from launch.outcome import Ending
+from launch.outcome import Ending, last_step, outcome_of
 from launch.ranks import children, find_ranks, send
 from launch.reap import reap
 from launch.remote import on_hosts
@@ -24,29 +24,29 @@ from launch.remote import on_hosts
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.2
 SIGNAL_SECONDS = 60.0
-"""For a signal to reach the ranks of all hosts."""
+"""A signal has so long to reach the ranks of all hosts."""
 ORPHAN_SECONDS = 600.0
-"""For ranks whose launcher was killed to seal a checkpoint."""
+"""Ranks whose launcher was killed have so long to seal a checkpoint."""
 REAP_SECONDS = 90.0
-"""For `launch.reap` to start on all hosts and to end what is left there."""
+"""`launch.reap` has so long to start on all hosts and to end what is left there."""
 
 Look = Callable[[], Trouble | None]
-"""Looks at a running launch; what it finds wrong ends the launch."""
+"""It looks at a running launch; what it finds wrong ends the launch."""
 
 
 @dataclass(frozen=True)
 class Remains:
-    """What a launch has left behind."""
+    """It says what a launch has left behind."""
 
     orphans: int
-    """Processes of ranks that were found on this machine and told to stop."""
+    """So many processes of ranks were found on this machine and asked to stop."""
     problem: str = ""
-    """Why it is not certain that nothing is left: a host that does not answer, a process that does not end."""
+    """It says why something may be left: a host does not answer, a process does not end."""
 
 
 @dataclass
 class Launch:
-    """A running launcher and the signals that it still has to pass on."""
+    """A launch is a running launcher and the signals that it still has to pass on."""
 
     command: Command
     options: LaunchOptions
@@ -54,15 +54,15 @@ class Launch:
     process: subprocess.Popen[bytes]
     pending: deque[int] = field(default_factory=deque)
     stopping: bool = False
-    """A signal has reached the ranks: they were asked to seal a checkpoint and stop."""
+    """It is true once a signal has reached the ranks: they were asked to seal a checkpoint and stop."""
     killed: bool = False
-    """They were ended at once, and have no use for more time."""
+    """It is true once the ranks were ended at once, and have no use for more time."""
 
     @classmethod
     def start(
         cls, command: Command, options: LaunchOptions, run_folder: Path, pending: deque[int]
     ) -> "Launch":
-        """Start the launcher in a session of its own: Ctrl-C reaches it only through us."""
+        """It starts the launcher in a session of its own: Ctrl-C reaches it only through us."""
         environment = {**os.environ, **command.environment}
         kept = {name: value for name, value in environment.items() if command.environment.get(name) != ""}
         process = subprocess.Popen(command.argv, env=kept, start_new_session=True)
@@ -70,12 +70,12 @@ class Launch:
 
     @property
     def ended(self) -> bool:
-        """Whether the launcher has ended. It is not reaped yet: until `finish` its id belongs to nobody else."""
+        """It is true when the launcher has ended, which is not reaped yet: until `finish` its id is nobody else's."""
         how = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return self.process.returncode is not None or os.waitid(os.P_PID, self.process.pid, how) is not None
 
     def wait(self, look: Look = lambda: None) -> Trouble | None:
-        """Wait for the end, passing signals on meanwhile; returns early with what `look` finds wrong."""
+        """It waits for the end and passes signals on meanwhile; it returns early with what `look` finds wrong."""
         while not self.ended:
             if trouble := look():
                 return trouble
@@ -85,7 +85,7 @@ class Launch:
         return None
 
     def deliver(self, signal_number: int) -> bool:
-        """Pass one signal on; false while there are no ranks yet.
+        """It passes one signal on, and returns false while there are no ranks yet.
 
         SIGINT asks the ranks to stop as SIGTERM does, a second one ends everything at once.
         """
@@ -100,7 +100,7 @@ class Launch:
         return reached
 
     def signal_ranks(self, signal_number: signal.Signals) -> bool:
-        """Signal every rank once; false when none could be reached."""
+        """It signals every rank once, and returns false when none could be reached."""
         if self.options.slots is None:
             return send(find_ranks(self.command.master_port), signal_number) > 0
         if self.over_ssh:
@@ -111,17 +111,17 @@ class Launch:
 
     @property
     def over_ssh(self) -> bool:
-        """Whether ranks run on hosts that we reach as the launcher does."""
+        """It is true where ranks run on hosts that we reach as the launcher does."""
         return self.options.slots is not None and self.options.launcher == REMOTE_SHELL_LAUNCHER
 
     def kill(self) -> None:
-        """End ranks and launcher at once."""
+        """It ends ranks and launcher at once."""
         self.killed = True
         self.signal_ranks(signal.SIGKILL)
         os.killpg(self.process.pid, signal.SIGKILL)
 
     def finish(self, grace: float) -> Remains:
-        """End what is left of ranks, after `grace` seconds to seal a checkpoint, and of the launcher."""
+        """It ends what is left of ranks, after `grace` seconds to seal a checkpoint, and of the launcher."""
         remains = self.silence(0.0 if self.killed else grace)
         # No other signal will do: DeepSpeed answers SIGTERM by killing all launchers of this user on the hosts.
         with suppress(ProcessLookupError):
@@ -130,7 +130,7 @@ class Launch:
         return remains
 
     def silence(self, grace: float) -> Remains:
-        """End what is left of ranks, on every host that we reach; SIGINT cuts the grace short.
+        """It ends what is left of ranks, on every host that we reach; SIGINT cuts the grace short.
 
         With other launchers than pdsh, other hosts than this one are left to them.
         """
@@ -143,7 +143,7 @@ class Launch:
 
 
 def run(command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
-    """Start the command and stay until it has ended; ranks that outlive their launcher are ended."""
+    """It starts the command and stays until that has ended; ranks that outlive their launcher are ended."""
     with forwarding() as pending:
         launch = Launch.start(command, options, run_folder, pending)
         launch.wait()
@@ -151,9 +151,18 @@ def run(command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
     return Ending(launch.process.returncode, launch.stopping, remains.orphans)
 
 
+def run_to_end(command: Command, options: LaunchOptions, run_folder: Path, steps: int) -> int:
+    """It trains for `steps` steps in one launch, says why that failed if it did, and returns the exit code."""
+    ending = run(command, options, run_folder)
+    outcome = outcome_of(ending, last_step(run_folder / "metrics.jsonl"), steps)
+    if outcome.reason:
+        note(outcome.reason)
+    return outcome.exit_code
+
+
 @contextmanager
 def forwarding() -> Iterator[deque[int]]:
-    """Collect the signals that are to be passed on."""
+    """It collects the signals that are to be passed on."""
     pending: deque[int] = deque()
 
     def collect(signal_number: int, frame: FrameType | None) -> None:
@@ -168,4 +177,5 @@ def forwarding() -> Iterator[deque[int]]:
 
 
 def note(message: str) -> None:
+    """It prints a line for people, beside what the command prints for scripts."""
     print(f"surefoot: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Finds the ranks of one launch on this machine and sends them a signal.
+"""This module finds the ranks of one launch on this machine and sends them a signal.
 
 DeepSpeed's own launcher answers SIGTERM by killing: each rank gets it, has 30 seconds, and the exit code is
 lost. So signals go past it, straight to the ranks, once each; the launcher then sees them exit by themselves.
@@ -13,27 +13,28 @@ import sys
 import psutil
 
 LAUNCHER_MODULE = "deepspeed.launcher.launch"
-"""The parent of the ranks on each host."""
+"""This module runs as the parent of the ranks on each host."""
 MARKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "CROSS_SIZE"})
-"""Variables that the launcher gives to its ranks; no shell that set up a world by hand has them all."""
+"""The launcher gives these variables to its ranks; no shell that set up a world by hand has them all."""
 
 
 def find_launchers(master_port: int) -> list[psutil.Process]:
-    """DeepSpeed's launchers on this machine that were given `master_port`."""
+    """It returns DeepSpeed's launchers on this machine that were given `master_port`."""
     return [process for process in psutil.process_iter() if is_launcher(process, master_port)]
 
 
 def find_ranks(master_port: int) -> list[psutil.Process]:
-    """The ranks on this machine whose launcher was given `master_port`."""
+    """It returns the ranks on this machine whose launcher was given `master_port`."""
     return [rank for launcher in find_launchers(master_port) for rank in children(launcher)]
 
 
 def find_orphans(master_port: int) -> list[psutil.Process]:
-    """Ranks, and processes that they started, which still run on this machine when their launcher is gone."""
+    """It returns ranks, and processes that they started, which still run here when their launcher is gone."""
     return [process for process in psutil.process_iter() if belongs_to_launch(process, master_port)]
 
 
 def is_launcher(process: psutil.Process, master_port: int) -> bool:
+    """It tells whether a process is DeepSpeed's launcher of this launch."""
     try:
         command = process.cmdline()
     except psutil.Error:
@@ -43,7 +44,7 @@ def is_launcher(process: psutil.Process, master_port: int) -> bool:
 
 
 def belongs_to_launch(process: psutil.Process, master_port: int) -> bool:
-    """Whether a process of this user has the environment of a rank."""
+    """It tells whether a process of this user has the environment of a rank of this launch."""
     try:
         environment, owner = process.environ(), process.uids().real
     except psutil.Error:
@@ -56,6 +57,7 @@ def belongs_to_launch(process: psutil.Process, master_port: int) -> bool:
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
+    """It returns the children of a process, none where that has ended."""
     try:
         return list(process.children())
     except psutil.Error:
@@ -63,7 +65,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def send(processes: list[psutil.Process], signal_number: int) -> int:
-    """Signal the processes that still run; returns how many that were."""
+    """It signals the processes that still run, and returns how many that were."""
     reached = 0
     for process in processes:
         try:

@@ -1,4 +1,4 @@
-"""Ends what is left of one launch on this machine.
+"""This module ends what is left of one launch on this machine.
 
     python -m launch.reap MASTER_PORT GRACE_SECONDS RUN_FOLDER      (exit code 0: nothing is left)
 
@@ -21,13 +21,13 @@ from pretrain.runtime.stacks import request_stacks
 
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0
-"""Time that the kernel has to end a process; one in uninterruptible sleep may need longer."""
+"""The kernel has so long to end a process; one in uninterruptible sleep may need longer."""
 
 
 def reap(
     master_port: int, grace: float, run_folder: Path, hurry: Callable[[], bool] = lambda: False
 ) -> tuple[int, int]:
-    """Ask what is left to stop, end it after `grace` seconds; returns how many there were and how many remain.
+    """It asks what is left to stop and ends it after `grace` seconds; it returns how many it found and how many remain.
 
     Ranks that were asked seal a checkpoint if all of them still live; before that they leave their stacks in the run
     folder. `hurry` cuts the grace short.
@@ -43,7 +43,7 @@ def reap(
 
 
 def remains(master_port: int, run_folder: Path) -> list[psutil.Process]:
-    """Ranks of the launch, and processes that they started, which run on this machine."""
+    """It returns ranks of the launch, and processes that they started, which run on this machine."""
     found = {process.pid: process for process in find_orphans(master_port)}
     for pid in recorded(master_port, run_folder):
         try:
@@ -54,23 +54,24 @@ def remains(master_port: int, run_folder: Path) -> list[psutil.Process]:
 
 
 def recorded(master_port: int, run_folder: Path) -> list[int]:
-    """Ids of the launch's ranks that their heartbeats name and that still run on this machine."""
+    """It returns ids of the launch's ranks that their heartbeats name and that still run on this machine."""
     beats = read_beats(run_folder).values()
     return [beat.pid for beat in beats if beat.port == master_port and lives_here(beat)]
 
 
 def lives_here(beat: Beat) -> bool:
+    """It tells whether the rank of a heartbeat runs on this machine."""
     return beat.host == socket.gethostname() and is_alive(beat)
 
 
 def heads(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that were not started by another of them: a rank decides itself what becomes of its helpers."""
+    """It returns those that no other of them has started: a rank decides itself what becomes of its helpers."""
     ids = {process.pid for process in processes}
     return [process for process in processes if parent_of(process) not in (None, *ids)]
 
 
 def parent_of(process: psutil.Process) -> int | None:
-    """Id of its parent; none once it has ended, which it may do at any moment."""
+    """It returns the id of the parent, or None once the process has ended, which it may do at any moment."""
     try:
         return process.ppid() if process.is_running() else None
     except psutil.NoSuchProcess:
@@ -80,7 +81,7 @@ def parent_of(process: psutil.Process) -> int | None:
 def await_end(
     processes: list[psutil.Process], seconds: float, hurry: Callable[[], bool] = lambda: False
 ) -> list[psutil.Process]:
-    """Wait until all have ended; returns those that have not when time is up."""
+    """It waits until all have ended, and returns those that have not when time is up."""
     deadline = time.monotonic() + seconds
     while (alive := [p for p in processes if is_running(p)]) and time.monotonic() < deadline and not hurry():
         time.sleep(POLL_SECONDS)
@@ -88,7 +89,7 @@ def await_end(
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process still runs; one that only waits for its parent to take note does not."""
+    """It tells whether a process still runs; one that only waits for its parent to take note does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

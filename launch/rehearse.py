@@ -1,4 +1,4 @@
-"""`surefoot rehearse`: a run with a planted fault beside its undisturbed twin, to see what the watchdog does."""
+"""`surefoot rehearse` trains with a planted fault, beside an undisturbed twin, to show what the watchdog does."""
 
 import json
 import shutil
@@ -9,24 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from launch.command import LaunchOptions, build_command
-from launch.inspect import METRICS, Run, document, read_run, state
+from launch.inspect import Run, document, read_run, state
 from launch.machine import this_machine
-from launch.outcome import judge, last_step
 from launch.plan_report import Rows, print_rows
-from launch.process import note, run
+from launch.process import note, run_to_end
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
 from pretrain.fault_injection.plan import FAULTS, FaultPlan
 from pretrain.ledger.describe import describe
 from pretrain.ledger.record import Kind, Record
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
 
 REHEARSALS = "rehearsals"
-"""Folder for them, in that of all runs."""
+"""Rehearsals lie in this folder, in that of all runs."""
 TWIN = "clean"
-"""Name of the run without the fault."""
+"""The run without the fault has this name."""
 SIGNS = (Kind.SUSPECT, Kind.ALARM, Kind.VETO, Kind.ROLLBACK_INTENT)
 DEEDS = {
     Kind.VETO: ("update withheld", "updates withheld"),
@@ -34,12 +32,12 @@ DEEDS = {
     Kind.LEARNING_RATE_EDIT: ("learning rate lowered", "learning rates lowered"),
     Kind.STOPPED: ("stop", "stops"),
 }
-"""What is counted, one of it and several."""
+"""These are counted, with words for one and for several."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What came of a fault."""
+    """A rehearsal shows what came of a fault."""
 
     fault: FaultPlan
     clean: Run
@@ -47,33 +45,33 @@ class Rehearsal:
 
     @property
     def signs(self) -> list[Record]:
-        """What was noticed once the fault was there, from the first suspicion on."""
+        """It returns what was noticed once the fault was there, from the first suspicion on."""
         return [record for record in of_kinds(self.faulted, SIGNS) if record.attempt >= self.fault.step]
 
     @property
     def false_signs(self) -> list[Record]:
-        """Alarms and deeds where nothing was wrong: in the twin, or before the fault."""
+        """It returns alarms and deeds where nothing was wrong: in the twin, or before the fault."""
         early = [record for record in self.faulted.records if record.attempt < self.fault.step]
         acted = (Kind.ALARM, *DEEDS)
         return [record for record in (*self.clean.records, *early) if record.kind in acted]
 
     @property
     def delay(self) -> int | None:
-        """Steps from the first one with the fault to the first sign; 0: at once, none: it was not noticed."""
+        """It counts steps from the first one with the fault to the first sign; it is None if there was no sign."""
         return self.signs[0].attempt - self.fault.step if self.signs else None
 
     @property
     def relative_loss(self) -> float | None:
-        """Final validation loss over the twin's, less 1; none where one of them has none."""
+        """It is the final validation loss over the twin's, less 1, or None where one of them has none."""
         ours, theirs = (run.last("validation_loss") for run in (self.faulted, self.clean))
         return ours / theirs - 1 if ours and theirs else None
 
 
 def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
-    """Train twice, without the fault and with it, in new folders, and print what came of it; returns an exit code.
+    """It trains twice, without the fault and with it, in new folders, and prints what came of it.
 
-    A run that the fault has ended in good order, with code 5, is an answer like any other.
-    Raises ConfigurationError before anything is started.
+    It returns an exit code. A run that the fault has ended in good order, with code 5, is an answer like any other.
+    It raises ConfigurationError before anything is started.
     """
     if as_json:
         wanted = replace(wanted, overrides=(*wanted.overrides, "journal.console=none"))
@@ -95,12 +93,12 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
 
 
 def own_name() -> str:
-    """How this command was called, if it is not found by its name alone."""
+    """It returns how this command was called, if it is not found by its name alone."""
     return "surefoot" if shutil.which("surefoot") else sys.argv[0]
 
 
 def fresh_folder(config: RunConfig) -> Path:
-    """One among those of rehearsals, beside the runs themselves, that does not exist yet."""
+    """It returns a folder among those of rehearsals, beside the runs themselves, that does not exist yet."""
     number = 1
     while (folder := config.run.folder / REHEARSALS / f"{config.run.name}-{number}").exists():
         number += 1
@@ -108,26 +106,23 @@ def fresh_folder(config: RunConfig) -> Path:
 
 
 def at(wanted: LaunchOptions, home: Path, name: str, fault: str) -> LaunchOptions:
-    """The same options for a run `home/name` with a fault, or none."""
+    """It returns the same options for a run `home/name` with a fault, or none."""
     place = (f"run.folder={json.dumps(str(home))}", f"run.name={name}")
     arguments = ("--fault", fault) if fault else ()
     return replace(wanted, overrides=(*wanted.overrides, *place), arguments=arguments)
 
 
 def train(wanted: LaunchOptions) -> int:
-    """Train to the end; returns the exit code."""
+    """It trains to the end and returns the exit code."""
     config = load_config(wanted.config, wanted.overrides)
     command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
-    deepspeed_json(config, plan(config, command.world_size))
+    plan(config, command.world_size)
     note(f"rehearsal: {config.run_folder}")
-    ending = run(command, wanted, config.run_folder)
-    outcome = judge(ending, last_step(config.run_folder / METRICS), config.run.steps)
-    if outcome.reason:
-        note(outcome.reason)
-    return outcome.exit_code
+    return run_to_end(command, wanted, config.run_folder, config.run.steps)
 
 
 def of_kinds(run: Run, kinds: Sequence[Kind]) -> Iterator[Record]:
+    """It returns the records of these kinds."""
     return (record for record in run.records if record.kind in kinds)
 
 
@@ -135,7 +130,7 @@ def of_kinds(run: Run, kinds: Sequence[Kind]) -> Iterator[Record]:
 
 
 def rows(rehearsal: Rehearsal) -> Rows:
-    """(what, value) of what came of the fault."""
+    """It yields (what, value) of what came of the fault."""
     fault, faulted = rehearsal.fault, rehearsal.faulted
     last = fault.step + fault.steps - 1
     when = f"step {fault.step:,}" + (f" to {last:,}" if fault.steps > 1 else "")
@@ -148,13 +143,14 @@ def rows(rehearsal: Rehearsal) -> Rows:
     yield "validation loss", losses(rehearsal)
     yield "false alarms", f"{len(rehearsal.false_signs)} in the twin and before the fault"
     signs = [*rehearsal.false_signs, *rehearsal.signs]
-    told = [(record, sentence) for record in signs for sentence in describe(record)]
-    for number, (record, sentence) in enumerate(told):
+    sentences = [(record, sentence) for record in signs for sentence in describe(record)]
+    for number, (record, sentence) in enumerate(sentences):
         title = "" if number else "story"
         yield title, f"step {record.step:,}, attempt {record.attempt:,}: {sentence}"
 
 
 def noticed(rehearsal: Rehearsal) -> str:
+    """It says when the fault was noticed, and by what."""
     if not rehearsal.signs:
         return "no"
     first, delay = rehearsal.signs[0], rehearsal.delay
@@ -163,18 +159,20 @@ def noticed(rehearsal: Rehearsal) -> str:
 
 
 def deeds(run: Run) -> str:
+    """It counts what the watchdog has done."""
     counts = {kind: len(list(of_kinds(run, [kind]))) for kind in DEEDS}
     return ", ".join(f"{count:,} {DEEDS[kind][count > 1]}" for kind, count in counts.items() if count)
 
 
 def tokens_lost(run: Run, steps: int, samples: int) -> str:
+    """It says how much training was lost."""
     data = run.config.data if run.config else None
     tokens = f"{run.tokens(steps):,} in {steps:,} steps" if data else f"those of {steps:,} steps"
     return f"{tokens}; {samples:,} samples skipped"
 
 
 def losses(rehearsal: Rehearsal) -> str:
-    """Of both, and how they compare."""
+    """It gives the validation losses of both runs, and how they compare."""
     named = [("with the fault", rehearsal.faulted), ("without", rehearsal.clean)]
     values = [(name, run.last("validation_loss")) for name, run in named]
     words = [f"{value:.4f} {name}" if value is not None else f"none {name}" for name, value in values]
@@ -186,7 +184,7 @@ def losses(rehearsal: Rehearsal) -> str:
 
 
 def as_document(rehearsal: Rehearsal) -> dict[str, Any]:
-    """The same in plain JSON types, with the whole stories of both runs."""
+    """It returns the same in plain JSON types, with the whole histories of both runs."""
     return {
         "fault": str(rehearsal.fault),
         "delay": rehearsal.delay,

@@ -1,4 +1,4 @@
-"""Runs a command of ours on all hosts of a hostfile, over the ssh that the launcher uses."""
+"""This module runs a command of ours on all hosts of a hostfile, over the ssh that the launcher uses."""
 
 import os
 import shlex
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from launch.command import LaunchOptions
 
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
-"""A host that is gone is noticed within seconds, and no password is asked for."""
+"""With these a host that is gone is noticed within seconds, and no password is asked for."""
 
 
 def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds: float) -> str:
-    """Run `python -m MODULE WORDS...` on every host; returns what went wrong, empty where every host exits with 0."""
+    """It runs `python -m MODULE WORDS...` on every host and returns what went wrong, nothing where all exit with 0."""
     remote = shlex.join([sys.executable, "-m", module, *words]).replace(
         "%", "%%"
     )  # pdsh expands %h, %n and %u
@@ -40,7 +40,7 @@ def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds:
 
 
 def pdsh_environment(options: LaunchOptions) -> dict[str, str]:
-    """The environment that makes pdsh use ssh as the launcher does, with the port that the user gave."""
+    """It returns an environment in which pdsh uses ssh as the launcher does, with the port that the user gave."""
     given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
     port = f"-p {options.ssh_port}" if options.ssh_port else ""
     arguments = " ".join(filter(None, (given, SSH_OPTIONS, port)))

@@ -185,7 +185,7 @@ def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
             image_LV = matrix_LR @ layer.norms.basis_KRV[number]
             back_RV, gram_VV = matrix_LR.T @ image_LV, image_LV.T @ image_LV
             images.append(_Images(layer.norms, number, piece_L, image_LV, back_RV, gram_VV))
-    for image, total in zip(images, _reduce([image.sums for image in images], group), strict=True):
+    for image, total in zip(images, sums_over([image.sums for image in images], group), strict=True):
         _advance(image, total)
 
 
@@ -246,103 +246,17 @@ def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
         for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
             backs.append(matrix_LR.T @ piece_L / layer.norms.copies)
             targets.append((layer.norms.sigma_K[number], layer.norms.replicated_KR[number]))
-    pairs = zip(_reduce(backs, group), targets, strict=True)
+    pairs = zip(sums_over(backs, group), targets, strict=True)
     return max(((back - sigma * vector).norm() / sigma).item() for back, (sigma, vector) in pairs)
 
 
-def _reduce(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor]:
+def sums_over(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor]:
     """Sums of many small tensors over a group, in one all-reduce."""
     if dist.get_world_size(group) == 1:
         return tensors
     flat = torch.cat(list(tensors))
     dist.all_reduce(flat, group=group)
     return flat.split([tensor.numel() for tensor in tensors])
-
-
-# Gradients
-
-
-@dataclass(frozen=True)
-class GradientPiece:
-    """A piece of the gradient of a layer's What: elements [start, start + numel) of the flattened local weight."""
-
-    layer: SpectralLayer
-    gradient: Tensor
-    start: int
-
-
-@torch.no_grad()
-def pull_back(
-    pieces: Sequence[GradientPiece], layers: Sequence[SpectralLayer], group: ProcessGroup
-) -> list[Tensor]:
-    """Turn gradients of What into those of W, in place; returns dgamma (K,) of each layer. One all-reduce.
-
-    The ranks of `group` must hold every element of every gradient exactly once among them, or `copies` times.
-    """
-    products = {id(layer.norms): torch.zeros_like(layer.norms.sigma_K) for layer in layers}
-    for piece in pieces:
-        for number, gradient, start in _by_matrix(piece):
-            own = products[id(piece.layer.norms)]
-            weight = piece.layer.weight.detach().view(-1)[start : start + gradient.numel()]
-            own[number] += torch.dot(gradient.to(own.dtype), weight.to(own.dtype))
-    totals = _reduce([products[id(layer.norms)] / layer.norms.copies for layer in layers], group)
-    factors = _factors(layers, totals)
-    for piece in pieces:
-        for number, gradient, start in _by_matrix(piece):
-            scale, alpha = factors[id(piece.layer.norms)][number]
-            left, right = _outer_factors(piece.layer.norms, number)
-            add_outer(gradient, start, left, right, scale=scale, alpha=alpha)
-    return [total / layer.norms.sigma_K for layer, total in zip(layers, totals, strict=True)]
-
-
-def _factors(
-    layers: Sequence[SpectralLayer], totals: Sequence[Tensor]
-) -> dict[int, list[tuple[float, float]]]:
-    """By module: gamma / sigma and -gamma p / sigma^2 of each matrix. One transfer from the device for all."""
-    sigma = torch.cat([layer.norms.sigma_K for layer in layers])
-    scale = torch.cat([layer.norms.gamma_K for layer in layers]) / sigma
-    pairs = iter(torch.stack((scale, -scale * torch.cat(list(totals)) / sigma), dim=1).tolist())
-    return {id(layer.norms): [tuple(next(pairs)) for _ in layer.norms.sigma_K] for layer in layers}
-
-
-def _by_matrix(piece: GradientPiece) -> Iterator[tuple[int, Tensor, int]]:
-    """The parts of a piece that belong to each stacked matrix: its number, the flat gradient, and its start."""
-    norms, columns = piece.layer.norms, piece.layer.weight.shape[1]
-    rows = norms.local_blocks if norms.rows_sharded else [piece.layer.weight.shape[0]]
-    flat, first = piece.gradient.view(-1), 0
-    for number, size in enumerate(rows):
-        last = first + size * columns
-        start, stop = max(first, piece.start), min(last, piece.start + flat.numel())
-        if start < stop:
-            yield number, flat[start - piece.start : stop - piece.start], start
-        first = last
-
-
-def _outer_factors(norms: SpectralNorms, number: int) -> tuple[Tensor, Tensor]:
-    """v by local row of the weight and u by local column."""
-    if norms.rows_sharded:
-        # v of all stacked matrices lies in one buffer, as their rows do in the weight.
-        return norms.sharded_L, norms.replicated_KR[number]
-    return norms.replicated_KR[number], norms.sharded_L
-
-
-def add_outer(flat: Tensor, start: int, left: Tensor, right: Tensor, *, scale: float, alpha: float) -> None:
-    """flat <- scale flat + alpha (left right^T) on elements [start, start + len) of the flattened outer product.
-
-    Whole rows go through one `addr_`, which reads and writes them once; at most two rows are cut.
-    """
-    columns, position, end = right.numel(), start, start + flat.numel()
-    while position < end:
-        row, column = divmod(position, columns)
-        whole_rows = (end - position) // columns if column == 0 else 0
-        count = whole_rows * columns or min(columns - column, end - position)
-        part = flat[position - start : position - start + count]
-        if whole_rows:
-            vector = left[row : row + whole_rows].to(flat.dtype)
-            part.view(whole_rows, columns).addr_(vector, right.to(flat.dtype), beta=scale, alpha=alpha)
-        else:
-            part.mul_(scale).add_(right[column : column + count], alpha=alpha * left[row].item())
-        position += count
 
 
 @torch.no_grad()

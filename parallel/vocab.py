@@ -96,3 +96,15 @@ class _CrossEntropy(torch.autograd.Function):
 def vocabulary_parallel_cross_entropy(logits_BSW: Tensor, targets_BS: Tensor, tensor: Axis) -> Tensor:
     """Negative log-likelihood (B, S), fp32, in nats, of each target; the same on all tensor ranks."""
     return _CrossEntropy.apply(logits_BSW, targets_BS, tensor.group)
+
+
+def vocabulary_parallel_argmax(logits_BSW: Tensor, tensor: Axis) -> Tensor:
+    """Token (B, S), int64, with the largest logit, of equals the first; the same on all tensor ranks."""
+    rows = logits_BSW.shape[-1]
+    peaks_BS, tokens_BS = logits_BSW.detach().float().max(dim=-1)
+    highest_BS = peaks_BS.clone()
+    dist.all_reduce(highest_BS, op=dist.ReduceOp.MAX, group=tensor.group)
+    beyond = rows * tensor.size
+    tokens_BS = torch.where(peaks_BS == highest_BS, tokens_BS + rows * tensor.rank, beyond)
+    dist.all_reduce(tokens_BS, op=dist.ReduceOp.MIN, group=tensor.group)
+    return tokens_BS

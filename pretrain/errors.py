@@ -12,7 +12,7 @@ class SurefootError(Exception):
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """One thing that is wrong with a configuration, in the user's own terms."""
 
     key: str
@@ -30,13 +30,13 @@ class Fault:
 
 
 class ConfigurationError(SurefootError):
-    """The configuration or the command line cannot work; names every fault that was found."""
+    """The configuration or the command line cannot work; names every problem that was found."""
 
     exit_code = 2
 
-    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
-        self.faults = tuple(faults)
-        super().__init__("\n".join([message, *(f"  {fault}" for fault in self.faults)]))
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
 
 
 class CheckpointError(SurefootError):

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Action(StrEnum):
-    """What to do with the update of a step."""
+    """It says what to do with the update of a step."""
 
     PROCEED = "proceed"
     """Apply it."""
@@ -20,7 +20,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Alarm:
-    """Why a step was found to be bad, with the figures that said so."""
+    """It tells why a step was found to be bad, with the figures that said so."""
 
     signal: str
     """Name of the measure, such as `loss` or `tev_mean`."""
@@ -44,7 +44,7 @@ class Alarm:
 
 
 class Remedy(StrEnum):
-    """How to go on after a rollback; the rungs of the ladder."""
+    """It says how to go on after a rollback: the rungs of the ladder."""
 
     SKIP = "skip"
     """Leave out the samples around the trouble."""
@@ -58,7 +58,7 @@ class Remedy(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judge's word on a step."""
+    """It is the judge's word on a step."""
 
     action: Action
     reason: str = ""
@@ -72,12 +72,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class StepReport:
-    """Facts of one optimizer step, known between the last backward and the update, reduced over all ranks."""
+    """It holds the facts of an optimizer step, known between last backward and update, reduced over all ranks."""
 
     step: int
     """The step that this report is about, counted from 1."""
     loss: float
-    """Mean loss per target over the global batch, in nats."""
+    """Mean loss per target over the global batch, in the units of the task."""
     gradient_norm: float
     """Global l2 norm of the averaged gradient, before clipping."""
     learning_rate: float
@@ -101,7 +101,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Counters of the run; with the weights, the optimizer and the data position they are the whole state."""
+    """It counts what a run has done; with weights, optimizer and data position that is the whole state."""
 
     step: int = 0
     """Optimizer steps taken, vetoed ones included: each has consumed one global batch."""
@@ -121,7 +121,7 @@ class TrainState:
     """Grows with every rollback."""
 
     def after(self, report: StepReport, verdict: Verdict) -> "TrainState":
-        """The state after a step with this report and verdict."""
+        """It returns the state after a step with this report and verdict."""
         applied = verdict.action is Action.PROCEED
         return replace(
             self,

@@ -23,6 +23,19 @@ OWNERS = {
 }
 """Third party -> patterns of the modules that may import it."""
 
+REGISTRIES = ("pretrain.tasks.registry", "pretrain.tasks.kinds")
+
+
+def folders(parent: str) -> list[Path]:
+    """The packages in a folder of the repository."""
+    return [path.parent for path in sorted((ROOT / parent).glob("*/__init__.py"))]
+
+
+def has_source(folder: Path) -> bool:
+    """Whether a room of data_pipeline is a kind of data: those can be prepared."""
+    return (folder / "command.py").exists()
+
+
 LAUNCH_MAY_IMPORT = (
     "pretrain.config",
     "pretrain.plan",
@@ -41,6 +54,17 @@ LAUNCH_MAY_IMPORT = (
 )
 """What of ours the command line sees: rooms, and single modules of others, that need no torch (import-linter checks
 that they stay so)."""
+
+
+ROOMS = {
+    **{f"pretrain.tasks.{path.name}": REGISTRIES for path in folders("pretrain/tasks")},
+    **{
+        f"data_pipeline.{path.name}": ("pretrain.tasks.*",)
+        for path in folders("data_pipeline")
+        if has_source(path)
+    },
+}
+"""The room of each task and of each kind of data -> who else may import it."""
 
 
 def module_name(path: Path) -> str:
@@ -79,6 +103,20 @@ def violations_of_launch(module: str, tree: ast.AST) -> list[str]:
     ]
 
 
+def violations_of_rooms(module: str, tree: ast.AST) -> list[str]:
+    """Imports of a task's room, or of a kind of data, from outside of it.
+
+    Tasks may read kinds of data; of tasks only the registries know, and of kinds of data nobody else.
+    """
+    names = [name for name, _ in imported(tree)]
+    return [
+        f"{module} imports {name}"
+        for name in names
+        for room, visitors in ROOMS.items()
+        if is_inside(name, room) and not any(fnmatch(module, visitor) for visitor in (f"{room}*", *visitors))
+    ]
+
+
 def lazy_imports(tree: ast.AST) -> list[int]:
     """Lines of imports that wait for a call, or that only type checkers see."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -94,10 +132,28 @@ def environment_reads(tree: ast.AST) -> list[int]:
     return sorted(node.lineno for node in attributes + imports)
 
 
+LONGEST_FILE, LONGEST_FUNCTION = 350, 60
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_and_functions_fit(path: Path) -> None:
+    text = path.read_text()
+    functions = [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(text.splitlines()) <= LONGEST_FILE
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= LONGEST_FUNCTION] == []
+
+
+def test_few_files_stand_beside_the_rooms_of_pretrain() -> None:
+    assert len(list((ROOT / "pretrain").glob("*.py"))) <= 8
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_module_follows_the_laws(path: Path) -> None:
     module, tree = module_name(path), ast.parse(path.read_text())
     assert violations_of_ownership(module, tree) == []
+    assert violations_of_rooms(module, tree) == []
     assert lazy_imports(tree) == [], "what a module needs is imported with it"
     if is_inside(module, "launch"):
         assert violations_of_launch(module, tree) == []
@@ -113,6 +169,7 @@ def f():
     import deepspeed
     from os import environ
     from pretrain import engine
+    import pretrain.tasks.gpt.config
     return os.getenv("X")
 """
 
@@ -121,6 +178,13 @@ def test_rules_notice_what_they_forbid() -> None:
     tree = ast.parse(SOURCE)
     assert violations_of_ownership("pretrain.trainer", tree) == ["pretrain.trainer imports deepspeed"]
     assert violations_of_ownership("pretrain.backend.setup", tree) == []
-    assert violations_of_launch("launch.cli", tree) == ["launch.cli imports pretrain.engine"]
-    assert lazy_imports(tree) == [2, 4, 5, 6]
-    assert environment_reads(tree) == [5, 7]
+    assert violations_of_rooms("pretrain.trainer", tree) == [
+        "pretrain.trainer imports pretrain.tasks.gpt.config"
+    ]
+    assert violations_of_rooms("pretrain.tasks.kinds", tree) == []
+    assert violations_of_launch("launch.cli", tree) == [
+        "launch.cli imports pretrain.engine",
+        "launch.cli imports pretrain.tasks.gpt.config",
+    ]
+    assert lazy_imports(tree) == [2, 4, 5, 6, 7]
+    assert environment_reads(tree) == [5, 8]

@@ -1,40 +1,38 @@
-"""The sources of a run, opened and checked against the configuration and each other."""
+"""The datasets of a run, opened and checked against the configuration and each other."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
-from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.batches import BatchType
+from data_pipeline.config import ConfigType, DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.order import SampleOrder, SourceShape
 from data_pipeline.shards.dataset import Dataset, split_folder
-from data_pipeline.shards.manifest import MANIFEST, TextManifest, TokenizerEntry, read_manifest
+from data_pipeline.shards.manifest import MANIFEST, ManifestType, read_manifest
 from data_pipeline.shards.storage import Folder
+from data_pipeline.source import Source
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Opened sources with their weights."""
+class Mixture(Generic[ManifestType]):
+    """Opened datasets with their weights."""
 
-    sources: tuple[Dataset[TextManifest], ...]
+    datasets: tuple[Dataset[ManifestType], ...]
     weights: tuple[float, ...]
+    common: dict[str, Any]
+    """The facts of their kind that all of them share."""
 
     @property
-    def manifest(self) -> TextManifest:
-        """Of the first source; in sequence length and tokenizer the others agree with it."""
-        return self.sources[0].manifest
-
-    @property
-    def tokenizer(self) -> TokenizerEntry:
-        """The tokenizer of all sources."""
-        return self.manifest.tokenizer
+    def manifest(self) -> ManifestType:
+        """It is that of the first dataset; in what decides the samples the others agree with it."""
+        return self.datasets[0].manifest
 
     def order(self, seed: int, shuffle: bool) -> SampleOrder:
-        """The order in which the samples come. Raises DataError when a weight is too small."""
+        """It returns the order in which the samples come. Raises DataError when a weight is too small."""
         shapes = (
-            SourceShape(source.manifest.fingerprint, len(source), weight)
-            for source, weight in zip(self.sources, self.weights, strict=True)
+            SourceShape(dataset.manifest.fingerprint, len(dataset), weight)
+            for dataset, weight in zip(self.datasets, self.weights, strict=True)
         )
         try:
             return SampleOrder(seed, tuple(shapes), shuffle)
@@ -42,48 +40,47 @@ class Mixture:
             raise DataError(f"data.sources: {error}") from error
 
     def facts(self) -> dict[str, Any]:
-        """All that decides which samples come, under the names that a message would use."""
-        facts: dict[str, Any] = {
-            "kind": self.manifest.kind,
-            "sequence_length": self.manifest.sequence_length,
-            "tokenizer": self.tokenizer.sha256,
-            "sources": len(self.sources),
-        }
-        for number, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
-            facts[f"sources.{number}.fingerprint"] = source.manifest.fingerprint
+        """It returns all that decides which samples come, under the names that a message would use."""
+        facts = {"kind": self.manifest.kind, **self.common, "sources": len(self.datasets)}
+        for number, (dataset, weight) in enumerate(zip(self.datasets, self.weights, strict=True)):
+            facts[f"sources.{number}.fingerprint"] = dataset.manifest.fingerprint
             facts[f"sources.{number}.weight"] = weight
         return facts
 
     def close(self) -> None:
-        """Close all files."""
-        for source in self.sources:
-            source.close()
+        """It closes all files."""
+        for dataset in self.datasets:
+            dataset.close()
 
 
-def training_mixture(data: DataConfig) -> Mixture:
-    """Open the training sources. Raises DataError when they are missing or do not fit together."""
-    folders = [split_folder(source.path, "train", data.cache) for source in data.sources]
-    return _open(folders, data.sources, data)
+def training_mixture(
+    source: Source[ManifestType, ConfigType, BatchType], data: ConfigType
+) -> Mixture[ManifestType]:
+    """It opens the training data. Raises DataError when a dataset is missing or does not fit the others."""
+    folders = [split_folder(entry.path, "train", data.cache) for entry in data.sources]
+    return _open(source, folders, data.sources, data)
 
 
-def validation_mixture(data: DataConfig) -> Mixture:
-    """Open the validation sources, by default the validation split beside each training source.
+def validation_mixture(
+    source: Source[ManifestType, ConfigType, BatchType], data: ConfigType
+) -> Mixture[ManifestType]:
+    """It opens the validation data, by default the validation split beside each training dataset.
 
-    Raises DataError when they are missing or do not fit together or the training sources.
+    Raises DataError when a dataset is missing or does not fit the others or the training data.
     """
-    sources = data.validation or data.sources
+    entries = data.validation or data.sources
     if data.validation:
-        folders = [split_folder(source.path, "validation", data.cache) for source in data.validation]
+        folders = [split_folder(entry.path, "validation", data.cache) for entry in data.validation]
     else:
-        folders = [_validation_beside(source, data) for source in data.sources]
-    mixture = _open(folders, sources, data)
+        folders = [_validation_beside(entry, data) for entry in data.sources]
+    mixture = _open(source, folders, entries, data)
     train = split_folder(data.sources[0].path, "train", data.cache)
-    _check_tokenizers(mixture.sources[0], train.name, read_manifest(train, TextManifest))
+    source.check_together(mixture.datasets[0], train.name, read_manifest(train, source.manifest_type))
     return mixture
 
 
-def _validation_beside(source: SourceConfig, data: DataConfig) -> Folder:
-    train = split_folder(source.path, "train", data.cache)
+def _validation_beside(entry: SourceConfig, data: DataConfig) -> Folder:
+    train = split_folder(entry.path, "train", data.cache)
     folder = train.parent().child("validation")
     if not folder.has(MANIFEST):
         raise DataError(
@@ -93,42 +90,15 @@ def _validation_beside(source: SourceConfig, data: DataConfig) -> Folder:
     return folder
 
 
-def _open(folders: Sequence[Folder], sources: Sequence[SourceConfig], data: DataConfig) -> Mixture:
-    opened = tuple(Dataset(folder, TextManifest) for folder in folders)
-    for source in opened:
-        _check_length(source, data)
-        _check_tokenizer_file(source)
-        _check_tokenizers(source, opened[0].name, opened[0].manifest)
-    return Mixture(opened, tuple(source.weight for source in sources))
-
-
-def _check_length(source: Dataset[TextManifest], data: DataConfig) -> None:
-    manifest = source.manifest
-    if manifest.sequence_length != data.sequence_length:
-        raise DataError(
-            f"{source.name}: packed for sequences of {manifest.sequence_length} tokens, but "
-            f"data.sequence_length is {data.sequence_length}; set it to {manifest.sequence_length} "
-            "or prepare the data again"
-        )
-
-
-def _check_tokenizer_file(source: Dataset[TextManifest]) -> None:
-    """Where the tokenizer still lies beside its shards, it must be theirs."""
-    folder, entry = source.folder.parent(), source.manifest.tokenizer
-    if (
-        folder.has(entry.file)
-        and (found := hashlib.sha256(folder.read(entry.file)).hexdigest()) != entry.sha256
-    ):
-        raise DataError(
-            f"{folder.name}/{entry.file}: not the tokenizer that {source.name} was made with: "
-            f"SHA-256 is {found}, the manifest says {entry.sha256}"
-        )
-
-
-def _check_tokenizers(source: Dataset[TextManifest], other_name: str, other: TextManifest) -> None:
-    mine, its = source.manifest.tokenizer.sha256, other.tokenizer.sha256
-    if mine != its:
-        raise DataError(
-            f"{source.name}: made with tokenizer {mine[:16]}, but {other_name} with {its[:16]}; "
-            "prepare one with the --tokenizer of the other"
-        )
+def _open(
+    source: Source[ManifestType, ConfigType, BatchType],
+    folders: Sequence[Folder],
+    entries: Sequence[SourceConfig],
+    data: ConfigType,
+) -> Mixture[ManifestType]:
+    datasets = tuple(Dataset(folder, source.manifest_type) for folder in folders)
+    first = datasets[0]
+    for dataset in datasets:
+        source.check(dataset, data)
+        source.check_together(dataset, first.name, first.manifest)
+    return Mixture(datasets, tuple(entry.weight for entry in entries), source.facts(first.manifest))

@@ -30,19 +30,8 @@ class ShardEntry(BaseModel):
     index_sha256: str
 
 
-class TokenizerEntry(BaseModel):
-    """The tokenizer that the shards were made with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """In the folder above the manifest's."""
-    sha256: str
-    vocabulary_size: int = Field(gt=0)
-
-
 class Manifest(BaseModel):
-    """What every kind of data has; each task adds its own facts in a subclass."""
+    """What every kind of data has; each kind adds its own facts in a subclass, in the `manifest.py` of its room."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -55,7 +44,7 @@ class Manifest(BaseModel):
     """Texts, sentence pairs or recordings that the samples were made from."""
     samples: int = Field(gt=0)
     fields: tuple[str, ...] = Field(min_length=1)
-    """Extensions of the members of every sample, in the order of the tar file."""
+    """Extensions of the members of every sample, in the order of the tar file, which is that of the alphabet."""
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -71,20 +60,12 @@ class Manifest(BaseModel):
             raise ValueError(f"samples is {self.samples}, but the shards hold {total}")
         return self
 
-
-class TextManifest(Manifest):
-    """Token blocks for next-token prediction."""
-
-    kind: Literal["text"] = "text"
-    sequence_length: int = Field(gt=0)
-    """Targets in a sample; the sample holds one token more."""
-    tokens: int = Field(gt=0)
-    """Targets in all samples."""
-    dtype: Literal["uint16", "uint32"]
-    """Type of the stored ids, little-endian."""
-    tokenizer: TokenizerEntry
-    unigram_cross_entropy: float | None = None
-    """Nats per target of a validation split under the train split's token frequencies (add-one smoothing)."""
+    @model_validator(mode="after")
+    def _fields_are_sorted(self) -> Self:
+        """Shards are written that way, and fields are found by their place."""
+        if list(self.fields) != sorted(self.fields):
+            raise ValueError(f"fields must be in the order of the tar file, {', '.join(sorted(self.fields))}")
+        return self
 
 
 def index_name(shard: str) -> str:

@@ -31,7 +31,9 @@ KEY = re.compile(r"(?!__)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 LONGEST_NAME = tarfile.LENGTH_NAME
 """Bytes of `KEY.EXTENSION` that a plain tar header holds."""
 
-EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+EXTENSION = re.compile(r"[a-z0-9][a-z0-9_]*(\.[a-z0-9_]+)*")
+"""Nothing that starts with an underscore: webdataset takes it for metadata and leaves it out."""
+
 UNPICKLED = {"pyd", "pkl", "pickle", "pth", "pt"}
 """Extensions whose standard decoders unpickle, that is run, what is in them."""
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data_pipeline.batches import TokenBatch
 from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Sample
-from data_pipeline.shards.manifest import TextManifest
+from data_pipeline.text.batch import TokenBatch
 from data_pipeline.text.blocks import BlockCodec
+from data_pipeline.text.manifest import TextManifest
 
 
 class TokenCollator:

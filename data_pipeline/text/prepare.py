@@ -1,7 +1,6 @@
 """Raw text to a prepared dataset: tokenizer, train and validation splits, complete or not at all."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.preparing.progress import progress
-from data_pipeline.preparing.workspace import workspace
-from data_pipeline.shards.manifest import TextManifest
-from data_pipeline.shards.storage import data_errors
+from data_pipeline.preparing.record import make_once, make_record
 from data_pipeline.text.corpus import Corpus
 from data_pipeline.text.encoding import CHUNK_CHARACTERS, Chunk, encode_chunks
+from data_pipeline.text.manifest import TextManifest
 from data_pipeline.text.splits import TOKENIZER_FILE, Packing, Split, SplitWriter
 from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
 
-RECORD = "prepare.json"
-"""What the folder was made with and from; written last."""
-
 TRAINING_BYTES = 32 << 20
 """Text that the tokenizer is trained on, about; of a larger corpus an evenly spread part of the documents."""
-
-
-class TargetExists(Exception):
-    """The output folder is there and is not what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +45,26 @@ class Prepared:
 
 
 def prepare_text(settings: TextSettings) -> Prepared | None:
-    """Make `settings.out`; None when it is there already, made with these settings from these files.
+    """It makes `settings.out`, and returns None when it is there already, made with these settings from these files.
 
     Raises DataError, and TargetExists when `out` holds something else.
     """
     corpus = Corpus(settings.sources, settings.field)
-    record = _record(settings, corpus)
-    if _is_made(settings, record):
-        return None
-    with workspace(settings.out) as folder, data_errors(folder):
+
+    def make(folder: Path) -> Prepared:
         tokenizer = _tokenizer(settings, corpus)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.model)
         manifests = _write_splits(settings, corpus, tokenizer, folder)
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    return Prepared(manifests, tuple(corpus.skipped))
+        return Prepared(manifests, tuple(corpus.skipped))
+
+    record = make_record("text", corpus.files, _deciding(settings))
+    return make_once(settings.out, record, make, overwrite=settings.overwrite)
 
 
-def _record(settings: TextSettings, corpus: Corpus) -> dict[str, Any]:
-    """All that decides the output."""
-    files = hashlib.sha256()
-    for path in corpus.files:
-        stat = path.stat()
-        files.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+def _deciding(settings: TextSettings) -> dict[str, Any]:
+    """It returns the settings that decide the output."""
     tokenizer = Tokenizer.load(settings.tokenizer).digest if settings.tokenizer else None
     return {
-        "format": 1,
-        "task": "text",
-        "files": {"count": len(corpus.files), "bytes": corpus.bytes, "sha256": files.hexdigest()},
         "tokenizer": tokenizer,
         "vocabulary_size": None if tokenizer else settings.vocabulary_size,
         "sequence_length": settings.sequence_length,
@@ -89,25 +73,6 @@ def _record(settings: TextSettings, corpus: Corpus) -> dict[str, Any]:
         "shard_samples": settings.shard_samples,
         "seed": settings.seed,
     }
-
-
-def _is_made(settings: TextSettings, record: dict[str, Any]) -> bool:
-    """Whether `out` is what `record` says; TargetExists when it is something that must not be replaced."""
-    out = settings.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / RECORD).is_file():
-        raise TargetExists(
-            f"{out}: is there, and not a folder that `surefoot prepare` made; choose another --out"
-        )
-    made = json.loads((out / RECORD).read_text())
-    differing = sorted(key for key in {*made, *record} if made.get(key) != record.get(key))
-    if differing and not settings.overwrite:
-        raise TargetExists(
-            f"{out}: was made with other settings or files ({', '.join(differing)} differ); "
-            "--overwrite replaces it, or choose another --out"
-        )
-    return not differing
 
 
 def _tokenizer(settings: TextSettings, corpus: Corpus) -> Tokenizer:

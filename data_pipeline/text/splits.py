@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards.manifest import MANIFEST, TextManifest, TokenizerEntry
+from data_pipeline.shards.manifest import MANIFEST
 from data_pipeline.shards.storage import data_errors
 from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.text.blocks import FIELDS, BlockCodec, BlockPacker, token_type
 from data_pipeline.text.encoding import Ids
+from data_pipeline.text.manifest import TextManifest, TokenizerEntry
 from data_pipeline.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.model"

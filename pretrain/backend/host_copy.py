@@ -17,41 +17,51 @@ Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 
 
 class HostCopies:
-    """Copies trees of tensors and plain values, such as `torch.save` takes; each is good until its name is taken again.
+    """It copies trees of tensors and plain values, such as `torch.save` takes.
 
-    What the tree holds under two names, such as tied weights, the copy holds once.
+    A copy is good until its name is taken again. What the tree holds under two names, such as tied weights, it holds
+    once.
     """
 
     def __init__(self) -> None:
-        self._memory: dict[str, list[Tensor]] = {}
+        self._earlier: dict[str, Any] = {}
 
     def take(self, name: str, state: Any) -> Any | None:
-        """A copy of `state`; None where host memory has no room for it, or gives none.
+        """It returns a copy of `state`; None where host memory has no room for it, or gives none.
 
         Copies from a device may still be under way when it returns: synchronise.
         """
-        if name not in self._memory and not_enough_memory(sum(tensor.nbytes for tensor in tensors_of(state))):
+        if name not in self._earlier and not_enough_memory(sum(t.nbytes for t in tensors_of(state))):
             return None
-        spare = iter(self._memory.pop(name, ()))
-        taken: dict[Place, Tensor] = {}
         try:
-            tree = _copied(state, taken, spare)
+            tree = copied(state, self._earlier.pop(name, None))
         except (RuntimeError, MemoryError):  # a limit of pinned memory, or of the container
             return None
-        self._memory[name] = list(taken.values())
+        self._earlier[name] = tree
         return tree
 
 
+def copied(value: Any, into: Any = None) -> Any:
+    """It returns a deep copy of a tree in host memory, pinned if it comes from a device.
+
+    What the tree holds under two names, such as tied weights, the copy holds once. Tensors of `into`, an earlier copy
+    that is no longer needed, are written over where shape and type are the same. Copies from a device may still be
+    under way when it returns: synchronise.
+    """
+    distinct = {id(tensor): tensor for tensor in tensors_of(into)}
+    return _copied(value, {}, iter(distinct.values()))
+
+
 def copied_tensor(tensor: Tensor, into: Tensor | None) -> Tensor:
-    """A copy in host memory, pinned if it comes from a device; over `into` if shape and type are the same."""
+    """It copies a tensor to host memory, pinned if it comes from a device; over `into` if shape and type agree."""
     if into is None or (into.shape, into.dtype) != (tensor.shape, tensor.dtype):
         into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return into.copy_(tensor, non_blocking=True)
 
 
 def not_enough_memory(needed: int) -> str:
-    """What to say if host memory has no room for `needed` bytes for each device; Linux hands out memory that it does
-    not have, and then kills: look first."""
+    """It says so if host memory has no room for `needed` bytes for each device, else nothing: Linux hands out memory
+    that it does not have, and then kills."""
     needed *= max(torch.cuda.device_count(), 1)
     free = psutil.virtual_memory().available
     if free > 2 * needed:
@@ -59,7 +69,7 @@ def not_enough_memory(needed: int) -> str:
     return f"{free / 2**30:.1f} GiB of host memory are free, and {needed / 2**30:.1f} are needed"
 
 
-def _copied(value: Any, taken: dict[Place, Tensor], spare: Any) -> Any:
+def _copied(value: Any, taken: dict[Place, Tensor], spare: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
         place = value.data_ptr(), value.shape, value.stride(), value.dtype
         if place not in taken:
@@ -77,7 +87,7 @@ def _copied(value: Any, taken: dict[Place, Tensor], spare: Any) -> Any:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """All tensors in a tree, in order."""
+    """It yields all tensors in a tree, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

@@ -1,5 +1,5 @@
 """All that training changes on a rank, as one tree of tensors and plain values: where it lies in DeepSpeed's engines,
-how it is copied, put back in place, and summed up.
+how it is put back in place, and summed up.
 
 | precision, ZeRO | weights of the model        | what the base optimizer moves, and keys its moments by  |
 |-----------------|-----------------------------|---------------------------------------------------------|
@@ -20,7 +20,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor, nn
 
-from pretrain.backend.host_copy import copied_tensor, tensors_of
+from pretrain.backend.host_copy import tensors_of
 
 Tree = dict[str, Any]
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -29,7 +29,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def live_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Tree:
-    """References, not copies, to the state of an engine and its base optimizer, in a fixed order."""
+    """It returns references, not copies, to the state of an engine and its base optimizer, in a fixed order."""
     parameters = list(engine.module.parameters())
     moved = moved_tensors(engine, optimizer)
     own = {id(parameter) for parameter in parameters}
@@ -46,7 +46,7 @@ def live_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Tre
 
 @torch.no_grad()
 def restore_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer, saved: Tree) -> None:
-    """Put a copy of an earlier `live_state` back in place; with ZeRO-3 all data ranks must do so together."""
+    """It puts a copy of an earlier `live_state` back in place; with ZeRO-3 all data ranks must do so together."""
     live = live_state(engine, optimizer)
     for part in ("weights", "buffers", "masters"):
         for tensor, value in zip(live[part], saved[part], strict=True):
@@ -66,14 +66,14 @@ def restore_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer, sav
 
 
 def moved_tensors(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What the base optimizer moves."""
+    """It returns the tensors that the base optimizer moves."""
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
 def persistent_buffers(module: nn.Module) -> Iterator[Tensor]:
-    """Buffers that are state; the others follow from it."""
+    """It yields the buffers that are state; the others follow from it."""
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None and name not in part._non_persistent_buffers_set:
@@ -93,43 +93,26 @@ def _restore_moments(optimizer: torch.optim.Optimizer, master: Tensor, moments: 
 
 
 def _is_unfused(engine: DeepSpeedEngine) -> bool:
-    """The one wrapper that counts its steps."""
+    """Whether the wrapper is the one that counts its steps."""
     return isinstance(engine.optimizer, FP16_UnfusedOptimizer)
 
 
 def _renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
-    """Small parameters stay whole on every rank between steps: gather them from the shards again."""
+    """Small parameters stay whole on every rank between steps: they are gathered from the shards again."""
     optimizer.invalidate_secondary_tensor()
     if parameters := optimizer.persistent_parameters:
         parameters[0].partition(parameters)
         parameters[0].all_gather(parameters)
 
 
-def copied(value: Any, into: Any = None) -> Any:
-    """A deep copy in host memory, pinned if it comes from a device.
-
-    Tensors of `into`, an earlier copy that is no longer needed, are written over where shape and type are the same.
-    Copies from a device may still be under way when it returns: synchronise.
-    """
-    if isinstance(value, Tensor):
-        return copied_tensor(value.detach(), into if isinstance(into, Tensor) else None)
-    if isinstance(value, dict):
-        earlier = into if isinstance(into, dict) else {}
-        return {key: copied(part, earlier.get(key)) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        same = isinstance(into, list | tuple) and len(into) == len(value)
-        return type(value)(map(copied, value, into if same else [None] * len(value)))
-    return value
-
-
 def checksum(state: Tree) -> int:
-    """63 bits of a hash over the sums of the bit patterns of all tensors, in order: no two may be exchanged."""
+    """It hashes the sums of the bit patterns of all tensors, in order, to 63 bits: no two may be exchanged."""
     sums = [_bit_sum(tensor) for tensor in tensors_of(state)]
     return int.from_bytes(hashlib.sha256(repr(sums).encode()).digest()[:8]) >> 1
 
 
 def _bit_sum(tensor: Tensor) -> int:
-    """Sum of a tensor's bytes in words of 64 bits, modulo 2^64: 25 times as fast on a CPU as elements that are widened
+    """It sums a tensor's bytes in words of 64 bits, modulo 2^64: 25 times as fast on a CPU as elements that are widened
     first. The last elements, if they fill no word, are added one by one."""
     flat = tensor.detach().reshape(-1)
     a_word = 8 // tensor.element_size()

@@ -1,46 +1,38 @@
-"""DeepSpeed, tamed: how its engines are made, and its faults that are absorbed here (seen in 0.19.8).
-
-Everything that DeepSpeed prints on its own goes to its logger's debug level: the journal is the one voice of a run.
-"""
+"""How DeepSpeed's engines are made, and its faults in doing so that are absorbed here (seen in 0.19.8)."""
 
 import contextlib
-import copyreg
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.pipe import LayerSpec as DeepSpeedLayerSpec
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils import logger
-from deepspeed.utils.tensor_fragment import fragment_address
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec, SequentialLayers
-from pretrain.backend.host_copy import HostCopies
-from pretrain.backend.state_file import write_state
+from pretrain.backend.checkpoint_io import GuardedCheckpointEngine
+from pretrain.backend.quiet import quiet, silence_known_warnings
+from pretrain.tasks.task import Objective
 
-# Of updates that we withhold, finite ones too (0.19.8 has no other way to skip a step); the journal tells why.
-logger.addFilter(lambda record: "OVERFLOW! Skipping step" not in record.getMessage())
-
-Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
+_OF_EVALUATION = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "bf16",
+    "steps_per_print",
+)
+"""The settings that an engine without an optimizer needs."""
 
 
 class MeshAsMpu:
-    """The mesh under the names that DeepSpeed asks a Megatron `mpu` for, for engines without pipeline."""
+    """It shows the mesh under the names that DeepSpeed asks a Megatron `mpu` for, to engines without pipeline."""
 
     def __init__(self, mesh: ParallelMesh) -> None:
         self._mesh = mesh
@@ -80,83 +72,8 @@ class PlannedPipeline(PipelineModule):
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
-class GuardedCheckpointEngine(TorchCheckpointEngine):
-    """Writes and reads checkpoint files so that no rank hangs and nothing foreign runs.
-
-    - Files may be put off: what they are to hold is copied, for a thread to write while training goes on.
-    - A failing write is remembered in `failure` instead of raised: `save_checkpoint` has barriers ahead, where the
-      other ranks would wait for the one that raised until the collective times out.
-    - Files are read with `weights_only=True` and the four classes that DeepSpeed pickles; its own engine
-      unpickles anything (deepspeedai/DeepSpeed#6751).
-    - The ZeRO stage is written as a call of its class: members of an Enum pickle as `getattr` under some Pythons
-      (seen in 3.11.2), which `weights_only` must refuse.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.zipfile_serialization = True
-        copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
-        self._copies: HostCopies | None = None
-        self.written: list[Path] = []
-        self.deferred: dict[Path, object] = {}
-        self.failure: Exception | None = None
-
-    def begin(self, copies: HostCopies | None) -> None:
-        """Forget the last save. With `copies` the files of this one are put off, as far as there is memory for it."""
-        self._copies = copies
-        self.written, self.deferred, self.failure = [], {}, None
-
-    def save(self, state_dict: object, path: str) -> None:
-        file = Path(path)
-        try:
-            if self._copies and (copy := self._copies.take(file.name, state_dict)) is not None:
-                self.deferred[file] = copy
-            else:
-                write_state(state_dict, file)
-                self.written.append(file)
-        except (OSError, RuntimeError) as error:
-            self.failure = self.failure or error
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        try:
-            super().makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            self.failure = self.failure or error
-
-    def load(self, path: str, map_location: object = None) -> object:
-        return load_plain(Path(path), mmap=False)
-
-
-def load_plain(path: Path, *, mmap: bool = True) -> object:
-    """Read a checkpoint file of tensors, plain values and the classes that DeepSpeed pickles; refuse all else."""
-    safe = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    with torch.serialization.safe_globals(safe):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Send what DeepSpeed prints to its logger, at debug level, and keep its logger to warnings."""
-    logger.setLevel(logging.WARNING)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            logger.debug(line)
-
-
-def silence_known_warnings() -> None:
-    """Warnings that DeepSpeed causes and whoever trains can do nothing about."""
-    # It calls collectives by names that torch 2.13 is about to rename.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    # PipelineModule broadcasts tied weights without no_grad, at start and after a load.
-    warnings.filterwarnings("ignore", r"c10d::broadcast_: an autograd kernel was not registered", UserWarning)
-
-
 def join_deepspeed(timeout: timedelta) -> None:
-    """Have DeepSpeed wrap the torch.distributed world that the mesh has joined.
+    """DeepSpeed wraps the torch.distributed world that the mesh has joined.
 
     It makes its groups with torch's own timeout, half an hour for gloo: in one of them, such as that of tied weights,
     a rank would wait so long for a host that was cut off. They get ours.
@@ -173,7 +90,7 @@ def join_deepspeed(timeout: timedelta) -> None:
 def build_module(
     specs: Sequence[LayerSpec], boundaries: Sequence[int], mesh: ParallelMesh, objective: Objective
 ) -> nn.Module:
-    """The layers of this rank: all of them in order, or under pipeline parallelism those of its stage."""
+    """It builds the layers of this rank: all of them in order, or under pipeline parallelism those of its stage."""
     silence_known_warnings()
     join_deepspeed(mesh.timeout)
     if mesh.pipeline.size == 1:
@@ -191,8 +108,16 @@ def build_module(
     return module
 
 
+def _for_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
+    if spec.tie is None:
+        return DeepSpeedLayerSpec(spec.module, **spec.arguments)
+    # Each stage builds the module of its own end (embedding or head) under the common key; DeepSpeed
+    # broadcasts the first one's weight at start and sums the gradients of both before the update.
+    return TiedLayerSpec(spec.tie, spec.module, **spec.arguments)
+
+
 def local_layers(module: nn.Module) -> list[tuple[int, nn.Module]]:
-    """The layers of this rank with their index in the whole list."""
+    """It lists the layers of this rank with their index in the whole list."""
     if isinstance(module, PipelineModule):
         return list(enumerate(module.forward_funcs, start=module._local_start))
     assert isinstance(module, SequentialLayers)
@@ -205,18 +130,33 @@ def gathered(parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextMa
     return context
 
 
-def _for_deepspeed(spec: LayerSpec) -> DeepSpeedLayerSpec:
-    if spec.tie is None:
-        return DeepSpeedLayerSpec(spec.module, **spec.arguments)
-    # Each stage builds the module of its own end (embedding or head) under the common key; DeepSpeed
-    # broadcasts the first one's weight at start and sums the gradients of both before the update.
-    return TiedLayerSpec(spec.tie, spec.module, **spec.arguments)
-
-
 def initialize(
     module: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], mesh: ParallelMesh
 ) -> DeepSpeedEngine:
-    """A DeepSpeed engine (PipelineEngine for a PipelineModule) with checkpoint files guarded."""
+    """It makes a DeepSpeed engine (PipelineEngine for a PipelineModule) with checkpoint files guarded."""
+    engine = _initialize(module, optimizer, settings, mesh)
+    # Some wrappers (FP16_UnfusedOptimizer, chosen for bf16 with ZeRO-0) warm up with a step over zero gradients,
+    # which would shift Adam's bias correction by one.
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)  # where apex counts
+    return engine
+
+
+def initialize_without_optimizer(
+    module: nn.Module, settings: Mapping[str, Any], mesh: ParallelMesh
+) -> DeepSpeedEngine:
+    """It makes an engine that runs forward alone: it holds weights, whole on every data rank, and nothing else."""
+    needed = {name: settings[name] for name in _OF_EVALUATION if name in settings}
+    return _initialize(module, None, {**needed, "zero_optimization": {"stage": 0}}, mesh)
+
+
+def _initialize(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    settings: Mapping[str, Any],
+    mesh: ParallelMesh,
+) -> DeepSpeedEngine:
     # deepspeed.utils.groups keeps the mpu in a global: without one, an engine would inherit its predecessor's.
     mpu = None if isinstance(module, PipelineModule) else MeshAsMpu(mesh)
     with quiet():
@@ -230,9 +170,4 @@ def initialize(
         engine.checkpoint_engine = GuardedCheckpointEngine()
         # With ZeRO it copies a script beside every checkpoint, on rank 0 alone and unguarded against a full disk.
         engine._copy_recovery_script = lambda path: None
-    # Some wrappers (FP16_UnfusedOptimizer, chosen for bf16 with ZeRO-0) warm up with a step over zero gradients,
-    # which would shift Adam's bias correction by one.
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        group.pop("step", None)  # where apex counts
     return engine

@@ -1,6 +1,5 @@
 """Files of state: torch writes them while the run waits; they are forced to disk and described while it goes on."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,12 @@ from typing import IO, cast
 
 import torch
 
-_BLOCK = 2**23
-"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
+from pretrain.runtime.durable_files import sha256_of
 
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file holds."""
+    """It tells whether a file is still what it was."""
 
     size: int
     """Bytes."""
@@ -24,14 +22,14 @@ class Digest:
 
 
 class PieceWriter:
-    """A new file for `torch.save` that takes pieces whole: by its path torch writes a file in small ones, which takes
-    several times as long.
+    """It is a new file for `torch.save` that takes pieces whole: by its path torch writes a file in small ones, which
+    takes several times as long.
 
     A failing write is raised by `close`, since between the two lies C++ that would write on.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError if the file cannot be made."""
+        """It raises OSError if the file cannot be made."""
         self._file = path.open("wb", buffering=0)
         self._failure: OSError | None = None
 
@@ -45,7 +43,7 @@ class PieceWriter:
         """There is nothing to flush; torch asks for it."""
 
     def close(self) -> None:
-        """Raises OSError if any of the bytes was refused."""
+        """It raises OSError if any of the bytes was refused."""
         with self._file:
             if self._failure:
                 raise self._failure
@@ -60,7 +58,7 @@ class PieceWriter:
 
 
 def write_state(state: object, path: Path) -> None:
-    """`torch.save`; the operating system has the bytes when it returns, the disk may not.
+    """It is `torch.save`; the operating system has the bytes when it returns, the disk may not.
 
     Raises:
         OSError: the disk is full, or refuses.
@@ -90,14 +88,12 @@ def _without_crc() -> Iterator[None]:
 
 
 def fsync_and_hash(path: Path) -> Digest:
-    """Force a file of `write_state` to disk and describe it; touches nothing that training changes.
+    """It forces a file of `write_state` to disk and describes it; it touches nothing that training changes.
 
     Raises:
         OSError: the disk has refused it.
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.sha256()
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        return Digest(file.tell(), digest.hexdigest())
+        sha256 = sha256_of(file)
+        return Digest(file.tell(), sha256)

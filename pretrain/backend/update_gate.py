@@ -32,7 +32,7 @@ from parallel.mesh import ParallelMesh
 
 
 class LocalGradient(NamedTuple):
-    """What this rank holds of one parameter's averaged gradient."""
+    """This rank holds so much of one parameter's averaged gradient."""
 
     parameter: nn.Parameter
     gradient: Tensor
@@ -41,7 +41,7 @@ class LocalGradient(NamedTuple):
 
 
 class LocalWeight(NamedTuple):
-    """What this rank holds of the weights that the optimizer moves: of one parameter, all or a piece."""
+    """This rank holds so much of the weights that the optimizer moves: of one parameter, all or a piece."""
 
     parameter: nn.Parameter
     weight: Tensor
@@ -50,7 +50,7 @@ class LocalWeight(NamedTuple):
 
 
 class UpdateGate(ABC):
-    """Reads the averaged gradients before the update and lets it pass or not."""
+    """A gate reads the averaged gradients before the update and lets it pass or not."""
 
     def __init__(self, engine: DeepSpeedEngine, mesh: ParallelMesh) -> None:
         self._engine = engine
@@ -66,23 +66,23 @@ class UpdateGate(ABC):
 
     @abstractmethod
     def gradients(self) -> Iterator[LocalGradient]:
-        """Parameters with the averaged gradients that this rank holds of them."""
+        """It yields parameters with the averaged gradients that this rank holds of them."""
 
     @property
     @abstractmethod
     def masters_sharded(self) -> bool:
-        """The same of the weights that the optimizer moves."""
+        """Whether each data-parallel rank holds its own share of the weights that the optimizer moves."""
 
     @abstractmethod
     def masters(self) -> Iterator[LocalWeight]:
-        """Parameters with the weights, fp32, that the optimizer moves; in a bf16 model they are not the model's."""
+        """It yields parameters with the weights, fp32, that the optimizer moves; a bf16 model has others."""
 
     @abstractmethod
     def _install(self) -> None:
-        """Hook into the wrapper."""
+        """It hooks into the wrapper."""
 
     def squared_norm(self) -> Tensor:
-        """This rank's share of the squared global gradient norm: summed over all ranks it is the whole."""
+        """It returns this rank's share of the squared global gradient norm: summed over all ranks it is the whole."""
         counted = [held.gradient for held in self.gradients() if self.counts(held.parameter)]
         if not counted:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
@@ -91,12 +91,12 @@ class UpdateGate(ABC):
         return total if self.sharded else total / self._mesh.data.size
 
     def decide(self, norm: float, *, apply: bool) -> None:
-        """Set the verdict on the coming update and the global norm that it is clipped by."""
+        """It takes the verdict on the coming update and the global norm that it is clipped by."""
         self._veto = not apply
         self._norm.fill_(norm)
 
     def set_clipping(self) -> None:
-        """Have the wrapper clip as configured now, also after a load."""
+        """It has the wrapper clip as configured now, also after a load."""
         self._engine.optimizer.clip_grad = self._engine.gradient_clipping()
 
     def counts(self, parameter: nn.Parameter) -> bool:
@@ -110,7 +110,7 @@ class UpdateGate(ABC):
 
 
 class SteppedGate(UpdateGate):
-    """Where every rank holds all gradients: the optimizer's step itself is judged, and clipping is ours."""
+    """Every rank holds all gradients: the optimizer's step itself is judged, and clipping is ours."""
 
     sharded = False
 
@@ -121,7 +121,7 @@ class SteppedGate(UpdateGate):
         self._engine.optimizer.clip_grad = 0.0
 
     def _replace_step(self) -> None:
-        """Make the optimizer's step a no-op under a veto; the engine clears the gradients either way."""
+        """It makes the optimizer's step a no-op under a veto; the engine clears the gradients either way."""
         optimizer = self._engine.optimizer
         step = optimizer.step
 
@@ -134,7 +134,7 @@ class SteppedGate(UpdateGate):
         self.set_clipping()
 
     def _clip(self) -> None:
-        """Scale the gradients down to the limit by the norm that was handed over."""
+        """It scales the gradients down to the limit by the norm that was handed over."""
         limit = self._engine.gradient_clipping()
         if limit and self._norm > limit:
             gradients = [held.gradient for held in self.gradients()]
@@ -142,7 +142,7 @@ class SteppedGate(UpdateGate):
 
 
 class PlainGate(SteppedGate):
-    """ZeRO-0: every rank holds all gradients in `.grad`."""
+    """Under ZeRO-0 every rank holds all gradients in `.grad`."""
 
     masters_sharded = False
 
@@ -166,7 +166,7 @@ class PlainGate(SteppedGate):
 
 
 class BFloat16Gate(SteppedGate):
-    """BF16_Optimizer: fp32 gradients of all parameters, optimizer states sharded."""
+    """BF16_Optimizer has fp32 gradients of all parameters, and shards optimizer states."""
 
     masters_sharded = True
 
@@ -183,7 +183,7 @@ class BFloat16Gate(SteppedGate):
 
 
 class ShardedGate(UpdateGate):
-    """ZeRO-1 and 2: each rank holds the averaged gradients of its partition."""
+    """Under ZeRO-1 and 2 each rank holds the averaged gradients of its partition."""
 
     sharded = True
     masters_sharded = True
@@ -215,7 +215,7 @@ class ShardedGate(UpdateGate):
 
 
 class Stage3Gate(UpdateGate):
-    """ZeRO-3: gradients, like weights, are sharded by parameter."""
+    """Under ZeRO-3 gradients, like weights, are sharded by parameter."""
 
     sharded = True
     masters_sharded = True
@@ -246,12 +246,12 @@ class Stage3Gate(UpdateGate):
 
 
 def without_padding(gradients: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients that belong to a parameter: ZeRO marks the zeros that it fills gaps with."""
+    """It lists the gradients that belong to a parameter: ZeRO marks the zeros that it fills gaps with."""
     return [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
 
 
 def cut(flat: Tensor, parameters: Iterable[nn.Parameter], *, start: int) -> Iterator[LocalWeight]:
-    """The pieces of `flat`, elements [start, start + len) of all parameters in a row; it may end in padding."""
+    """It yields the pieces of `flat`, elements [start, start + len) of all parameters in a row, less padding."""
     first, stop = 0, start + flat.numel()
     for parameter in parameters:
         last = first + parameter.numel()
@@ -262,7 +262,7 @@ def cut(flat: Tensor, parameters: Iterable[nn.Parameter], *, start: int) -> Iter
 
 
 def make_gate(engine: DeepSpeedEngine, mesh: ParallelMesh) -> UpdateGate:
-    """The gate that fits the optimizer that DeepSpeed chose."""
+    """It returns the gate that fits the optimizer that DeepSpeed chose."""
     gates: list[tuple[type, type[UpdateGate]]] = [
         (BF16_Optimizer, BFloat16Gate),
         (DeepSpeedZeroOptimizer, ShardedGate),

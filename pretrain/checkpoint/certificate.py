@@ -4,9 +4,8 @@ It lies beside the manifest and names its digest: it vouches for that checkpoint
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,11 +15,9 @@ from pretrain.runtime.durable_files import write_durably
 
 CERTIFICATE = "CERTIFICATE.json"
 
-Fact = float | int | str | bool | None
-
 
 class Certificate(Document):
-    """Given to a sealed checkpoint once the steps after it were healthy."""
+    """It is given to a sealed checkpoint once the steps after it were healthy."""
 
     format: Literal[1] = 1
     tag: str
@@ -30,24 +27,23 @@ class Certificate(Document):
     """Healthy steps since the checkpoint that it rests on."""
     manifest: Digest
     """SHA-256 of the manifest."""
-    facts: dict[str, Fact]
-    """What the judge went by."""
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """Empty. It is there since readers of this format ask for it."""
 
 
-def certify(folder: Path, *, step: int, horizon: int, facts: Mapping[str, Fact]) -> Certificate:
+def certify(folder: Path, *, step: int, horizon: int) -> Certificate:
     """Write the certificate of a checkpoint, durably; its bytes have been verified.
 
     Raises CheckpointError without a manifest, and OSError.
     """
-    certificate = Certificate(
-        tag=folder.name, step=step, horizon=horizon, manifest=_manifest_digest(folder), facts=dict(facts)
-    )
+    certificate = Certificate(tag=folder.name, step=step, horizon=horizon, manifest=_manifest_digest(folder))
     write_durably(folder / CERTIFICATE, certificate.model_dump_json(indent=1))
     return certificate
 
 
 def read_certificate(folder: Path) -> Certificate:
-    """Raises CheckpointError if it is missing, not understood, or vouches for another checkpoint."""
+    """Read a certificate; raises CheckpointError if it is missing, not understood, or vouches for another
+    checkpoint."""
     path = folder / CERTIFICATE
     certificate = parse_document(path, read_text(path), Certificate)
     if certificate.tag != folder.name or certificate.manifest != _manifest_digest(folder):

@@ -33,8 +33,8 @@ class Compatibility:
             data_fingerprint=data_fingerprint,
         )
 
-    def reason_against(self, manifest: Manifest) -> str:
-        """Why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
+    def reason(self, manifest: Manifest) -> str:
+        """It says why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
         if manifest.layout != self.layout:
             theirs, ours = manifest.layout.model_dump(), self.layout.model_dump()
             changed = [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key]]

@@ -1,4 +1,4 @@
-"""The life of checkpoints on disk, for one process; `pretrain.checkpoint.checkpoint` makes all ranks agree on it.
+"""The life of checkpoints on disk, for one process; `folder`, `writer` and `loader` make all ranks agree on it.
 
     writing --seal--> sealed --certify--> certified --retire--> gone
        |                 |'---------------'|
@@ -12,13 +12,14 @@ for a name are ever looked at.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from pretrain.checkpoint.certificate import read_certificate
 from pretrain.checkpoint.manifest import MANIFEST
-from pretrain.checkpoint.retention import EVIDENCE, Retention
+from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
 from pretrain.runtime.durable_files import sync_folder, write_durably
@@ -44,14 +45,36 @@ class Candidates:
     """Without a manifest: a save that never ended."""
 
     def preferred(self, limit_step: int, *, oldest: bool = False) -> tuple[Tag, ...]:
-        """Where a rollback to at most this step may go: certified ones first, each kind newest (or oldest) first."""
-        within = [tag for tag in self.sealed if tag.step <= limit_step]
-        ordered = within[::-1] if oldest else within
-        return tuple(sorted(ordered, key=lambda tag: tag not in self.certified))
+        """It returns where a rollback to at most this step may go, see `by_preference`."""
+        return by_preference(self.sealed, self.certified.__contains__, limit_step, oldest=oldest)
+
+
+class HasStep(Protocol):
+    """Something of a step that a run can go back to, on disk or in host memory."""
+
+    @property
+    def step(self) -> int: ...
+
+
+AnyCandidate = TypeVar("AnyCandidate", bound=HasStep)
+
+
+def by_preference(
+    found: Iterable[AnyCandidate],
+    is_certified: Callable[[AnyCandidate], bool],
+    limit_step: int,
+    *,
+    oldest: bool = False,
+) -> tuple[AnyCandidate, ...]:
+    """It returns those of at most this step, certified ones first, each kind newest (or oldest) first. Of two that are
+    alike in this, the one that was found first comes first."""
+    sign = 1 if oldest else -1
+    within = [one for one in found if one.step <= limit_step]
+    return tuple(sorted(within, key=lambda one: (not is_certified(one), sign * one.step)))
 
 
 def candidates(checkpoints: Path) -> Candidates:
-    """What lies in the folder of a run's checkpoints, which need not exist."""
+    """It returns what lies in the folder of a run's checkpoints, which need not exist."""
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
     tags = sorted(filter(None, map(Tag.parse, names)), reverse=True)
     folders = {tag: checkpoints / str(tag) for tag in tags if _is_folder(checkpoints / str(tag))}
@@ -130,7 +153,7 @@ def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
         shutil.rmtree(leftover)
     found = candidates(checkpoints)
     tags = retention.to_delete(found.sealed, found.certified)
-    tags += found.condemned[EVIDENCE:]
+    tags += found.condemned[CONDEMNED_KEPT:]
     # One run at a time writes here, so a torn checkpoint that is older than a sealed one is what a crash left.
     tags += [tag for tag in found.torn if found.sealed and tag < found.sealed[0]]
     for tag in tags:
@@ -147,7 +170,7 @@ def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
 
 
 def space_problem(folder: Path, needed: int) -> str | None:
-    """Says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
+    """It says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None
@@ -155,7 +178,7 @@ def space_problem(folder: Path, needed: int) -> str | None:
 
 
 def _take_out(checkpoints: Path, tag: Tag) -> Path:
-    """Rename before deleting, so that no crash leaves half a checkpoint under its own name."""
+    """It renames before anything is deleted, so that no crash leaves half a checkpoint under its own name."""
     retired = checkpoints / f"{RETIRED}{tag}"
     (checkpoints / str(tag)).rename(retired)
     sync_folder(checkpoints)

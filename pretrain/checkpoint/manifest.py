@@ -4,7 +4,6 @@ It is written last. A folder without it is not a checkpoint, and nothing of a ch
 its files have been compared with it.
 """
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -15,13 +14,11 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pretrain.errors import CheckpointError
-from pretrain.runtime.durable_files import write_durably
+from pretrain.runtime.durable_files import sha256_of, write_durably
 from pretrain.step import TrainState
 
 MANIFEST = "MANIFEST.json"
 MAX_DOCUMENT_BYTES = 64 * 2**20
-_BLOCK = 2**23
-"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 AnyDocument = TypeVar("AnyDocument", bound="Document")
@@ -95,7 +92,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError if the manifest is missing, not understood, or belongs to another folder."""
+    """Read a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
     manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
     if manifest.tag != folder.name:
         raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {manifest.tag}")
@@ -103,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_text(path: Path) -> bytes:
-    """The bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
+    """It returns the bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
     try:
         with _open_regular(path) as file:
             text = file.read(MAX_DOCUMENT_BYTES + 1)
@@ -115,7 +112,7 @@ def read_text(path: Path) -> bytes:
 
 
 def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocument:
-    """The document in `text`, which `path` held; raises CheckpointError if it is not understood."""
+    """It returns the document in `text`, which `path` held; raises CheckpointError if it is not understood."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -123,7 +120,7 @@ def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocum
 
 
 def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk: bool = False) -> list[str]:
-    """Problems of the files with these names, and torch files that the manifest lacks; empty if sound.
+    """It returns the problems of the files with these names, and torch files that the manifest lacks; empty if sound.
 
     DeepSpeed finds files of layers by pattern, so a file too many is as dangerous as one too few. `from_disk` has the
     operating system forget what it holds of a file first: memory may have what a disk has lost.
@@ -144,7 +141,7 @@ def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | No
         with _open_regular(path) as file:
             if from_disk:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            same = _sha256(file) == record.sha256
+            same = sha256_of(file) == record.sha256
     except OSError as error:
         return f"{path}: {error.strerror}"
     return None if same else f"{path}: the content has changed since it was saved (SHA-256 differs)"
@@ -163,20 +160,13 @@ def _size_problem(path: Path, record: FileRecord) -> str | None:
 
 
 def _open_regular(path: Path) -> BufferedReader:
-    """Open for reading; no symbolic link, and no pipe or device that would block."""
+    """Open a file for reading; no symbolic link, and no pipe or device that would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
         raise OSError(0, "not a regular file", str(path))
     return file
-
-
-def _sha256(file: BufferedReader) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -22,7 +22,7 @@ def seed_generators(seed: int, rank: int) -> None:
 
 
 def capture_random_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's generators, on the CPU and on this rank's device."""
+    """It returns the states of Python's, NumPy's and torch's generators, on the CPU and on this rank's device."""
     name, keys, *numpy_rest = np.random.get_state()
     return {
         "python": random.getstate(),

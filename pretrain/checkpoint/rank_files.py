@@ -1,17 +1,18 @@
 """One rank's share of a checkpoint: written and described, looked through, loaded and proven."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from parallel.mesh import ParallelMesh
-from pretrain.backend.live_state import copied
-from pretrain.backend.setup import load_plain
+from pretrain.backend.checkpoint_io import load_plain
+from pretrain.backend.host_copy import copied
 from pretrain.backend.state_file import fsync_and_hash, write_state
 from pretrain.checkpoint.manifest import FileRecord, Manifest, verify
 from pretrain.checkpoint.random_state import capture_random_state
@@ -22,25 +23,12 @@ from pretrain.runtime.durable_files import sync_folder
 
 
 @dataclass(frozen=True)
-class RankWrite:
-    """What a rank has handed to the operating system, or is about to."""
-
-    rank: int
-    folder: Path
-    paths: tuple[Path, ...] = ()
-    deferred: Mapping[Path, object] = field(default_factory=dict)
-    """What files that are not written yet will hold."""
-    checksum: int = 0
-    """Of the bits of its weights and its part of the optimizer."""
-    problem: str = ""
-
-
-@dataclass(frozen=True)
 class RankFiles:
     """What a rank has on its disk."""
 
     files: dict[str, FileRecord] = field(default_factory=dict)
     checksum: int = 0
+    """Of the bits of its weights and its part of the optimizer."""
     problem: str = ""
 
 
@@ -52,8 +40,14 @@ def write_files(
     thread: Executor,
     *,
     deferred: bool,
-) -> RankWrite:
-    """Write this rank's files, or copy what they will hold; all ranks together. `thread` computes meanwhile."""
+) -> Callable[[], RankFiles]:
+    """Write this rank's files, or copy what they will hold (`deferred`); all ranks together.
+
+    `thread` computes meanwhile. What is returned does the rest, and may run beside training.
+
+    Raises:
+        OSError: the disk or the host's memory has no room.
+    """
     rank = engine.mesh.rank
     checksum = thread.submit(engine.checksum)
     own = {
@@ -67,27 +61,31 @@ def write_files(
         if saved.failure:
             raise saved.failure
         later = {**saved.deferred, folder / rank_file(rank): own}
-        return RankWrite(rank, folder, saved.paths, later, checksum.result())
+        return partial(flush, rank, saved.paths, later, checksum.result())
     except (OSError, RuntimeError) as error:
         checksum.exception()  # nothing may look at the state once training goes on
-        return RankWrite(rank, folder, problem=f"rank {rank} could not write to {folder}: {error}")
+        raise OSError(f"rank {rank} could not write to {folder}: {error}") from error
 
 
-def flush_files(written: RankWrite) -> RankFiles:
-    """Write what was put off, force all to disk and describe it; needs no other rank, and may run beside training."""
+def flush(rank: int, paths: Sequence[Path], deferred: Mapping[Path, object], checksum: int) -> RankFiles:
+    """Write what was deferred, force it and what lies at `paths` to disk, and describe it.
+
+    Needs no other rank, and may run beside training.
+    """
+    folder = next(iter(deferred)).parent
     try:
-        for path, state in written.deferred.items():
+        for path, state in deferred.items():
             write_state(state, path)
-        digests = {path.name: fsync_and_hash(path) for path in (*written.paths, *written.deferred)}
-        sync_folder(written.folder)
+        digests = {path.name: fsync_and_hash(path) for path in (*paths, *deferred)}
+        sync_folder(folder)
     except Exception as error:  # the other ranks wait for an answer
-        return RankFiles(problem=f"rank {written.rank} could not write to {written.folder}: {error}")
-    files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=written.rank) for name, d in digests.items()}
-    return RankFiles(files, written.checksum)
+        return RankFiles(problem=f"rank {rank} could not write to {folder}: {error}")
+    files = {name: FileRecord(size=d.size, sha256=d.sha256, rank=rank) for name, d in digests.items()}
+    return RankFiles(files, checksum)
 
 
 def read_again(folder: Path, manifest: Manifest, names: list[str]) -> str:
-    """What is wrong with these files on disk; may run beside training."""
+    """It returns what is wrong with these files on disk. It may run beside training."""
     try:
         return "; ".join(verify(folder, manifest, names, from_disk=True))
     except Exception as error:  # the other ranks wait for an answer
@@ -95,23 +93,24 @@ def read_again(folder: Path, manifest: Manifest, names: list[str]) -> str:
 
 
 def damage(folder: Path, manifest: Manifest, mesh: ParallelMesh) -> str:
-    """What is wrong with the files that this rank will read; nothing is unpickled before all are sound."""
+    """It returns what is wrong with the files that this rank will read; nothing is unpickled before all are sound."""
     return "; ".join(verify(folder, manifest, files_to_read(manifest, mesh)))
 
 
 def files_to_read(manifest: Manifest, mesh: ParallelMesh) -> list[str]:
-    """A rank reads its own files, those of its stage's first replica, and the first part of what has several."""
+    """It returns what a rank reads: its own files, those of its stage's first replica, and the first part of what has
+    several."""
     first = mesh.pipeline.rank * mesh.tensor.size * mesh.data.size
     return files_of(manifest, {0, mesh.rank, *range(first, first + mesh.tensor.size)})
 
 
 def files_of(manifest: Manifest, writers: set[int]) -> list[str]:
-    """The files that these ranks have written."""
+    """It returns the files that these ranks have written."""
     return [name for name, record in manifest.files.items() if record.rank in writers]
 
 
 def unsafe_files(folder: Path, names: list[str]) -> str:
-    """Files that hold anything but tensors and plain values. Tensors are mapped, not read."""
+    """It names files that hold anything but tensors and plain values. Tensors are mapped, not read."""
     problems = []
     for name in names:
         try:
@@ -122,7 +121,7 @@ def unsafe_files(folder: Path, names: list[str]) -> str:
 
 
 def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) -> tuple[Restored, str]:
-    """Load a checkpoint whose files are sound; all ranks together. Also what is wrong with the outcome."""
+    """Load a checkpoint whose files are sound, all ranks together; also returns what is wrong with the outcome."""
     rank = engine.mesh.rank
     engine.load(folder.parent, folder.name)
     own = torch.load(folder / rank_file(rank), map_location="cpu", weights_only=True)
@@ -141,5 +140,6 @@ def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) 
 
 
 def rank_file(rank: int) -> str:
-    """File of what is in none of DeepSpeed's: data position, watchdog, random state, extra state of the engine."""
+    """It names the file of what is in none of DeepSpeed's: data position, watchdog, random state, extra state of the
+    engine."""
     return f"rank_{rank:05d}.pt"

@@ -27,10 +27,10 @@ class Restored:
     """Digest of the checksums of all ranks' weights and optimizers; empty where none were saved."""
 
     def restore_random_state(self) -> None:
-        """To be called last, when everything else is in place."""
+        """Go on with the generators of then. To be called last, when everything else is in place."""
         restore_random_state(self.random)
 
 
 def proof_of(checksums: Sequence[int | None]) -> str:
-    """Digest of the checksums of all ranks; empty if one is missing."""
+    """It returns a digest of the checksums of all ranks; empty if one is missing."""
     return "" if None in checksums else hashlib.sha256(repr(list(checksums)).encode()).hexdigest()[:16]

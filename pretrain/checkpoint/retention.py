@@ -19,7 +19,7 @@ from pretrain.checkpoint.tag import Tag
 
 OLDER = 4
 """How many times as old as the newest certified checkpoint the older one is."""
-EVIDENCE = 3
+CONDEMNED_KEPT = 3
 """Condemned checkpoints that are kept, the newest ones."""
 
 
@@ -35,8 +35,8 @@ class Retention:
     """Whether also what a rollback may go back to."""
 
     def to_delete(self, sealed: Iterable[Tag], certified: Mapping[Tag, int]) -> list[Tag]:
-        """Which of the sealed checkpoints to delete, oldest first; `certified` are those of them with a certificate,
-        each with the step at which it was given.
+        """It returns which of the sealed checkpoints to delete, oldest first; `certified` are those of them with a
+        certificate, each with the step at which it was given.
 
         With certificates, only what two newer ones have superseded.
         """
@@ -50,7 +50,7 @@ class Retention:
 
 
 def for_rollback(sealed: Iterable[Tag], certified: Mapping[Tag, int]) -> set[Tag]:
-    """What a rollback may go back to, now or when its turn has come."""
+    """It returns what a rollback may go back to, now or when its turn has come."""
     if len(certified) < 2:
         return set(sealed)
     *older, before, newest = sorted(certified)

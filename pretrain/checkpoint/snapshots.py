@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from pretrain.backend.host_copy import not_enough_memory, tensors_of
-from pretrain.backend.live_state import Tree, copied
+from pretrain.backend.host_copy import copied, not_enough_memory, tensors_of
+from pretrain.backend.live_state import Tree
+from pretrain.checkpoint.lifecycle import by_preference
 from pretrain.checkpoint.random_state import capture_random_state
 from pretrain.checkpoint.restored import Restored, proof_of
 from pretrain.engine.engine import TrainEngine
@@ -53,7 +54,8 @@ class SnapshotStore:
     def take(
         self, engine: TrainEngine, state: TrainState, data: Mapping[str, Any], watchdog: Mapping[str, Any]
     ) -> str:
-        """Add a snapshot, if there is room or one that can go; the problem, on all ranks, if a rank has no memory."""
+        """Add a snapshot, if there is room or one that can go; returns the problem, on all ranks, if a rank has no
+        memory."""
         self.drop(after_step=state.step - 1)
         if not self._make_room(state.step):
             return ""
@@ -70,11 +72,10 @@ class SnapshotStore:
         return problem
 
     def choose(self, limit_step: int, *, oldest: bool = False) -> Snapshot | None:
-        """The newest (or oldest) certified snapshot of at most this step; if none is certified, the newest (or
-        oldest) one."""
-        within = [snapshot for snapshot in self._snapshots if snapshot.step <= limit_step]
-        preferred = [snapshot for snapshot in within if snapshot.certified] or within
-        return next(iter(preferred if oldest else reversed(preferred)), None)
+        """It returns the newest (or oldest) certified snapshot of at most this step; if none is certified, the newest
+        (or oldest) one."""
+        found = by_preference(self._snapshots, lambda one: one.certified, limit_step, oldest=oldest)
+        return found[0] if found else None
 
     def certify(self, step: int) -> None:
         """Mark the snapshot of this step, if there is one."""
@@ -91,8 +92,8 @@ class SnapshotStore:
     def restore(self, engine: TrainEngine, snapshot: Snapshot) -> Restored | None:
         """Put an engine back to a snapshot; later ones are dropped, it stays itself.
 
-        None, on all ranks: the memory of one does not hold what was written there. The snapshot is dropped, and the
-        engine must be loaded from elsewhere.
+        It returns None, on all ranks, if the memory of one does not hold what was written there. The snapshot is
+        dropped, and the engine must be loaded from elsewhere.
         """
         engine.restore(snapshot.engine)
         self.drop(after_step=snapshot.step)
@@ -123,7 +124,7 @@ class SnapshotStore:
         )
 
     def _lack(self, engine: TrainEngine) -> str:
-        """What to say if there is no room."""
+        """It returns what to say if there is no room."""
         if self._spare:
             return ""
         lack = not_enough_memory(sum(tensor.nbytes for tensor in tensors_of(engine.state())))

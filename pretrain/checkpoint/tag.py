@@ -23,6 +23,6 @@ class Tag:
 
     @classmethod
     def parse(cls, name: str) -> "Tag | None":
-        """The tag with exactly this name; None if it is not one."""
+        """It returns the tag with exactly this name; None if it is not one."""
         match = _PATTERN.fullmatch(name)
         return cls(step=int(match[1]), attempt=int(match[2])) if match else None

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pretrain.config.problems import explain
 from pretrain.config.run import RunConfig, with_kind_of_data
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
 
 Table = dict[str, Any]
 
@@ -25,18 +25,18 @@ OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the TOML file at `path` and apply overrides of the form `section.key=value`, later ones last.
 
-    A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all faults.
+    A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all problems.
     """
     table = read_toml(Path(path))
-    faults = [fault for text in overrides if (fault := apply_override(table, text))]
+    problems = [problem for text in overrides if (problem := apply_override(table, text))]
     try:
         # Strict JSON mode: no silent conversion such as true -> 1 or "8" -> 8, yet lists become tuples.
         text = json.dumps(with_kind_of_data(table), default=str)
         config = RunConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
-        faults += explain(RunConfig, error)
-    if faults:
-        raise ConfigurationError(f"{path}: {count(faults)}", faults)
+        problems += explain(RunConfig, error)
+    if problems:
+        raise ConfigurationError(f"{path}: {count(problems)}", problems)
     return config
 
 
@@ -60,21 +60,23 @@ def read_toml(path: Path) -> Table:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def apply_override(table: Table, text: str) -> Fault | None:
+def apply_override(table: Table, text: str) -> Problem | None:
     """Set one `section.key=value` in `table`; returns what is wrong with it instead, if anything."""
     key, separator, value = text.partition("=")
     key = key.strip()
     if not separator or not OVERRIDE_KEY.fullmatch(key):
-        return Fault(f"--set {text}", "an override has the form section.key=value", "--set run.steps=1000")
+        return Problem(f"--set {text}", "an override has the form section.key=value", "--set run.steps=1000")
     try:
         parsed = parse_value(value.strip())
     except ValueError as error:
-        return Fault(f"--set {text}", f"the value is not TOML: {error}", "strings with brackets need quotes")
+        return Problem(
+            f"--set {text}", f"the value is not TOML: {error}", "strings with brackets need quotes"
+        )
     *parents, leaf = key.split(".")
     for depth, name in enumerate(parents):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            return Fault(f"--set {text}", f"{'.'.join(parents[: depth + 1])} is a value, not a section")
+            return Problem(f"--set {text}", f"{'.'.join(parents[: depth + 1])} is a value, not a section")
     table[leaf] = parsed
     return None
 
@@ -92,8 +94,8 @@ def parse_value(text: str) -> Any:
         raise ValueError(str(error).partition(" (at ")[0]) from None
 
 
-def count(faults: Sequence[Fault]) -> str:
-    return "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+def count(problems: Sequence[Problem]) -> str:
+    return "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
 
 
 def changed_settings(before: str, now: str) -> dict[str, str]:

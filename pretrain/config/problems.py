@@ -1,4 +1,4 @@
-"""Turns what pydantic finds into faults in the user's terms: key, value, rule, a value that would work."""
+"""Turns what pydantic finds into problems in the user's terms: key, value, rule, a value that would work."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
 from pretrain.config.keys import is_section, nearest, sections_of, walk, without_kinds
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 
 RULES = {
     "int_type": "must be a whole number",
@@ -33,8 +33,8 @@ RULES = {
 """Kind of a pydantic error to our words; braces are filled from the error's context."""
 
 
-def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
-    """All faults behind a ValidationError of `model`, unknown keys first.
+def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
+    """All problems behind a ValidationError of `model`, unknown keys first.
 
     A section or key that is missing because its name is misspelled is reported once, as the misspelling.
     """
@@ -48,7 +48,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Fault]:
     meant = {key for *_, suggestions in unknown for key in suggestions}
     return [
         *(
-            Fault(key, "unknown key", belongs_to(model, key) or did_you_mean(suggestions), toml(value))
+            Problem(key, "unknown key", belongs_to(model, key) or did_you_mean(suggestions), toml(value))
             for key, value, suggestions in unknown
         ),
         *(invalid_value(model, detail) for detail in details if not follows(detail, details, meant)),
@@ -93,12 +93,12 @@ def suggest(model: type[BaseModel], key: str) -> list[str]:
     return list(dict.fromkeys([*([foreign] if foreign else []), *elsewhere, *similar]))
 
 
-def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Fault:
-    """The fault behind one error that is not an unknown key."""
+def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
+    """The problem behind one error that is not an unknown key."""
     key = dotted(detail["loc"])
     if detail["type"] == "union_tag_invalid":
         kinds = detail["ctx"]["expected_tags"].replace("'", '"')
-        return Fault(
+        return Problem(
             f"{key}.kind",
             f"must be {kinds}",
             f"for example kind = {kinds.split(',')[0]}",
@@ -106,9 +106,9 @@ def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Fault:
         )
     example = working_value(model, key)
     if detail["type"] == "missing":
-        return Fault(key, "required", f"for example {example}" if example else "")
+        return Problem(key, "required", f"for example {example}" if example else "")
     rule = RULES.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
-    return Fault(key, rule, f"for example {example}" if example else "", toml(detail["input"]))
+    return Problem(key, rule, f"for example {example}" if example else "", toml(detail["input"]))
 
 
 def working_value(model: type[BaseModel], key: str) -> str:
@@ -126,12 +126,13 @@ def working_value(model: type[BaseModel], key: str) -> str:
 
 def belongs_to(model: type[BaseModel], key: str) -> str:
     """The kinds of section that do have the key, where that of the user does not."""
-    section, _, name = key.partition(".")
+    name = re.sub(r"\[\d+\]", "[]", key)
+    section = name.partition(".")[0]
     field = model.model_fields.get(section)
     if field is None:
         return ""
     kinds = [
-        kind for kind, of in sections_of(field).items() if kind and name.partition(".")[0] in of.model_fields
+        kind for kind, of in sections_of(field).items() if kind and name in dict(walk(of, f"{section}."))
     ]
     return f"it is a key of kind = {' or '.join(map(toml, kinds))}" if kinds else ""
 

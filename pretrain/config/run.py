@@ -124,8 +124,8 @@ class WatchdogConfig(Section):
     maximum_gradient_norm: float | None = Field(default=None, gt=0)
     """The same for the gradient norm before clipping."""
     reach: bool = True
-    """Alarm when a row of the embedding table has moved farther than AdamW can have moved it; measured with
-    `probes.tev`, and where AdamW's reach is bounded: for beta1^2 < beta2."""
+    """Alarm when a row of an embedding table has moved farther than the optimizer can have moved it; measured with
+    `probes.tev`, and where the optimizer's updates have a bound."""
     horizon: int = Field(default=128, gt=0)
     """Healthy steps after which a checkpoint is certified."""
     margin: int = Field(default=16, ge=0)

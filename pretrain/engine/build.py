@@ -1,15 +1,13 @@
 """From a configuration to a TrainEngine on this rank's mesh."""
 
-import torch
-from torch import nn
-
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from pretrain.config.run import RunConfig
-from pretrain.engine.engine import ModelParts, TrainEngine
+from pretrain.engine.engine import TrainEngine
+from pretrain.engine.evaluator import Evaluator, make_evaluator
+from pretrain.engine.parts import ModelParts
 from pretrain.models.context import Materials
-from pretrain.optim.optim import make_adamw, parameter_groups
-from pretrain.plan.deepspeed_json import deepspeed_json
+from pretrain.optim.registry import make_optimizer
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
 from pretrain.tasks.registry import TASKS
@@ -17,13 +15,13 @@ from pretrain.tasks.registry import TASKS
 
 def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> TrainEngine:
     """Build this rank's layers with their initial weights, the optimizer, and the DeepSpeed engine around them."""
-
-    def make_optimizer(module: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(module.parameters(), config.optimizer.weight_decay)
-        return make_adamw(groups, config.optimizer, kernels.adamw)
-
     parts = model_parts(config, mesh, kernels)
-    return TrainEngine(parts, mesh, deepspeed_json(config, plan), make_optimizer, config)
+    return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer(config.optimizer), config)
+
+
+def assemble_evaluator(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> Evaluator:
+    """It builds this rank's layers with their initial weights, and an evaluator that needs no optimizer."""
+    return make_evaluator(model_parts(config, mesh, kernels), mesh, plan.deepspeed)
 
 
 def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:
@@ -36,4 +34,5 @@ def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> Mode
         boundaries=config.model.outline(config.data).partition(config.parallel.pipeline),
         objective=task.objective(config.model, mesh),
         streams=streams,
+        metrics=task.metrics(config.model, mesh),
     )

@@ -12,7 +12,7 @@ SLOTS = 2 * CHUNKS
 
 
 def slots_of(digest: int) -> list[float]:
-    """This rank's contribution: chunks of the low 64 bits of `digest`, then their squares."""
+    """It returns this rank's contribution: chunks of the low 64 bits of `digest`, then their squares."""
     chunks = [digest >> shift & 0xFFFF for shift in range(0, CHUNKS * _BITS, _BITS)]
     return [float(chunk) for chunk in chunks] + [float(chunk**2) for chunk in chunks]
 

@@ -1,38 +1,38 @@
 """sigmaReparam in a training run: when its parts happen around an update, and the optimizer of its gammas.
 
 Gammas are scalars in fp32, also in a bf16 model, and every rank of a stage knows their gradient. So they are
-buffers with an AdamW of their own: without weight decay, clipped by the global norm as all else.
+buffers with an optimizer of their own: of the weights' kind, without weight decay, clipped by the global norm as all
+else.
 
 K   matrices stacked in one layer
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
-from parallel.spectral import GradientPiece, find_spectral_layers, initialise, power_step, pull_back
+from parallel.spectral import find_spectral_layers, initialise, power_step
+from parallel.spectral_gradient import GradientPiece, pull_back
 from pretrain.backend.update_gate import UpdateGate
+from pretrain.optim.optimizer import Optimizer, settings_of
 
 
 class Reparametrization:
     """All reparametrised matrices of this rank."""
 
     def __init__(
-        self, module: nn.Module, mesh: ParallelMesh, gate: UpdateGate, defaults: Mapping[str, Any]
+        self, module: nn.Module, mesh: ParallelMesh, gate: UpdateGate, optimizer: Optimizer[Any]
     ) -> None:
-        """`defaults` are those of the model's AdamW, whose betas and epsilon gamma's shares."""
+        """`optimizer` makes the one of the gammas."""
         self._mesh = mesh
         self._gate = gate
         self._layers = find_spectral_layers(module)
         self._by_weight = {id(layer.weight): layer for layer in self._layers}
         gammas = [layer.norms.gamma_K for layer in self._layers if layer.norms.active]
-        self._optimizer: torch.optim.Optimizer | None = None
-        if gammas:
-            options = {"betas": defaults["betas"], "eps": defaults["eps"]}
-            self._optimizer = torch.optim.AdamW(gammas, lr=0.0, weight_decay=0.0, **options)
+        self._optimizer = optimizer.gamma_optimizer(gammas) if gammas else None
+        self._settings = settings_of(self._optimizer) if self._optimizer else []
         self.residual = initialise(self._layers, mesh.tensor.group) if self._layers else 0.0
         """How far the first vectors are from singular vectors (largest relative residual)."""
 
@@ -85,4 +85,7 @@ class Reparametrization:
         """Restore after the module has been loaded."""
         if self._optimizer:
             self._optimizer.load_state_dict(state)
+            # The state has the settings of then; the configuration may have others now.
+            for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
+                group.update(settings)
         self.materialise()

@@ -1,45 +1,59 @@
-"""Loss on the fixed validation set."""
+"""Loss and metrics on the fixed validation set."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
-from pretrain.engine.engine import BatchesMissing, TrainEngine
+from pretrain.engine.evaluator import Evaluation, Evaluator
+from pretrain.engine.targets import BatchesMissing
 from pretrain.runtime.agreement import guarded, raise_first
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Outcome of one pass over the validation set, the same on every rank."""
+    """It tells what came of one pass over the validation set; it is the same on every rank."""
 
     loss: float
-    """Mean over all targets, in nats."""
+    """Mean over all targets."""
     targets: int
     """Sum of the targets' weights."""
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The task's, by name."""
 
 
 def validate(
-    engine: TrainEngine, steps: Iterable[Sequence[Batch]], stop: Callable[[], bool]
+    evaluator: Evaluator, steps: Iterable[Sequence[Batch]], stop: Callable[[], bool]
 ) -> Validation | None:
-    """Mean loss over all steps; None if `stop`, which must answer alike on all ranks, said so in between.
+    """It evaluates all steps; None if `stop`, which must answer alike on all ranks, said so in between.
 
-    Raises DataError on all ranks when the data of one fails.
+    Raises:
+        DataError: the data of a rank, not necessarily this one, fails.
     """
     started = time.perf_counter()
-    total = targets = 0.0
+    parts = []
     for batches, problem in guarded(steps):
         if stop():
             return None
         try:
-            loss, weight = engine.evaluate(batches)
+            parts.append(evaluator.evaluate(batches))
         except BatchesMissing:
-            raise_first(engine.mesh, problem)
+            raise_first(evaluator.mesh, problem)
             raise
-        total += loss * weight
-        targets += weight
-    if not targets:
+    whole = summed(parts)
+    if not whole.targets:
         raise DataError("no target of the validation set counts: all its samples are damaged")
-    return Validation(total / targets, round(targets), time.perf_counter() - started)
+    metrics = evaluator.values(whole.sums, whole.loss)
+    return Validation(whole.loss, round(whole.targets), time.perf_counter() - started, metrics)
+
+
+def summed(parts: Sequence[Evaluation]) -> Evaluation:
+    """It makes several evaluations one: the loss is the mean over the targets of all."""
+    total = targets = 0.0
+    for part in parts:
+        total += part.loss * part.targets
+        targets += part.targets
+    sums = tuple(map(sum, zip(*(part.sums for part in parts), strict=True)))
+    return Evaluation(total / targets if targets else 0.0, targets, sums)

@@ -4,6 +4,9 @@ What is wrong with samples goes by their draws, so that a skip avoids it. Faults
 once, by the attempt, so that what is done again is sound. A fault of the learning rate goes by the update.
 """
 
+from typing import Any
+
+from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.stream import BatchStream
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
@@ -14,7 +17,7 @@ from pretrain.fault_injection.plan import FaultPlan
 class Fault:
     """Hooks for a run to call; here they do nothing, as in the undisturbed twin."""
 
-    def wrap_batches(self, stream: BatchStream) -> BatchStream:
+    def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:
         """The stream that the run reads."""
         return stream
 

@@ -1,59 +1,48 @@
-"""Faults of samples, by their draws.
-
-B  samples in a micro-batch, S  tokens in a sequence
-"""
+"""Faults of samples, which go by their draws: a skip avoids them."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.batches import Batch
+from data_pipeline.reading.batches import Batches, WrappedBatches
 from data_pipeline.reading.order import draws_at
 from data_pipeline.reading.stream import BatchStream
 from parallel.mesh import ParallelMesh
 from pretrain.fault_injection.fault import PlannedFault
-from pretrain.models.outline import Outline
 
-Alteration = Callable[[TokenBatch, int, torch.Generator], TokenBatch]
+Alteration = Callable[[Batch, int, torch.Generator], Batch]
 """(batch, row, a generator that the row's draw has seeded) -> the batch with that row altered."""
 
 
-class AlteredStream:
+class AlteredBatches(WrappedBatches):
     """A stream that alters the samples of some draws; for the rest it is the stream within."""
 
     def __init__(
-        self, stream: BatchStream, mesh: ParallelMesh, batch_size: int, draws: range, alter: Alteration
+        self, within: Batches, mesh: ParallelMesh, batch_size: int, draws: range, alter: Alteration
     ) -> None:
-        self._stream = stream
+        super().__init__(within)
         self._mesh = mesh
         self._batch_size = batch_size
         self._draws = draws
         self._alter = alter
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __iter__(self) -> Iterator[list[TokenBatch]]:
-        return self
-
-    def __next__(self) -> list[TokenBatch]:
-        batches = next(self._stream)
-        draws = iter(self._own_draws())
+    def __next__(self) -> Sequence[Batch]:
+        batches = next(self.within)
+        draws = self._own_draws()
         return [self._altered(batch, [next(draws) for _ in range(batch.samples)]) for batch in batches]
 
-    def _own_draws(self) -> list[int]:
+    def _own_draws(self) -> Iterator[int]:
         """Draws of this rank's samples in the step that was just handed out."""
-        state = self._stream.state()
+        state = self.within.state()
         positions = state["position"] - self._batch_size + np.arange(self._batch_size)
         draws = draws_at(positions, [(start, stop) for start, stop in state["skip"]])
-        own: list[int] = draws[self._mesh.data.rank :: self._mesh.data.size].tolist()
-        return own
+        return iter(draws[self._mesh.data.rank :: self._mesh.data.size].tolist())
 
-    def _altered(self, batch: TokenBatch, draws: list[int]) -> TokenBatch:
+    def _altered(self, batch: Batch, draws: list[int]) -> Batch:
         for row, draw in enumerate(draws):
             if draw in self._draws:
                 batch = self._alter(batch, row, torch.Generator().manual_seed(draw))
@@ -63,54 +52,34 @@ class AlteredStream:
 class SampleFault(PlannedFault):
     """Something is wrong with the samples that these steps have when nothing is skipped before them."""
 
-    def wrap_batches(self, stream: BatchStream) -> BatchStream:
+    def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:
+        """It returns the stream with its samples altered."""
         size = self.config.data.global_batch_size
         first = (self.plan.step - 1) * size
         draws = range(first, first + self.plan.steps * size)
-        altered = AlteredStream(stream, self.mesh, size, draws, self.alteration(stream))
-        return cast(BatchStream, altered)
+        return AlteredBatches(stream, self.mesh, size, draws, self.alteration(stream))
 
     @abstractmethod
-    def alteration(self, stream: BatchStream) -> Alteration:
-        """What is done to the samples of a stream."""
+    def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
+        """What is done to the samples of a stream; the kind of data knows how."""
 
 
 class PoisonedSamples(SampleFault):
     """Targets in an order of chance: inputs and frequencies stay, and what was to be learnt from them is gone."""
 
-    def alteration(self, stream: BatchStream) -> Alteration:
-        return shuffle_targets
+    def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
+        """It has the source shuffle the targets of a sample."""
+        return stream.source.shuffle_targets
 
 
 class GarbageBatch(SampleFault):
     """Noise that has the shape of sound samples."""
 
-    def alteration(self, stream: BatchStream) -> Alteration:
-        ids = vocabulary_size(self.config.model.outline(self.config.data))
+    def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
+        """It has the source make noise of a sample."""
+        source, manifest = stream.source, stream.manifest
 
-        def alter(batch: TokenBatch, row: int, generator: torch.Generator) -> TokenBatch:
-            return randomise(batch, ids, row, generator)
+        def alter(batch: Batch, row: int, generator: torch.Generator) -> Batch:
+            return source.randomise(batch, manifest, row, generator)
 
         return alter
-
-
-def shuffle_targets(batch: TokenBatch, row: int, generator: torch.Generator) -> TokenBatch:
-    """The batch with the targets of one sample in an order of chance."""
-    targets_BS = batch.targets_BS.clone()
-    targets_BS[row] = targets_BS[row, torch.randperm(targets_BS.shape[1], generator=generator)]
-    return replace(batch, targets_BS=targets_BS)
-
-
-def randomise(batch: TokenBatch, ids: int, row: int, generator: torch.Generator) -> TokenBatch:
-    """The batch with one sample of random tokens out of `ids`."""
-    tokens_BS, targets_BS = batch.tokens_BS.clone(), batch.targets_BS.clone()
-    block = torch.randint(ids, (tokens_BS.shape[1] + 1,), generator=generator)
-    tokens_BS[row], targets_BS[row] = block[:-1], block[1:]
-    return replace(batch, tokens_BS=tokens_BS, targets_BS=targets_BS)
-
-
-def vocabulary_size(outline: Outline) -> int:
-    """Real rows of the model's first table."""
-    table = outline.layers[outline.tables[0]].table
-    assert table is not None
-    return table.rows

@@ -9,7 +9,7 @@ from pretrain.step import Alarm
 
 
 def describe(record: Record) -> list[str]:
-    """What has happened; nothing for the ordinary life of checkpoints, of which there is too much to tell."""
+    """It tells what has happened; nothing for the ordinary life of checkpoints, of which there is too much to tell."""
     if record.kind is Kind.ALARM:
         return [f"alarm: {alarm(fields)}" for fields in record.fields["alarms"]]
     told = _WORDS.get(record.kind)
@@ -17,12 +17,12 @@ def describe(record: Record) -> list[str]:
 
 
 def alarm(fields: Mapping[str, Any]) -> Alarm:
-    """An alarm as a record has it, where what is not finite is a word."""
+    """It returns an alarm as a record has it, where what is not finite is a word."""
     return Alarm(**{**fields, "value": float(fields["value"]), "threshold": float(fields["threshold"])})
 
 
 def remedy_in_words(rollback: Rollback) -> str:
-    """What a rollback does beside going back."""
+    """It tells what a rollback does beside going back."""
     samples = sum(end - start for start, end in rollback.skip)
     words = [f"skips {samples:,} samples" if samples else "the same samples again"]
     if rollback.learning_rate_factor != 1:

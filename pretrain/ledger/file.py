@@ -2,7 +2,7 @@
 
 Each record holds the SHA-256 of the line before it, so that a line that was changed, lost or put in between is
 noticed (lines that were cut off at the end are not). It is on the disk when `append` returns: what a process finds
-after a crash is a prefix of what was written, and the state of the run is a fold over it (`recovery`).
+after a crash is a prefix of what was written, and the state of the run is a fold over it (`history`).
 """
 
 import hashlib
@@ -14,17 +14,15 @@ from pathlib import Path
 from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Record, decode, encode
-from pretrain.runtime.durable_files import sync_folder
-from pretrain.runtime.line_file import LineFile
+from pretrain.runtime.durable_files import LineFile, sync_folder
 
-LEDGER = "ledger.jsonl"
 BEGINNING = "0" * 64
 """Stands for the digest of the line before the first."""
 BROKEN = "does not follow from the line before: one of the two was changed, or lines are missing in between"
 
 
-class Ledger:
-    """Appends records; needs one writer per run."""
+class LedgerFile:
+    """The file of a ledger. It appends records, and needs one writer per run."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the ledger and cut off a line that was torn by a crash.
@@ -41,7 +39,7 @@ class Ledger:
     def append(self, record: Record) -> Record:
         """Write a record, stamped with its place and time, and wait until the disk has it.
 
-        Raises OSError, and then neither the file nor `recovery` has changed.
+        Raises OSError, and then neither the file nor `history` has changed.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         stamped = replace(record, seq=self._seq + 1, time=now)
@@ -52,7 +50,7 @@ class Ledger:
         return stamped
 
     def records(self) -> tuple[Record, ...]:
-        """All records so far."""
+        """It returns all records so far."""
         return read_ledger(self._path)
 
     def close(self) -> None:
@@ -60,7 +58,7 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> tuple[Record, ...]:
-    """The records of a ledger, which another process may be writing.
+    """It returns the records of a ledger, which another process may be writing.
 
     Raises CheckpointError if it was changed or is not understood, and OSError.
     """
@@ -68,7 +66,7 @@ def read_ledger(path: Path) -> tuple[Record, ...]:
 
 
 def _read(path: Path) -> tuple[tuple[Record, ...], str]:
-    """The records, and the digest of the last line."""
+    """It returns the records, and the digest of the last line."""
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was torn by a crash
     return tuple(_records(path, lines)), _digest(lines[-1]) if lines else BEGINNING
 

@@ -61,17 +61,17 @@ class Rollback:
 
     @property
     def undone(self) -> int:
-        """Steps that it takes back, the judged one included."""
+        """It counts the steps that are taken back, the judged one included."""
         return self.step - self.target_step
 
     def intent(self, lineage: int) -> Record:
-        """The record to write before it is done, and again when it turns out to need another target."""
+        """It returns the record to write before the deed, and again when it turns out to need another target."""
         rest = {name: value for name, value in asdict(self).items() if name not in ("step", "attempt")}
         return Record(Kind.ROLLBACK_INTENT, self.step, self.attempt, lineage, rest)
 
     @classmethod
     def of(cls, record: Record) -> "Rollback":
-        """The inverse of `intent`."""
+        """It is the inverse of `intent`."""
         remedy, skip = Remedy(record.fields["remedy"]), merge_ranges(record.fields["skip"])
         return cls(record.step, record.attempt, **{**record.fields, "remedy": remedy, "skip": skip})
 
@@ -112,42 +112,42 @@ class RunHistory:
     """The last step of the run was taken and everything is saved."""
 
     def after(self, record: Record) -> "RunHistory":
-        """The state once `record` is in the ledger."""
+        """It returns the state once `record` is in the ledger."""
         lineage, attempt = max(self.lineage, record.lineage), max(self.attempt, record.attempt)
         change = _CHANGES.get(record.kind, _nothing)
         return replace(self, lineage=lineage, attempt=attempt, **change(self, record))
 
     def learning_rate_factor(self, update: int) -> float:
-        """What the schedule's learning rate is multiplied with, `update` updates into the run."""
+        """It returns what the schedule's learning rate is multiplied with, `update` updates into the run."""
         return reduce(lambda product, edit: product * edit.at(update), self.learning_rate_edits, 1.0)
 
     @property
     def skipped_samples(self) -> int:
-        """Samples that rollbacks leave out, all together."""
+        """It counts the samples that rollbacks leave out, all together."""
         return sum(end - start for start, end in self.skips)
 
     def count(self, remedy: Remedy, since: int = 0) -> int:
-        """Rollbacks with this remedy whose attempt comes after `since`."""
+        """It counts the rollbacks with this remedy whose attempt comes after `since`."""
         return sum(rollback.remedy is remedy and rollback.attempt > since for rollback in self.rollbacks)
 
     def vetoes_after(self, attempt: int) -> int:
-        """Updates withheld after this attempt, which must not lie more than `VETO_WINDOW` back."""
+        """It counts the updates withheld after this attempt, which must not lie more than `VETO_WINDOW` back."""
         return sum(veto > attempt for veto in self.vetoes)
 
     @cached_property
     def digest(self) -> int:
-        """52 bits of a hash, equal in every process that has an equal state."""
+        """It returns 52 bits of a hash, equal in every process that has an equal state."""
         text = json.dumps(asdict(self), sort_keys=True, default=sorted)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 12
 
 
 def fold(records: Iterable[Record]) -> RunHistory:
-    """The state that a ledger with these records leads to."""
+    """It returns the state that a ledger with these records leads to."""
     return reduce(RunHistory.after, records, RunHistory())
 
 
 Change = Callable[[RunHistory, Record], dict[str, Any]]
-"""What a record changes beside lineage and attempt: fields of `Recovery`."""
+"""What a record changes beside lineage and attempt: fields of `RunHistory`."""
 
 
 def _nothing(state: RunHistory, record: Record) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _quarantined(state: RunHistory, record: Record) -> dict[str, Any]:
 
 
 def _intent(state: RunHistory, record: Record) -> dict[str, Any]:
-    """One more rollback; or the pending one, planned again because its target could not be loaded.
+    """An intent is one more rollback; or the pending one, planned again because its target could not be loaded.
 
     The vetoes before it are paid for by its own budget: counted further, they would make rollbacks of single bad steps
     long after, and those of steps that are taken again would count twice.

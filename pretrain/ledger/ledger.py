@@ -7,9 +7,10 @@ from pathlib import Path
 
 from parallel.mesh import ParallelMesh
 from pretrain.errors import CheckpointError
-from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.history import RunHistory
 from pretrain.ledger.record import Record
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.agreement import from_first
 
 Report = Callable[[Record], None]
@@ -17,11 +18,11 @@ Report = Callable[[Record], None]
 
 @dataclass
 class RunLedger:
-    """Records of a run; `recovery`, the fold over them, is equal on all ranks."""
+    """Records of a run; `history`, the fold over them, is equal on all ranks."""
 
     mesh: ParallelMesh
     history: RunHistory
-    file: Ledger | None
+    file: LedgerFile | None
     """On rank 0."""
     report: Report
     """Is told every record, on every rank."""
@@ -30,16 +31,16 @@ class RunLedger:
 
     @classmethod
     def open(cls, run_folder: Path, mesh: ParallelMesh, stack: ExitStack, report: Report) -> "RunLedger":
-        """Take up the ledger of a run folder, or begin it.
+        """Open the ledger of a run folder, or begin it.
 
         Raises:
             CheckpointError: it was changed, or cannot be read or written; on all ranks.
         """
-        files: list[Ledger] = []
+        files: list[LedgerFile] = []
 
         def open_ledger() -> RunHistory:
             try:
-                files.append(Ledger(run_folder / LEDGER))
+                files.append(LedgerFile(run_folder / LEDGER))
             except (KeyError, TypeError) as error:
                 raise CheckpointError(
                     f"{run_folder / LEDGER}: a record that this version cannot read ({error})"
@@ -76,7 +77,7 @@ class RunLedger:
         self.history = self.history.after(record)
         self.report(record)
 
-    def _write(self, file: Ledger, *records: Record) -> None:
+    def _write(self, file: LedgerFile, *records: Record) -> None:
         """Append what is untold, then these. Raises OSError."""
         while self.unwritten:
             file.append(self.unwritten[0])

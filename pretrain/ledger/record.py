@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pretrain.step import TrainState
+
 FORMAT = 1
 
 
@@ -79,8 +81,13 @@ class Record:
     """Wall time in UTC, ISO 8601, when it was written."""
 
 
+def record(kind: Kind, state: TrainState, **fields: Any) -> Record:
+    """It returns a record about the run as it is after `state.step` steps."""
+    return Record(kind, state.step, state.attempt, state.lineage, fields)
+
+
 def encode(record: Record, previous: str) -> bytes:
-    """The line of a record in the ledger; `previous` is the digest of the line before."""
+    """It returns the line of a record in the ledger; `previous` is the digest of the line before."""
     header = {
         "format": FORMAT,
         "seq": record.seq,
@@ -95,7 +102,7 @@ def encode(record: Record, previous: str) -> bytes:
 
 
 def decode(line: bytes) -> tuple[Record, str]:
-    """The record of a line, and the digest that it gives for the line before.
+    """It returns the record of a line, and the digest that it gives for the line before.
 
     Raises ValueError, with what is wrong.
     """
@@ -121,7 +128,7 @@ def decode(line: bytes) -> tuple[Record, str]:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no word for what is not finite."""
+    """It returns a value as JSON can have it, which has no word for what is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ _RECENT_STEPS = 100
 
 @dataclass(frozen=True)
 class StepLine:
-    """What the console shows of a step."""
+    """The console shows this of a step."""
 
     step: int
     loss: float
@@ -29,7 +29,7 @@ class StepLine:
 
 
 class Console(Protocol):
-    """Where steps and messages are shown."""
+    """A console shows steps and messages."""
 
     def step(self, line: StepLine) -> None: ...
 
@@ -39,7 +39,7 @@ class Console(Protocol):
 
 
 class TimeLeft:
-    """Time to the last step at the pace of recent steps, whatever lay between them included."""
+    """It tells the time to the last step at the pace of recent steps, whatever lay between them included."""
 
     def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total_steps = total_steps
@@ -47,7 +47,7 @@ class TimeLeft:
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
 
     def after(self, step: int) -> str:
-        """`H:MM:SS`, or `-:--:--` after the first step."""
+        """It returns `H:MM:SS`, or `-:--:--` after the first step."""
         self._recent.append((step, self._clock()))
         first_step, start = self._recent[0]
         if step <= first_step:
@@ -57,7 +57,7 @@ class TimeLeft:
 
 
 class PlainConsole:
-    """A line for the first step, the last, every so many, and each that is remarkable."""
+    """It prints a line for the first step, the last, every so many, and each that is remarkable."""
 
     def __init__(self, total_steps: int, every_steps: int) -> None:
         self._total_steps = total_steps
@@ -89,7 +89,7 @@ class PlainConsole:
 
 
 class BarConsole:
-    """A progress bar; messages scroll by above it."""
+    """It shows a progress bar; messages scroll by above it."""
 
     def __init__(self, total_steps: int, console: rich.console.Console) -> None:
         self._time_left = TimeLeft(total_steps)
@@ -119,7 +119,7 @@ class BarConsole:
 
 
 class NoConsole:
-    """Shows nothing."""
+    """It shows nothing."""
 
     def step(self, line: StepLine) -> None: ...
 
@@ -129,7 +129,7 @@ class NoConsole:
 
 
 def open_console(config: JournalConfig, total_steps: int) -> Console:
-    """The console that the configuration asks for; `auto` looks at what standard output is."""
+    """It opens the console that the configuration asks for; `auto` looks at what standard output is."""
     terminal = rich.console.Console(force_terminal=True if config.console == "bar" else None)
     if config.console == "none":
         return NoConsole()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from pretrain.runtime.line_file import LineFile
+from pretrain.runtime.durable_files import LineFile
 
 _TAIL = 2**16
 
@@ -19,15 +19,15 @@ Row = Mapping[str, float | int | str]
 
 
 class MetricsFile:
-    """Appends rows; the file holds whole lines, whatever happened to an earlier process or to the disk."""
+    """It appends rows; the file holds whole lines, whatever happened to an earlier process or to the disk."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file and cut off a line that was torn by a crash. Raises OSError."""
+        """It opens or makes the file and cuts off a line that was torn by a crash. It may raise OSError."""
         self._file = LineFile(path)
         self._session = self._last_session() + 1
 
     def append(self, row: Row) -> None:
-        """Raises OSError, and then leaves nothing of the row."""
+        """It may raise OSError, and then leaves nothing of the row."""
         self._file.append(json.dumps(_finite({**row, "session": self._session}), allow_nan=False).encode())
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class MetricsFile:
 
 
 def _session_of(line: bytes) -> int:
-    """0 if the line does not say."""
+    """It returns the session that wrote a line, 0 if the line does not say."""
     try:
         return int(json.loads(line)["session"])
     except (ValueError, KeyError, TypeError):

@@ -7,12 +7,13 @@ from pathlib import Path
 from data_pipeline.reading.stream import ValidationSet
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
+from pretrain.optim.registry import make_optimizer
 from pretrain.plan.plan import Plan
 from pretrain.runtime.kernels import Kernels
 
 
 def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Kernels) -> list[str]:
-    """What runs, how it is spread, and on what."""
+    """It tells what runs, how it is spread, and on what."""
     batch = layout.batch
     return [
         f"{config.run.name}: {config.model.kind}, {layout.parameters.total / 1e6:.1f} M parameters, "
@@ -20,32 +21,38 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
         f"{mesh.world_size} x {mesh.device_name}: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
         f"{layout.data}, ZeRO-{layout.zero_stage}; batch {batch.micro} x {batch.accumulation} x {batch.data} = "
         f"{batch.samples} samples, {batch.tokens:,} tokens",
-        f"kernels: {kernels.description}",
+        f"kernels: {make_optimizer(config.optimizer).description}, {kernels.description}",
     ]
 
 
-def closing_lines(config: RunConfig, loss: float | None, validation: ValidationSet) -> list[str]:
-    """How well it went, and where to look; `loss` is none where an earlier session has done all there was to do."""
+def closing_lines(
+    config: RunConfig, loss: float | None, validation: ValidationSet, loss_unit: str
+) -> list[str]:
+    """It tells how well it went, and where to look.
+
+    `loss` is none where an earlier session has done all there was to do; `loss_unit` is what the task counts it in.
+    """
     folder = config.run_folder
     lines = [f"finished; the run is in {folder}"]
     if loss is None:
         lines.append(f"nothing was left to do; surefoot inspect {folder} tells how it ended")
     else:
-        lines.append(f"final validation loss {loss:.4f} nats per token{unigram_baseline(validation)}")
+        lines.append(f"final validation loss {loss:.4f} {loss_unit}{unigram_baseline(validation)}")
     if config.journal.tensorboard:
         lines.append(f"curves: {program('tensorboard')} --logdir {folder / 'tensorboard'}")
     return lines
 
 
 def unigram_baseline(validation: ValidationSet) -> str:
-    """What a model has that knows how frequent each token is, and nothing else."""
-    if validation.unigram_loss is None:
+    """It tells the loss that the data itself knows, for the model's to be compared with."""
+    baseline = validation.baseline
+    if baseline is None:
         return ""
     where = "" if validation.whole else " on the whole validation set"
-    return f", that of a unigram model {validation.unigram_loss:.4f}{where}"
+    return f", that of {baseline.name} {baseline.loss:.4f}{where}"
 
 
 def program(name: str) -> str:
-    """How to call a program that was installed with this interpreter, on the path or not."""
+    """It tells how to call a program that was installed with this interpreter, on the path or not."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.exists() else str(beside)

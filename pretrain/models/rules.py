@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from math import gcd, lcm
 
 from parallel.config import ParallelConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 
 
-def block_problems(model: TransformerConfig, parallel: ParallelConfig) -> Iterator[Fault]:
+def block_problems(model: TransformerConfig, parallel: ParallelConfig) -> Iterator[Problem]:
     """Every rule that the blocks of a model break."""
     yield from heads_divide(model)
     yield from tensor_divides(model, parallel.tensor)
@@ -16,25 +16,25 @@ def block_problems(model: TransformerConfig, parallel: ParallelConfig) -> Iterat
     yield from zero_fits_reparametrization(model, parallel.zero_stage)
 
 
-def heads_divide(model: TransformerConfig) -> Iterator[Fault]:
+def heads_divide(model: TransformerConfig) -> Iterator[Problem]:
     """Heads share the hidden size, and groups of them keys and values, without a remainder."""
     heads, groups = model.attention.num_heads, model.num_key_value_heads
     if model.hidden_size % heads:
-        yield Fault(
+        yield Problem(
             "model.hidden_size",
             f"must be a multiple of attention.num_heads = {heads}",
             f"for example {-(-model.hidden_size // heads) * heads}",
             str(model.hidden_size),
         )
     elif model.positions == "rotary" and model.head_size % 2:
-        yield Fault(
+        yield Problem(
             "model.hidden_size",
             f"gives heads of odd size {model.head_size}, but rotary positions turn pairs of numbers",
             f'for example {heads * (model.head_size + 1)}, or positions = "learned"',
             str(model.hidden_size),
         )
     if heads % groups:
-        yield Fault(
+        yield Problem(
             "model.attention.num_key_value_heads",
             f"must divide num_heads = {heads}",
             f"for example {gcd(heads, groups)}",
@@ -42,7 +42,7 @@ def heads_divide(model: TransformerConfig) -> Iterator[Fault]:
         )
 
 
-def tensor_divides(model: TransformerConfig, tensor: int) -> Iterator[Fault]:
+def tensor_divides(model: TransformerConfig, tensor: int) -> Iterator[Problem]:
     """Heads and feed-forward are divided over tensor-parallel ranks without a remainder."""
     sizes = {
         "model.attention.num_heads": model.attention.num_heads,
@@ -52,19 +52,19 @@ def tensor_divides(model: TransformerConfig, tensor: int) -> Iterator[Fault]:
     yield from shares_are_whole(sizes, tensor)
 
 
-def shares_are_whole(sizes: Mapping[str, int], tensor: int) -> Iterator[Fault]:
+def shares_are_whole(sizes: Mapping[str, int], tensor: int) -> Iterator[Problem]:
     """Sizes by their keys are divided over tensor-parallel ranks without a remainder."""
     for key, size in sizes.items():
         if size % tensor:
             above = -(-size // tensor) * tensor
             remedy = f"for example {above}, or parallel.tensor = {gcd(tensor, *sizes.values())}"
-            yield Fault(key, f"must be a multiple of parallel.tensor = {tensor}", remedy, str(size))
+            yield Problem(key, f"must be a multiple of parallel.tensor = {tensor}", remedy, str(size))
 
 
-def vocabulary_divides(model: VocabularyConfig, tensor: int) -> Iterator[Fault]:
+def vocabulary_divides(model: VocabularyConfig, tensor: int) -> Iterator[Problem]:
     """The padded vocabulary is divided over tensor-parallel ranks without a remainder."""
     if model.padded_vocabulary_size % tensor:
-        yield Fault(
+        yield Problem(
             "model.vocabulary_multiple",
             f"pads the vocabulary to {model.padded_vocabulary_size}, "
             f"which parallel.tensor = {tensor} must divide",
@@ -73,11 +73,11 @@ def vocabulary_divides(model: VocabularyConfig, tensor: int) -> Iterator[Fault]:
         )
 
 
-def rank_divides(model: TransformerConfig, tensor: int) -> Iterator[Fault]:
+def rank_divides(model: TransformerConfig, tensor: int) -> Iterator[Problem]:
     """Rows of sharded down-projections are divided over tensor-parallel ranks without a remainder."""
     sharded = model.attention.kind == "mlra" and model.attention.down_projection == "sharded"
     if sharded and model.attention_rank % tensor:
-        yield Fault(
+        yield Problem(
             "model.attention.rank",
             f'must be a multiple of parallel.tensor = {tensor} for down_projection = "sharded", '
             "which cuts each down-projection by its rows",
@@ -86,10 +86,10 @@ def rank_divides(model: TransformerConfig, tensor: int) -> Iterator[Fault]:
         )
 
 
-def zero_fits_reparametrization(model: TransformerConfig, zero_stage: int) -> Iterator[Fault]:
+def zero_fits_reparametrization(model: TransformerConfig, zero_stage: int) -> Iterator[Problem]:
     """Power steps need whole matrices."""
     if zero_stage == 3 and model.reparametrization != "none":
-        yield Fault(
+        yield Problem(
             "parallel.zero_stage",
             "must be 0, 1 or 2 with a reparametrization: power steps need whole matrices, "
             "and ZeRO-3 takes them apart between layers",

@@ -1,9 +1,12 @@
 """Settings of optimizers and of the learning-rate schedule."""
 
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.errors import Problem
 from pretrain.optim.update_bound import adamw_update_bound
 from pretrain.section import Section
 
@@ -26,21 +29,29 @@ class OptimizerConfig(Section):
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
 
-    state_numbers: ClassVar[int]
-    """fp32 numbers that the optimizer keeps for each parameter."""
     needs_whole_matrices: ClassVar[bool] = False
     """Its update of a matrix needs all of it, which ZeRO and tensor-parallel ranks divide."""
     update_scale: ClassVar[float | None] = None
     """About how far one update moves a weight, in learning rates; none where that goes by the gradient."""
 
     @property
+    @abstractmethod
+    def state(self) -> tuple[str, ...]:
+        """What it keeps of each weight, an fp32 number each, by its name in the optimizer's state."""
+
+    @property
     def update_bound(self) -> float | None:
-        """The most that one update can move a weight, in learning rates, the decay aside; none: there is no bound."""
+        """The most that one update can move a weight, in learning rates, beside a decay of learning rate times
+        `weight_decay`; none: there is no bound."""
         return None
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything about these settings that cannot work together."""
+        yield from ()
 
 
 class AdamWConfig(OptimizerConfig):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101). Its updates have a bound for beta1^2 < beta2."""
 
     kind: Literal["adamw"] = "adamw"
     """Optimizer."""
@@ -52,8 +63,12 @@ class AdamWConfig(OptimizerConfig):
     implementation: Literal["auto", "torch", "apex"] = "auto"
     """Which fused AdamW: apex's where NVIDIA's apex is installed, else torch's."""
 
-    state_numbers: ClassVar[int] = 2
     update_scale: ClassVar[float | None] = 1.0
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Both moments."""
+        return "exp_avg", "exp_avg_sq"
 
     @property
     def update_bound(self) -> float | None:
@@ -63,7 +78,34 @@ class AdamWConfig(OptimizerConfig):
         return adamw_update_bound(self.beta1, self.beta2)
 
 
-OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (AdamWConfig,)
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013), in the form of torch."""
+
+    kind: Literal["sgd"] = "sgd"
+    """Optimizer."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """What an update keeps of the one before; 0 keeps nothing, and no state."""
+    nesterov: bool = False
+    """Nesterov's momentum, which looks one update ahead."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Weight decay of matrices, coupled: `weight_decay` times the weight is added to its gradient, after clipping.
+    Biases, normalization gains never decay."""
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The momentum, if there is any."""
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def problems(self) -> Iterator[Problem]:
+        """Nesterov's momentum is a momentum."""
+        if self.nesterov and not self.momentum:
+            rule = "must be false without momentum: it says how momentum is used"
+            yield Problem(
+                "optimizer.nesterov", rule, "for example nesterov = false, or momentum = 0.9", "true"
+            )
+
+
+OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (AdamWConfig, SGDConfig)
 """The [optimizer] section of every optimizer, that of the default `optimizer.kind` first."""
 
 

@@ -9,9 +9,9 @@ import hjson
 
 from pretrain.config.keys import nearest
 from pretrain.config.run import RunConfig
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
+from pretrain.plan.batch import BatchEquation
 from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
-from pretrain.plan.plan import Plan
 
 Json = dict[str, Any]
 
@@ -19,27 +19,27 @@ AUTO = "auto"
 """What the Hugging Face integration writes for a value that follows from elsewhere."""
 
 
-def deepspeed_json(config: RunConfig, plan: Plan) -> Json:
+def deepspeed_json(config: RunConfig, batch: BatchEquation) -> Json:
     """What `deepspeed.initialize` is given; raises ConfigurationError where the user's JSON contradicts."""
-    derived = derive(config, plan)
+    derived = derive(config, batch)
     path = config.run.deepspeed_config
     if path is None:
         return derived
     user = drop_auto(read_json(path))
-    if faults := list(json_faults(user, derived)):
-        raise ConfigurationError(f"{path}: does not fit this configuration", faults)
+    if problems := list(json_problems(user, derived)):
+        raise ConfigurationError(f"{path}: does not fit this configuration", problems)
     return merge(derived, user)
 
 
-def derive(config: RunConfig, plan: Plan) -> Json:
+def derive(config: RunConfig, batch: BatchEquation) -> Json:
     """The JSON that follows from the configuration alone."""
     bf16 = config.precision.dtype == "bf16"
     # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
     return {
-        "train_batch_size": plan.batch.samples,
-        "train_micro_batch_size_per_gpu": plan.batch.micro,
-        "gradient_accumulation_steps": plan.batch.accumulation,
+        "train_batch_size": batch.samples,
+        "train_micro_batch_size_per_gpu": batch.micro,
+        "gradient_accumulation_steps": batch.accumulation,
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -80,19 +80,19 @@ def drop_auto(document: Json) -> Json:
     }
 
 
-def json_faults(user: Json, derived: Json) -> Iterator[Fault]:
+def json_problems(user: Json, derived: Json) -> Iterator[Problem]:
     """Unknown keys, keys that cannot be used here, and values that contradict the configuration."""
     for key in user:
         if key in REFUSED_KEYS:
-            yield Fault(key, "cannot be set in the JSON", REFUSED_KEYS[key])
+            yield Problem(key, "cannot be set in the JSON", REFUSED_KEYS[key])
         elif key not in KNOWN_KEYS:
             similar = " or ".join(nearest(key, KNOWN_KEYS))
-            yield Fault(key, "DeepSpeed has no such key", f"did you mean {similar}?" if similar else "")
+            yield Problem(key, "DeepSpeed has no such key", f"did you mean {similar}?" if similar else "")
     for key, own in OWNED_KEYS.items():
         given, due = look_up(user, key), look_up(derived, key)
         if given is not None and given != due:
             rule = f"contradicts the configuration, from which {due} follows"
-            yield Fault(key, rule, f"remove it, or set {own}", str(given))
+            yield Problem(key, rule, f"remove it, or set {own}", str(given))
 
 
 def look_up(document: Json, key: str) -> Any:

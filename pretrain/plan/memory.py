@@ -4,7 +4,8 @@ Model states follow Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, sections 3.
 outline. Not counted: communication buffers, fragmentation, and the accelerator's context, which together are about 1 to
 2 GB.
 
-b  samples in a micro-batch   t  tensor-parallel size   d  data-parallel size   e  bytes of a number in the compute dtype
+b  samples in a micro-batch   e  bytes of a number in the compute dtype
+t  tensor-parallel size       d  data-parallel size
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
     weights."""
     stage = config.parallel.zero_stage
     masters = 0 if stage == 0 and config.precision.dtype == "fp32" else 1
-    copies = config.optimizer.state_numbers + masters
+    copies = len(config.optimizer.state) + masters
     return copies * FP32_BYTES * parameters // (data if stage else 1)
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
 from pretrain.models.outline import Outline
+from pretrain.plan.batch import BatchEquation
+from pretrain.plan.deepspeed_json import Json, deepspeed_json
 from pretrain.plan.memory import (
     MemoryEstimate,
     activation_bytes,
@@ -15,27 +17,7 @@ from pretrain.plan.memory import (
     optimizer_bytes,
     weight_bytes,
 )
-from pretrain.plan.rules import layout_faults, layout_warnings
-
-
-@dataclass(frozen=True)
-class BatchEquation:
-    """micro x accumulation x data = global, in samples."""
-
-    micro: int
-    accumulation: int
-    data: int
-    tokens_per_sample: int
-
-    @property
-    def samples(self) -> int:
-        """Samples of one optimizer step."""
-        return self.micro * self.accumulation * self.data
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.samples * self.tokens_per_sample
+from pretrain.plan.rules import layout_problems, layout_warnings
 
 
 @dataclass(frozen=True)
@@ -86,6 +68,8 @@ class Plan:
     flops_per_token: float
     """Model FLOPs of training on one token, over all ranks."""
     steps: int
+    deepspeed: Json
+    """What DeepSpeed is given."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -104,16 +88,17 @@ class Plan:
         return max((stage.memory for stage in self.stages), key=lambda memory: memory.total)
 
 
-def check_layout(config: RunConfig, world_size: int) -> list[Fault]:
+def check_layout(config: RunConfig, world_size: int) -> list[Problem]:
     """Everything that cannot work with this configuration on `world_size` ranks; empty when all is well."""
-    return layout_faults(config, world_size)
+    return layout_problems(config, world_size)
 
 
 def plan(config: RunConfig, world_size: int) -> Plan:
-    """The plan of a run; raises ConfigurationError with every rule that the layout breaks."""
-    if faults := check_layout(config, world_size):
+    """The plan of a run; raises ConfigurationError with every rule that the layout breaks, or where the user's own
+    DeepSpeed JSON contradicts the configuration."""
+    if problems := check_layout(config, world_size):
         ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-        raise ConfigurationError(f"this configuration cannot run on {ranks}", faults)
+        raise ConfigurationError(f"this configuration cannot run on {ranks}", problems)
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     data = world_size // (tensor * pipeline)
     micro = config.data.micro_batch_size
@@ -131,6 +116,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         stages=plan_stages(config, outline, batch),
         flops_per_token=sum(layer.flops for layer in outline.layers) / config.data.tokens_per_sample,
         steps=config.run.steps,
+        deepspeed=deepspeed_json(config, batch),
         warnings=tuple(layout_warnings(config, world_size)),
     )
 

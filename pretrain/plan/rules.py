@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from math import gcd
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.section import kind_of
 
-Rule = Callable[[RunConfig, int], Iterator[Fault]]
+Rule = Callable[[RunConfig, int], Iterator[Problem]]
 
 
-def layout_faults(config: RunConfig, world_size: int) -> list[Fault]:
+def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
     """Every rule that the configuration breaks on `world_size` ranks."""
-    return [fault for rule in RULES for fault in rule(config, world_size)]
+    return [problem for rule in RULES for problem in rule(config, world_size)]
 
 
 def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
@@ -33,28 +33,35 @@ def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
             f"{blocks} blocks do not divide evenly into {parallel.pipeline} pipeline "
             "stages: the first stages have one more, and the others wait for them"
         )
+    if (
+        config.watchdog.enabled
+        and config.watchdog.reach
+        and config.probes.tev
+        and config.optimizer.update_bound is None
+    ):
+        yield f"updates of {config.optimizer.kind} have no bound here, so watchdog.reach finds nothing"
 
 
-def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     if replica_count(config, world_size) is None:
         size = tensor * pipeline
         works = max(round(world_size / size), 1) * size
-        yield Fault(
+        yield Problem(
             "parallel",
             f"tensor {tensor} x pipeline {pipeline} = {size} must divide the number of ranks, {world_size}",
             f"for example {works} ranks, or tensor = {gcd(tensor, world_size)} and pipeline = 1",
         )
 
 
-def snapshot_store_turns_over(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def snapshot_store_turns_over(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """A lone candidate could never go: the next one ripens beside it."""
     if config.watchdog.memory_keep == 1:
         rule = "there is always one that stays while the next one proves itself"
-        yield Fault("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")
+        yield Problem("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")
 
 
-def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def batch_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """The batch equation: global = micro x accumulation x data."""
     micro, whole = config.data.micro_batch_size, config.data.global_batch_size
     replicas = replica_count(config, world_size)
@@ -62,7 +69,7 @@ def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
         return
     unit = micro * replicas
     below, above = whole // unit * unit, -(-whole // unit) * unit
-    yield Fault(
+    yield Problem(
         "data.global_batch_size",
         f"must be a multiple of micro_batch_size {micro} x {replicas} data-parallel ranks = {unit}",
         "for example " + (f"{below} or {above}" if below else f"{above}"),
@@ -70,12 +77,12 @@ def batch_divides(config: RunConfig, world_size: int) -> Iterator[Fault]:
     )
 
 
-def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Problem]:
     parallel = config.parallel
     if parallel.pipeline == 1:
         return
     if parallel.zero_stage >= 2:
-        yield Fault(
+        yield Problem(
             "parallel.zero_stage",
             "must be 0 or 1 with pipeline > 1: stages keep their gradients between micro-batches, "
             "so that ZeRO cannot divide them",
@@ -83,7 +90,7 @@ def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
             str(parallel.zero_stage),
         )
     if parallel.zero_stage == 0 and config.precision.dtype == "bf16":
-        yield Fault(
+        yield Problem(
             "parallel.zero_stage",
             "must be 1 with pipeline > 1 and bf16: "
             "DeepSpeed writes a checkpoint of ZeRO-0 that it cannot load",
@@ -92,10 +99,10 @@ def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Problem]:
     blocks, stages = len(config.model.outline(config.data).blocks), config.parallel.pipeline
     if blocks < stages:
-        yield Fault(
+        yield Problem(
             "parallel.pipeline",
             f"must not exceed model.num_layers = {blocks}: each stage needs a block",
             f"for example {blocks}",
@@ -103,22 +110,37 @@ def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def data_fits_task(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def data_fits_task(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """The [data] section is that of the task."""
     if not isinstance(config.data, config.model.data_section):
         rule = f"holds no data for model.kind = {config.model.kind}"
-        yield Fault("data", rule, f"for example data of kind {kind_of(config.model.data_section)}")
+        yield Problem("data", rule, f"for example data of kind {kind_of(config.model.data_section)}")
 
 
-def model_fits(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def model_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """What the task says of its model on these ranks."""
     yield from config.model.problems(config.data, config.parallel)
 
 
-def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def optimizer_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    """Its settings fit each other, and it gets whole matrices where it needs them."""
+    optimizer, parallel = config.optimizer, config.parallel
+    yield from optimizer.problems()
+    if not optimizer.needs_whole_matrices:
+        return
+    reason = f"with optimizer.kind = {optimizer.kind}, whose update of a matrix needs all of it:"
+    if parallel.zero_stage >= 1:
+        rule = f"must be 0 {reason} ZeRO divides what the optimizer moves"
+        yield Problem("parallel.zero_stage", rule, "for example zero_stage = 0", str(parallel.zero_stage))
+    if parallel.tensor > 1:
+        rule = f"must be 1 {reason} tensor-parallel ranks hold parts of matrices"
+        yield Problem("parallel.tensor", rule, "for example tensor = 1", str(parallel.tensor))
+
+
+def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Problem]:
     schedule, steps = config.schedule, config.run.steps
     if schedule.warmup_steps >= steps:
-        yield Fault(
+        yield Problem(
             "schedule.warmup_steps",
             f"must be less than run.steps = {steps}: the run would end in its warmup",
             f"for example {steps // 10}",
@@ -129,7 +151,7 @@ def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
         and schedule.decay_steps
         and schedule.warmup_steps + schedule.decay_steps > steps
     ):
-        yield Fault(
+        yield Problem(
             "schedule.decay_steps",
             f"must fit after the warmup into run.steps = {steps}",
             f"for example {max((steps - schedule.warmup_steps) // 5, 1)}",
@@ -137,10 +159,10 @@ def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Fault]:
         )
 
 
-def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Fault]:
+def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Problem]:
     every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every
     if kept and kept % every:
-        yield Fault(
+        yield Problem(
             "checkpoint.keep_every",
             f"must be a multiple of every_steps = {every}: there are checkpoints at no other steps",
             f"for example {-(-kept // every) * every}",
@@ -161,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     blocks_fill_stages,
     data_fits_task,
     model_fits,
+    optimizer_fits,
     schedule_fits_run,
     kept_checkpoints_exist,
     snapshot_store_turns_over,

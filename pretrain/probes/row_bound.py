@@ -1,7 +1,7 @@
-"""Whether rows of a table have moved farther than AdamW can have moved them.
+"""Whether rows of a table have moved farther than their optimizer can have moved them.
 
 The standard deviation s of a row's entries is 1-Lipschitz in the root mean square of their changes. An update adds
-to each weight w at most lr B, beside the decay (1 - lr wd) w, so
+to each weight w at most lr B, its `update_bound`, beside the decay (1 - lr wd) w, so
 
     |s(t) - |1 - lr wd| s(t-1)|  <=  lr B + what rounding adds.
 
@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.optim.update_bound import adamw_update_bound
 
 ROUNDING = {"fp32": 2**-16, "bf16": 2**-9 + 2**-15}
 """By how much s may be off, relative to the row's root mean square: half a unit in the last place of the table's
 dtype, and digits that fp32 loses in sums over a row."""
 SLACK = 1e-3
-"""Of B, for moments that are kept in fp32."""
-SMALLEST_EPSILON = 1e-15
-"""With a smaller one, gradients whose squares underflow in fp32 could move weights farther."""
+"""Of B, for an optimizer's state that is kept in fp32."""
 
 
 class RowBound:
@@ -30,7 +27,8 @@ class RowBound:
 
     def __init__(self, config: RunConfig) -> None:
         optimizer = config.optimizer
-        self._bound = adamw_update_bound(optimizer.beta1, optimizer.beta2) * (1 + SLACK)
+        assert optimizer.update_bound is not None, "asked of row_bound_applies"
+        self._bound = optimizer.update_bound * (1 + SLACK)
         self._weight_decay = optimizer.weight_decay
         self._rounding = ROUNDING[config.precision.dtype]
         self._now: tuple[Tensor, Tensor] | None = None
@@ -64,7 +62,5 @@ class RowBound:
 
 
 def row_bound_applies(config: RunConfig) -> bool:
-    """Whether the bound is asked for, and there is one for these settings of AdamW."""
-    optimizer = config.optimizer
-    bounded = optimizer.beta1**2 < optimizer.beta2 and optimizer.epsilon >= SMALLEST_EPSILON
-    return config.watchdog.reach and bounded
+    """Whether the bound is asked for, and there is one for this optimizer with these settings."""
+    return config.watchdog.reach and config.optimizer.update_bound is not None

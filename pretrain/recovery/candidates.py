@@ -1,31 +1,31 @@
-"""What a run can go back to: candidates on disk and in host memory, from taking to certifying to restoring."""
+"""What a run can go back to: candidates on disk and in host memory, from taking to certifying to restoring.
 
-from collections.abc import Iterable
+    save -> BACKGROUND_STEPS later: sealed -> healthy for a horizon: verified -> BACKGROUND_STEPS later: certified
+
+A snapshot in host memory needs neither the disk nor to be read again, and is certified once it has proven healthy.
+"""
+
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.checkpoint.checkpoint import Checkpointer, PendingSave, Saved, Verification
+from data_pipeline.reading.batches import Batches
+from pretrain.checkpoint.lifecycle import by_preference
+from pretrain.checkpoint.loader import CheckpointLoader
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.snapshots import Snapshot, SnapshotStore
 from pretrain.checkpoint.tag import Tag
+from pretrain.checkpoint.writer import CheckpointWriter, PendingSave, SaveFailed
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import TrainEngine
+from pretrain.errors import CheckpointError
 from pretrain.ledger.ledger import RunLedger
-from pretrain.ledger.record import Kind, Record
+from pretrain.ledger.record import Kind, record
+from pretrain.metrics.logger import MetricsLogger
+from pretrain.recovery.certification import BACKGROUND_STEPS, RETRY_STEPS, Certifier
+from pretrain.runtime.heartbeat import Heartbeat, Phase
 from pretrain.step import TrainState
 from pretrain.watchdog.rollback_plan import RollbackPlan
 from pretrain.watchdog.watchdog import Watchdog
-
-RETRY_STEPS = 64
-"""Steps after which what the disk had no room for is tried again."""
-BACKGROUND_STEPS = 8
-"""Steps that a thread has for what takes long on disk; then the run waits for it. Not "until it is done": what a run
-does must not depend on how fast a disk was."""
-
-
-def record(kind: Kind, state: TrainState, **fields: Any) -> Record:
-    """A record about the run as it is after `state.step` steps."""
-    return Record(kind, state.step, state.attempt, state.lineage, fields)
 
 
 @dataclass(frozen=True)
@@ -36,192 +36,192 @@ class Target:
     tag: Tag | None
     """On disk; none: `snapshot`."""
     snapshot: Snapshot | None
-
-
-@dataclass(frozen=True)
-class Proving:
-    """A candidate that has proven healthy and whose bytes are being read again."""
-
-    examination: Verification
-    step: int
-    """At which that was begun."""
+    certified: bool
 
 
 class CheckpointManager:
-    """Takes, certifies and restores candidates. All ranks make the same calls."""
+    """Takes candidates when they are due, has them sealed and certified, and goes back to them.
+
+    All ranks make the same calls. A save that fails costs this checkpoint, not the run, unless there is no later one to
+    come.
+    """
 
     def __init__(
         self,
         config: RunConfig,
+        *,
         engine: TrainEngine,
-        checkpointer: Checkpointer,
+        batches: Batches,
+        writer: CheckpointWriter,
+        loader: CheckpointLoader,
         watchdog: Watchdog,
         ledger: RunLedger,
+        heartbeat: Heartbeat,
+        metrics: MetricsLogger,
     ) -> None:
-        settings = config.watchdog
-        self._every = settings.memory_every_steps
-        self._watched = settings.enabled
+        self._settings = config.checkpoint
+        self._watch = config.watchdog
         self._last_step = config.run.steps
         self._engine = engine
-        self._checkpointer = checkpointer
+        self._batches = batches
+        self._writer = writer
+        self._loader = loader
         self._watchdog = watchdog
         self._ledger = ledger
-        keep = settings.memory_keep if settings.enabled else 0
-        self._memory = SnapshotStore(keep, settings.horizon)
-        self._candidates: dict[int, Tag | None] = {}
-        """Step -> tag on disk, of what is neither certified nor given up; none: in host memory alone."""
-        self._put_off: dict[int, int] = {}
-        """Step of a candidate whose certificate could not be written -> the step at which it is tried again."""
-        self._writing: PendingSave | None = None
-        self._proving: list[Proving] = []
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        keep = self._watch.memory_keep if self._watch.enabled else 0
+        self._snapshots = SnapshotStore(keep, self._watch.horizon)
+        self._certifier = Certifier(config, writer, self._snapshots, watchdog, ledger)
+        self._pending: PendingSave | None = None
+        self._saved_step = 0
+        """The last step that a checkpoint was taken of, or tried."""
+        self._failure = ""
+        """What to say of a stop if the last save has failed; empty if it has not."""
+        self._memory_full = False
+        """Host memory had no room for the last snapshot, and that was told."""
 
-    def await_certificates(self, step: int) -> None:
-        """Take up the candidates on disk that an earlier session has left, up to this step; also one whose
-        certificate the ledger has not heard of."""
-        history = self._ledger.history
-        known = history.certified | history.refused
-        for tag in self._checkpointer.sealed():
-            if tag.step <= step and str(tag) not in known:
-                self._candidates[tag.step] = tag
+    # Taking
 
-    def write(self, state: TrainState, data: dict[str, Any]) -> str:
-        """Begin a candidate on disk, once the one before is complete; returns the problem, if there is one."""
-        assert self._writing is None, "one at a time"
-        begun = self._checkpointer.begin(self._engine, state, data, self._watchdog_state())
-        if isinstance(begun, Saved):
-            return begun.problem
-        self._writing = begun
-        return ""
+    def resume(self, state: TrainState) -> None:
+        """Await certificates for what an earlier session has left, of those that `state` comes after."""
+        self._certifier.resume(state.step)
 
-    def writing(self, step: int | None = None) -> bool:
-        """Whether a candidate is begun and not complete; with `step` whether it must be by then."""
-        begun = self._writing
-        return begun is not None and (step is None or step >= begun.state.step + BACKGROUND_STEPS)
+    def start(self, state: TrainState) -> None:
+        """Begin at a state that needs no checkpoint: it was loaded from one, or the initial weights are it."""
+        self._saved_step = state.step
+        self._take_snapshot(state)
 
-    def seal(self) -> tuple[Saved, TrainState]:
-        """Complete the candidate that was begun; also the state that it is of."""
-        begun, self._writing = self._writing, None
-        assert begun is not None, "nothing was begun"
-        saved = self._checkpointer.finish(begun)
-        if saved.tag is not None:
-            self._candidates[begun.state.step] = saved.tag
-            self._ledger.append(record(Kind.SEALED, begun.state, tag=str(saved.tag)))
-        return saved, begun.state
+    def save_due(self, state: TrainState) -> bool:
+        """It says whether a checkpoint of this state is due: at its turn, at the last step, or some steps after a
+        failure."""
+        again = bool(self._failure) and state.step >= self._saved_step + RETRY_STEPS
+        turn = state.step % self._settings.every_steps == 0 or state.step == self._last_step
+        return self._saved_step < state.step and (again or turn)
 
-    def remember(self, state: TrainState, data: dict[str, Any]) -> str:
-        """A candidate in host memory; returns the problem where there is no room."""
-        problem = self._memory.take(self._engine, state, data, self._watchdog_state())
-        if state.step in self._memory.steps:
-            self._candidates.setdefault(state.step, None)
-        return problem
+    def save(self, state: TrainState) -> None:
+        """Begin a checkpoint; some steps later it is sealed.
+
+        Raises:
+            CheckpointError: it failed, and there is no later one to come.
+        """
+        self.seal(state)
+        self._heartbeat.beat(state.step, Phase.SAVING, state.attempt)
+        self._saved_step, self._failure = state.step, ""
+        try:
+            self._pending = self._writer.begin(
+                self._engine, state, self._batches.state(), self._watchdog_state()
+            )
+        except SaveFailed as error:
+            self._lose(state.step, error)
+
+    def seal(self, state: TrainState) -> None:
+        """Complete the checkpoint that was begun, if one was; the run stands at `state` by now.
+
+        Raises:
+            CheckpointError: it failed, and there is no later one to come.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        self._heartbeat.beat(state.step, Phase.SAVING, state.attempt)
+        try:
+            tag = self._writer.finish(pending)
+        except SaveFailed as error:
+            self._lose(pending.state.step, error)
+            return
+        self._certifier.add_checkpoint(tag)
+        self._ledger.append(record(Kind.SEALED, pending.state, tag=str(tag)))
+        self._metrics.event(state.step, f"checkpoint {tag} saved")
+
+    def look_after(self, state: TrainState) -> None:
+        """Do what is due after a step: complete what a thread has had its time for, certify what has proven healthy,
+        and take a snapshot. What is certified now makes room in memory for it."""
+        if self._pending is not None and state.step >= self._pending.state.step + BACKGROUND_STEPS:
+            self.seal(state)
+        self._certify(state, state.step)
+        if self._watch.enabled and state.step % self._watch.memory_every_steps == 0:
+            self._take_snapshot(state)
+
+    def complete(self, state: TrainState) -> None:
+        """Complete all that threads are about, however long that takes, and certify what has proven healthy."""
+        self.seal(state)
+        self._certify(state, None)
+
+    def leave(self, state: TrainState) -> str:
+        """Seal a checkpoint of where the run stands, as it ends early; returns what to say if that failed."""
+        if self._saved_step < state.step:
+            self.save(state)
+        self.seal(state)
+        return self._failure
+
+    def _certify(self, state: TrainState, due_step: int | None) -> None:
+        problems = self._certifier.start_verify(state)
+        if due := self._certifier.certificates_due(due_step):
+            self._heartbeat.beat(state.step, Phase.SAVING, state.attempt)
+            problems += self._certifier.finish(state, due)
+        for problem in problems:
+            self._metrics.event(state.step, problem)
+
+    def _take_snapshot(self, state: TrainState) -> None:
+        problem = self._snapshots.take(self._engine, state, self._batches.state(), self._watchdog_state())
+        if state.step in self._snapshots.steps:
+            self._certifier.add_snapshot(state.step)
+        if problem and not self._memory_full:
+            self._metrics.event(state.step, problem)
+        self._memory_full = bool(problem)
+
+    def _lose(self, step: int, error: SaveFailed) -> None:
+        if step == self._last_step:
+            raise CheckpointError(f"the last checkpoint could not be saved: {error}") from None
+        self._failure = f", from an older checkpoint: that of step {step} could not be saved ({error})"
+        self._metrics.event(step, f"checkpoint not saved: {error}")
 
     def _watchdog_state(self) -> dict[str, Any]:
         """A watchdog that was switched off has seen none of the last steps: when it is on again, it begins anew."""
-        return self._watchdog.state_dict() if self._watched else {}
+        return self._watchdog.state_dict() if self._watch.enabled else {}
 
-    def ripe(self, state: TrainState) -> tuple[int, ...]:
-        """Steps of the candidates that have proven healthy; after the last step of all that nothing speaks against."""
-        if not self._watched:
-            return ()
-        ended = state.step == self._last_step and not self._watchdog.suspicious
-        proven = self._watchdog.health.proven
-        return tuple(
-            step
-            for step, tag in sorted(self._candidates.items())
-            if (proven(step, state.step) and state.step >= self._put_off.get(step, 0)) or (ended and tag)
-        )
-
-    def prove(self, state: TrainState) -> list[str]:
-        """Give up the ripe candidates that have done harm; certify the others, on disk once they were read again.
-
-        Returns what has kept candidates from being read.
-        """
-        problems = []
-        for step in self.ripe(state):
-            tag, deferred = self._candidates.pop(step), self._put_off.pop(step, None)
-            if deferred and tag not in self._checkpointer.sealed():
-                continue  # retention has not waited
-            if self._watchdog.health.damaged(step):
-                if tag is not None:
-                    self._ledger.append(record(Kind.REFUSED, state, tag=str(tag)))
-                continue
-            self._memory.certify(step)
-            if tag is None:
-                self._ledger.append(record(Kind.CERTIFIED, state, tag=None, horizon=state.step - step))
-                continue
-            examination = self._checkpointer.start_verify(tag)
-            if isinstance(examination, str):
-                problems.append(self._later(tag, state, examination))
-            else:
-                self._proving.append(Proving(examination, state.step))
-        return problems
-
-    def _later(self, tag: Tag, state: TrainState, problem: str) -> str:
-        """Nothing is wrong with the candidate itself: it is tried again. Returns what to say."""
-        self._candidates[tag.step] = tag
-        self._put_off[tag.step] = state.step + RETRY_STEPS
-        return f"checkpoint {tag} could not be certified now: {problem}"
-
-    def proven(self, step: int | None = None) -> tuple[Proving, ...]:
-        """What is being read again; with `step` what must be read by then."""
-        return tuple(one for one in self._proving if step is None or step >= one.step + BACKGROUND_STEPS)
-
-    def certify(self, state: TrainState, provings: Iterable[Proving]) -> list[str]:
-        """Certify what was read again and is sound; returns what has kept sound ones from it."""
-        problems = []
-        for one in provings:
-            self._proving.remove(one)
-            tag = one.examination.tag
-            horizon = one.step - tag.step
-            problem, damaged = self._checkpointer.finish_certify(one.examination, horizon, {})
-            if problem and not damaged:
-                problems.append(self._later(tag, state, problem))
-            elif problem:
-                self._ledger.append(record(Kind.QUARANTINED, state, tag=str(tag), reason=problem))
-            else:
-                self._ledger.append(record(Kind.CERTIFIED, state, tag=str(tag), horizon=horizon))
-        return problems
+    # Going back
 
     def choose(self, plan: RollbackPlan) -> Target | None:
-        """The newest certified candidate that is old enough; where none is, the oldest from before the onset: a run
-        that has been there before goes on from it at a lower learning rate."""
+        """It returns the newest certified candidate that is old enough; where none is, the oldest from before the
+        onset: a run that has been there before goes on from it at a lower learning rate."""
         found = self._choose(plan.limit_step, oldest=plan.oldest)
         return found or self._choose(plan.draft.onset - 1, oldest=True)
 
     def _choose(self, limit_step: int, *, oldest: bool) -> Target | None:
-        """A certified one if there is one; from memory where the disk has none that is better."""
-        found: list[tuple[bool, Target]] = []
-        if snapshot := self._memory.choose(limit_step, oldest=oldest):
-            found.append((snapshot.certified, Target(snapshot.step, None, snapshot)))
-        if on_disk := self._checkpointer.choose(limit_step, oldest=oldest):
-            tag, certified = on_disk
-            found.append((certified, Target(tag.step, tag, None)))
-        sign = -1 if oldest else 1
-        best = max(found, key=lambda one: (one[0], sign * one[1].step), default=None)  # the first of equals
-        return best[1] if best else None
+        """It returns a certified one if there is one; from memory where the disk has none that is better."""
+        found: list[Target] = []
+        if snapshot := self._snapshots.choose(limit_step, oldest=oldest):
+            found.append(Target(snapshot.step, None, snapshot, snapshot.certified))
+        on_disk = self._loader.folder.candidates()
+        for tag in on_disk.preferred(limit_step, oldest=oldest)[:1]:
+            found.append(Target(tag.step, tag, None, tag in on_disk.certified))
+        best = by_preference(found, lambda one: one.certified, limit_step, oldest=oldest)
+        return best[0] if best else None
 
     def condemn(self, target_step: int, reason: str, state: TrainState) -> None:
-        """Nothing later than the target of a rollback is gone back to, or resumed from."""
-        for tag in self._checkpointer.condemn(target_step, reason):
+        """See to it that nothing later than the target of a rollback is gone back to, or resumed from."""
+        for tag in self._loader.folder.condemn(target_step, reason):
             self._ledger.append(record(Kind.CONDEMNED, state, tag=str(tag), reason=reason))
-        self._memory.drop(after_step=target_step)
-        self._candidates = {step: tag for step, tag in self._candidates.items() if step <= target_step}
-        self._put_off = {step: again for step, again in self._put_off.items() if step <= target_step}
-        self._proving = [one for one in self._proving if one.examination.tag.step <= target_step]
+        self._snapshots.drop(after_step=target_step)
+        self._certifier.drop(after_step=target_step)
 
     def restore(self, target: Target) -> tuple[Restored, str]:
-        """Go back; the run as it was, and the tier that it came from. A damaged candidate is passed over."""
+        """Go back, past candidates that are damaged; returns the run as it was, and the tier that it came from."""
         if target.snapshot is not None:
-            restored = self._memory.restore(self._engine, target.snapshot)
+            restored = self._snapshots.restore(self._engine, target.snapshot)
             if restored is not None:
                 return restored, "memory"
-            return self._checkpointer.load_preferred(self._engine, target.step), "disk"
+            return self._loader.load_preferred(self._engine, target.step), "disk"
         assert target.tag is not None
-        return self._checkpointer.load(self._engine, target.tag), "disk"
+        return self._loader.load(self._engine, target.tag), "disk"
 
-    def on_disk(self) -> frozenset[int]:
-        """Steps of the checkpoints that a new process could go on from."""
-        return frozenset(tag.step for tag in self._checkpointer.sealed())
-
-    def remember_due(self, step: int) -> bool:
-        return self._watched and step % self._every == 0
+    def go_on_from(self, state: TrainState) -> None:
+        """Go on after a rollback to `state`; if a new process would find nothing on disk to go on from, it is saved at
+        once."""
+        on_disk = {tag.step for tag in self._loader.folder.sealed()}
+        self._saved_step = state.step if state.step in on_disk else state.step - 1
+        if not on_disk:
+            self.save(state)
+            self.complete(state)

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.ranges import SampleRange
-from data_pipeline.reading.stream import BatchStream
 from parallel.mesh import ParallelMesh
 from pretrain.config.loader import dump_config
 from pretrain.config.run import RunConfig
@@ -24,11 +24,12 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.ledger.history import RunHistory
 from pretrain.ledger.record import plain
 from pretrain.probes.weights import layer_rows
+from pretrain.run_folder import CONFIG, EVIDENCE, METRICS
 from pretrain.runtime.agreement import from_first
 from pretrain.step import StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import budgets
+from pretrain.watchdog.policy import MEMORY_FAULTS
 
-FOLDER = "evidence"
 SAMPLES = 128
 """Samples that are spelled out at most: the first half from the onset on, the other up to the verdict."""
 METRICS_BYTES = 2**20
@@ -49,10 +50,17 @@ class CrashReport:
     """Of the steps from the onset to this one."""
 
 
+def last_words(verdict: Verdict, history: RunHistory) -> str:
+    """It returns why the run ends; after faults of memory also where they were seen."""
+    hosts = history.suspected_hosts
+    faults = any(alarm.kind in MEMORY_FAULTS for alarm in verdict.alarms)
+    return verdict.reason + (f"; seen on {', '.join(hosts)}" if faults and hosts else "")
+
+
 def write_crash_report(
-    scene: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: BatchStream
+    crash: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: Batches
 ) -> tuple[Path | None, str]:
-    """Write down what there is, all ranks together; the folder, or the problem.
+    """Write down what there is, all ranks together; returns the folder, or the problem.
 
     Nothing that fails here may hide why the run has ended: no rank raises.
     """
@@ -63,17 +71,17 @@ def write_crash_report(
         problem = f"rank {mesh.rank}: {error!r}"
     parts, problems = zip(*mesh.gather((sums, problem)), strict=True)
     layers = layer_rows(parts, engine.layer_names) + [{"problem": text} for text in problems if text]
-    return from_first(mesh, lambda: _write_or_clear_away(scene, config, layers, batches))
+    return from_first(mesh, lambda: _write_or_clear_away(crash, config, layers, batches))
 
 
 def _write_or_clear_away(
-    scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+    crash: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> Path:
     """Raises OSError, whatever is wrong."""
-    folder = config.run_folder / FOLDER / f"attempt{scene.state.attempt + 1:08d}"
+    folder = config.run_folder / EVIDENCE / f"attempt{crash.state.attempt + 1:08d}"
     begun = folder.with_name(f".{folder.name}.tmp")
     try:
-        _write(begun, scene, config, layers, batches)
+        _write(begun, crash, config, layers, batches)
         shutil.rmtree(folder, ignore_errors=True)
         return begun.rename(folder)
     except Exception as error:
@@ -82,38 +90,38 @@ def _write_or_clear_away(
 
 
 def _write(
-    folder: Path, scene: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: BatchStream
+    folder: Path, crash: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "verdict.json").write_text(json.dumps(plain(_verdict(scene, config)), indent=1), "utf-8")
-    (folder / "samples.jsonl").write_text(_lines(_samples(scene.draws, batches)), "utf-8")
+    (folder / "verdict.json").write_text(json.dumps(plain(_verdict(crash, config)), indent=1), "utf-8")
+    (folder / "samples.jsonl").write_text(_lines(_samples(crash.draws, batches)), "utf-8")
     (folder / "layers.jsonl").write_text(_lines(layers), "utf-8")
-    (folder / "metrics.jsonl").write_bytes(_last_rows(config.run_folder / "metrics.jsonl"))
-    (folder / "config.toml").write_text(dump_config(config), "utf-8")
+    (folder / METRICS).write_bytes(_last_rows(config.run_folder / METRICS))
+    (folder / CONFIG).write_text(dump_config(config), "utf-8")
 
 
-def _verdict(scene: CrashReport, config: RunConfig) -> dict[str, Any]:
-    report, verdict = scene.report, scene.verdict
+def _verdict(crash: CrashReport, config: RunConfig) -> dict[str, Any]:
+    report, verdict = crash.report, crash.verdict
     return {
         "step": report.step,
-        "attempt": scene.state.attempt + 1,
-        "lineage": scene.state.lineage,
-        "reason": scene.reason,
+        "attempt": crash.state.attempt + 1,
+        "lineage": crash.state.lineage,
+        "reason": crash.reason,
         "onset": verdict.onset,
         "alarms": [asdict(alarm) for alarm in verdict.alarms],
         "loss": report.loss,
         "gradient_norm": report.gradient_norm,
         "learning_rate": report.learning_rate,
         "measures": dict(report.measures),
-        "draws": [list(range_) for range_ in scene.draws],
-        "budgets": [str(budget) for budget in budgets(scene.history, config, scene.state.attempt + 1)],
-        "rollbacks": [asdict(rollback) for rollback in scene.history.rollbacks],
+        "draws": [list(range_) for range_ in crash.draws],
+        "budgets": [str(budget) for budget in budgets(crash.history, config, crash.state.attempt + 1)],
+        "rollbacks": [asdict(rollback) for rollback in crash.history.rollbacks],
     }
 
 
-def _samples(ranges: Sequence[SampleRange], batches: BatchStream) -> Iterator[dict[str, Any]]:
-    """As far as they can be read; then why no further."""
+def _samples(ranges: Sequence[SampleRange], batches: Batches) -> Iterator[dict[str, Any]]:
+    """It yields the samples as far as they can be read; then why no further."""
     draws = batches.unskipped(ranges)
     if len(draws) > SAMPLES:
         draws = [*draws[: SAMPLES // 2], *draws[-(SAMPLES // 2) :]]
@@ -124,7 +132,7 @@ def _samples(ranges: Sequence[SampleRange], batches: BatchStream) -> Iterator[di
 
 
 def _last_rows(metrics: Path) -> bytes:
-    """Whole lines from the end of the file."""
+    """It returns whole lines from the end of the file."""
     if not metrics.exists():
         return b""
     with metrics.open("rb") as file:

@@ -1,16 +1,15 @@
-"""How a process takes up a run: from which checkpoint, and with what has changed since."""
+"""How a process resumes a run: from which checkpoint, and with what has changed since."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from data_pipeline.reading.stream import BatchStream
-from pretrain.checkpoint.checkpoint import Checkpointer
+from data_pipeline.reading.batches import Batches
+from pretrain.checkpoint.loader import CheckpointLoader
 from pretrain.checkpoint.restored import Restored
 from pretrain.engine.engine import TrainEngine
 from pretrain.fault_injection.plan import FaultPlan
 from pretrain.ledger.ledger import RunLedger
-from pretrain.ledger.record import Kind
-from pretrain.recovery.candidates import record
+from pretrain.ledger.record import Kind, record
 from pretrain.step import TrainState
 from pretrain.watchdog.watchdog import Watchdog
 
@@ -36,38 +35,41 @@ PLAIN = Request()
 
 
 def restore(
-    checkpointer: Checkpointer, engine: TrainEngine, ledger: RunLedger, request: Request
+    loader: CheckpointLoader, engine: TrainEngine, ledger: RunLedger, request: Request
 ) -> Restored | None:
-    """The checkpoint that was asked for; else the newest one, of those from before a rollback that was cut short."""
+    """Load the checkpoint that was asked for; else the newest one, of those from before a rollback that was cut short.
+
+    None where there is nothing to resume: the run begins.
+    """
     if request.tag:
-        return checkpointer.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
+        return loader.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
     pending = ledger.history.pending
     if pending is None:
         rollbacks = ledger.history.rollbacks
         afresh = bool(rollbacks) and rollbacks[-1].target_tag is None  # to host memory, or to the beginning
-        return checkpointer.load_newest(engine, sealed=ledger.history.sealed, afresh=afresh)
-    checkpointer.condemn(pending.target_step, pending.reason)
-    if checkpointer.choose(pending.target_step) is None:
+        return loader.load_newest(engine, sealed=ledger.history.sealed, afresh=afresh)
+    loader.folder.condemn(pending.target_step, pending.reason)
+    if not loader.folder.candidates().preferred(pending.target_step):
         return None  # host memory is gone, and nothing older is on disk: the initial weights are
-    restored = checkpointer.load_preferred(engine, pending.target_step)
-    checkpointer.condemn(restored.state.step, pending.reason)
+    restored = loader.load_preferred(engine, pending.target_step)
+    loader.folder.condemn(restored.state.step, pending.reason)
     return restored
 
 
-def take_up(
+def resume(
     restored: Restored,
     request: Request,
     changes: Mapping[str, str],
-    batches: BatchStream,
+    batches: Batches,
     watchdog: Watchdog,
     ledger: RunLedger,
 ) -> TrainState:
-    """Have everybody go on from a checkpoint that the engine has loaded; where the counters stand."""
+    """Have everybody go on from a checkpoint that the engine has loaded; returns where the counters stand."""
     state, history = resumed(restored.state, ledger), ledger.history
     if request.tag:
         state = replace(state, attempt=history.attempt, lineage=history.lineage + 1)
     batches.seek(restored.data)
-    watchdog.take_up(restored.watchdog, restored.state.attempt, ledger.history)
+    watchdog.load_state(restored.watchdog, restored.state.attempt, ledger.history)
     ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag)))
     if on_purpose := {key: change for key, change in changes.items() if key.startswith(FELT)}:
         watchdog.rebaseline()
@@ -76,8 +78,10 @@ def take_up(
 
 
 def resumed(saved: TrainState, ledger: RunLedger) -> TrainState:
-    """The counters of a run that a process takes up: attempts and lineages go on where the ledger has them. What a
-    session did that has given up stays in the curves: what comes now is another lineage."""
+    """It returns the counters of a run that a process resumes: attempts and lineages go on where the ledger has them.
+
+    What a session did that has given up stays in the curves: what comes now is another lineage.
+    """
     history = ledger.history
     if history.stopped:
         return replace(saved, lineage=history.lineage + 1, attempt=history.attempt)
@@ -87,5 +91,5 @@ def resumed(saved: TrainState, ledger: RunLedger) -> TrainState:
 
 
 def in_words(changes: Mapping[str, str]) -> str:
-    """Settings that have changed, in one line."""
+    """It names the settings that have changed, in one line."""
     return ", ".join(f"{key} {change}" for key, change in changes.items())

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def agreed(mesh: ParallelMesh, action: Callable[[], Result]) -> Result:
-    """The action's result on this rank; if it failed on any rank, the first such error on all of them."""
+    """It returns the action's result on this rank; if it failed on any rank, it raises the first such error on all."""
     result: Result | None = None
     failure: Exception | None = None
     try:
@@ -29,7 +29,7 @@ def agreed(mesh: ParallelMesh, action: Callable[[], Result]) -> Result:
 
 
 def guarded(steps: Iterable[Sequence[Batch]]) -> Iterator[tuple[Sequence[Batch], str]]:
-    """Steps of batches, each with an empty string; where the data fails, no batches and why.
+    """It yields steps of batches, each with an empty string; where the data fails, no batches and why.
 
     The engine raises BatchesMissing on all ranks when one comes without; `raise_first` then tells all why.
     """
@@ -50,7 +50,7 @@ def raise_first(mesh: ParallelMesh, problem: str) -> None:
 
 
 def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
-    """Do it on rank 0; its result, or None and the problem, on every rank."""
+    """Do it on rank 0; every rank gets its result, or None and the problem."""
     answer: tuple[Result | None, str] = (None, "")
     if mesh.rank == 0:
         try:
@@ -61,6 +61,18 @@ def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result
     return first
 
 
+def from_all(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
+    """Do it on every rank; each gets its own result, or all get None and the problem of the first that has one."""
+    result: Result | None = None
+    problem = ""
+    try:
+        result = action()
+    except (OSError, CheckpointError) as error:
+        problem = str(error)
+    problem = first_problem(mesh, problem)
+    return (None if problem else result), problem
+
+
 def first_problem(mesh: ParallelMesh, problem: str) -> str:
-    """The problem of the first rank that has one, on every rank; empty if none has."""
+    """It returns the problem of the first rank that has one, on every rank; empty if none has."""
     return next((text for text in mesh.gather(problem) if text), "")

@@ -11,8 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-HEARTBEATS = "heartbeats"
-"""Folder of the files, in the run folder."""
+from pretrain.run_folder import HEARTBEATS, rank_file
+
 SECONDS_BETWEEN = 1.0
 """Beats of one phase that come faster are not written."""
 
@@ -68,8 +68,8 @@ class Heartbeat:
         self.beat(0, Phase.STARTING)
 
     def beat(self, step: int, phase: Phase, attempt: int = 0) -> None:
-        """This rank is alive in `phase` of optimizer step `step`. Cheap: a new phase is written at once, else one
-        beat a second, without waiting for the disk."""
+        """Say that this rank is alive in `phase` of optimizer step `step`. Cheap: a new phase is written at once,
+        else one beat a second, without waiting for the disk."""
         now = self._clock()
         if self._written and self._written[0] is phase and now < self._written[1] + SECONDS_BETWEEN:
             return
@@ -101,17 +101,17 @@ class Heartbeat:
 
 
 def beat_file(run_folder: Path, rank: int) -> Path:
-    return run_folder / HEARTBEATS / f"rank_{rank:05d}.json"
+    return run_folder / HEARTBEATS / rank_file(rank, "json")
 
 
 def read_beats(run_folder: Path) -> dict[int, Beat]:
-    """The last beat of every rank that has a file, by rank; what cannot be read is left out."""
+    """It returns the last beat of every rank that has a file, by rank; what cannot be read is left out."""
     found = (read_beat(path) for path in sorted((run_folder / HEARTBEATS).glob("rank_*.json")))
     return {beat.rank: beat for beat in found if beat}
 
 
 def read_beat(path: Path) -> Beat | None:
-    """The beat in a file; none where it is gone or is something else."""
+    """It returns the beat in a file; none where it is gone or is something else."""
     try:
         touched, fields = path.stat().st_mtime_ns, json.loads(path.read_text(encoding="utf-8"))
         return Beat(**{**fields, "phase": Phase(fields["phase"]), "touched": touched})
@@ -127,7 +127,8 @@ def clear_beats(run_folder: Path) -> None:
 
 
 def start_of(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; none where it is gone or only waits to be reaped."""
+    """It returns when a process started, in clock ticks since boot; none where it is gone or only waits to be
+    reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -136,5 +137,5 @@ def start_of(pid: int) -> int | None:
 
 
 def is_alive(beat: Beat) -> bool:
-    """Whether the process of a beat still runs; only its own host can tell."""
+    """It says whether the process of a beat still runs; only its own host can tell."""
     return start_of(beat.pid) == beat.started

@@ -1,4 +1,4 @@
-"""Which implementations of AdamW and the norms a run uses, and why."""
+"""Which implementation of the norms a run uses, and why."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,21 +6,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pretrain.errors import ConfigurationError, Fault
 from pretrain.runtime.libraries import Library, find_apex, find_flash_attention, find_transformer_engine
 
 APEX = find_apex()
 if APEX.usable and torch.cuda.is_available():
     from apex.normalization import FusedLayerNorm, FusedRMSNorm
-    from apex.optimizers import FusedAdam
 
 
 @dataclass(frozen=True)
 class Kernels:
     """The implementations that were chosen."""
 
-    adamw: type[torch.optim.Optimizer]
-    """torch's AdamW or apex's FusedAdam."""
     fused_norms: bool
     """Norms are apex's."""
     description: str
@@ -33,24 +29,10 @@ class Kernels:
         return FusedRMSNorm if self.fused_norms else nn.RMSNorm
 
 
-def detect_kernels(optimizer: Literal["auto", "torch", "apex"] = "auto") -> Kernels:
-    """Choose among what is installed; raises ConfigurationError when apex is asked for and not usable."""
+def detect_kernels() -> Kernels:
+    """Choose among what is installed."""
     reason = why_not_apex(APEX, torch.cuda.is_available())
-    if optimizer == "apex" and reason:
-        raise ConfigurationError(
-            "the optimizer cannot be had",
-            [
-                Fault(
-                    "optimizer.implementation", f"apex is not usable here: {reason}", '"auto" works', '"apex"'
-                )
-            ],
-        )
-    fused = not reason and optimizer != "torch"
-    return Kernels(
-        adamw=FusedAdam if fused else torch.optim.AdamW,
-        fused_norms=not reason,
-        description=describe(fused, reason),
-    )
+    return Kernels(fused_norms=not reason, description=describe(reason))
 
 
 def why_not_apex(apex: Library, cuda: bool) -> str:
@@ -60,11 +42,10 @@ def why_not_apex(apex: Library, cuda: bool) -> str:
     return "" if cuda else "no CUDA device"
 
 
-def describe(fused_adamw: bool, reason: str) -> str:
-    """One line for the start of a run and for `surefoot doctor`."""
-    adamw = "apex FusedAdam" if fused_adamw else "torch fused AdamW"
+def describe(reason: str) -> str:
+    """One line for the start of a run and for `surefoot doctor`; `reason` says why apex is not used."""
     norms = "torch" if reason else "apex"
     return (
-        f"{adamw}, {norms} norms (apex: {reason or APEX.description}); attention by torch (flash-attn: "
+        f"{norms} norms (apex: {reason or APEX.description}); attention by torch (flash-attn: "
         f"{find_flash_attention().description}, Transformer Engine: {find_transformer_engine().description})"
     )

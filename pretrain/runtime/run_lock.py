@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pretrain.errors import ConfigurationError
-
-LOCK = "run.lock"
+from pretrain.run_folder import RUN_LOCK
 
 
 class RunLock:
@@ -19,8 +18,8 @@ class RunLock:
     The kernel's lock counts, not the file: one that a killed run has left stops nobody. One rank takes it.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK) -> None:
-        """Raises ConfigurationError, which names the holder, if another process has the lock."""
+    def __init__(self, folder: Path, name: str = RUN_LOCK) -> None:
+        """Take the lock; raises ConfigurationError, which names the holder, if another process has it."""
         self._path = folder / name
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -34,7 +33,7 @@ class RunLock:
         os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
     def release(self) -> None:
-        """The file stays: removing it would let two later runs lock two different files of that name."""
+        """Let it go. The file stays: removing it would let two later runs lock two different files of that name."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 

@@ -43,12 +43,13 @@ def try_collective() -> str:
 
 def main() -> int:
     problem = try_collective()
+    kernels = detect_kernels()
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     findings = {
         "collective": problem,
         "devices": devices,
         "cuda": torch.version.cuda or "",
-        "kernels": detect_kernels().description,
+        "kernels": f"{'apex' if kernels.fused_norms else 'torch'} fused optimizers, {kernels.description}",
     }
     print(json.dumps(findings))
     return 1 if problem else 0

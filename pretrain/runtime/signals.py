@@ -16,7 +16,7 @@ class StopSignals:
 
     @property
     def received(self) -> signal.Signals | None:
-        """The first stop signal that has come, if any."""
+        """It returns the first stop signal that has come, if any."""
         return self._received
 
     def __enter__(self) -> "StopSignals":

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-STACKS = "stacks"
-"""Folder of the files, in the run folder."""
+from pretrain.run_folder import STACKS, rank_file
+
 REQUEST = signal.SIGUSR2
 
 
 def stacks_file(run_folder: Path, rank: int) -> Path:
-    return run_folder / STACKS / f"rank_{rank:05d}.txt"
+    return run_folder / STACKS / rank_file(rank, "txt")
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def request_stacks(pid: int) -> None:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """It says whether a process has a handler for a signal."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)

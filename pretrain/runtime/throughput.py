@@ -26,7 +26,7 @@ _PEAK_TFLOPS = {
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Dense bf16 peak of a device by the name that torch gives it; None if unknown."""
+    """It returns the dense bf16 peak of a device by the name that torch gives it; None if unknown."""
     words = set(re.findall(r"\w+", device_name))
     known = [key for key in _PEAK_TFLOPS if words.issuperset(key.split())]
     return _PEAK_TFLOPS[max(known, key=len)] if known else None
@@ -34,7 +34,7 @@ def peak_tflops(device_name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Turns tokens per second of the whole run into the use of one device."""
+    """It turns tokens per second of the whole run into the use of one device."""
 
     flops_per_token: float
     """Of the model, forward and backward, without recomputation."""
@@ -43,7 +43,7 @@ class Throughput:
     """Of one device; None: unknown, no utilisation."""
 
     def measures(self, tokens_per_second: float) -> dict[str, float]:
-        """`tflops`, in TFLOP/s per device, and `mfu`, a fraction of 1, where the peak is known."""
+        """It returns `tflops`, in TFLOP/s per device, and `mfu`, a fraction of 1, where the peak is known."""
         tflops = tokens_per_second * self.flops_per_token / self.devices / 1e12
         if self.peak_tflops is None:
             return {"tflops": tflops}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from data_pipeline.config import DataConfig
 from parallel.config import ParallelConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.models.outline import Outline
 from pretrain.section import Section
 
@@ -24,6 +24,8 @@ class TaskConfig(Section):
     """The [data] section that goes with it."""
     loss_unit: ClassVar[str]
     """What its loss is counted in, such as `nats per token`."""
+    targets: ClassVar[str]
+    """What its targets are, such as `tokens`."""
     changeable: ClassVar[Mapping[str, Any]] = {}
     """Keys that a resumed run may change, because they are not in the weights, as pydantic's `exclude` takes them."""
 
@@ -32,7 +34,7 @@ class TaskConfig(Section):
         """The layers of the model by name and size; `data` is the task's own [data] section."""
 
     @abstractmethod
-    def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Fault]:
+    def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Problem]:
         """Everything about the model that cannot work with these layers on these ranks."""
 
     def shape(self, data: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The half of a task that needs torch: layers, objective, data and metrics.
 
-A task is a room of its own; nothing outside of it and the two registries (`kinds`, `registry`) names it. Trainer, engine,
-checkpoints, probes and watchdog know what stands here and in `pretrain.tasks.config`.
+A task is a room of its own; nothing outside of it and the two registries (`kinds`, `registry`) names it. Trainer,
+engine, checkpoints, probes and watchdog know what stands here and in `pretrain.tasks.config`.
 """
 
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from data_pipeline.source import Source
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from pretrain.models.context import Materials
@@ -43,7 +44,13 @@ class Metric(ABC):
 
 
 class Task(ABC, Generic[Model]):
-    """What a model of one kind is built from. It has no state."""
+    """What a model of one kind is built from, and what it learns from. It has no state."""
+
+    source: Source[Any, Any, Any]
+    """The kind of data that it reads."""
+
+    def check_data(self, model: Model, manifest: Any) -> None:
+        """It raises ConfigurationError where prepared data, by its manifest, does not fit the model."""
 
     @abstractmethod
     def layers(self, model: Model, data: Any, materials: Materials) -> list[LayerSpec]:

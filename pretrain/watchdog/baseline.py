@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from pretrain.watchdog.robust import median, sigma_of
 
 REFILL = 64
 """Values that are enough to go on with after `restart`, if the window is longer."""
@@ -13,8 +14,6 @@ _REFRESH = 8
 """Accepted values between two fits."""
 _RECENT = 16
 """Newest values, at least, whose median is called recent."""
-_NORMAL_MAD = 1.4826
-"""Standard deviation of a normal variable in units of its median absolute deviation."""
 
 
 @dataclass
@@ -51,11 +50,12 @@ class Baseline:
 
     @property
     def count(self) -> int:
-        """Values that what is expected rests on; 0 while there are too few."""
+        """It counts the values that what is expected rests on; 0 while there are too few."""
         return self._line.count
 
     def excess(self, value: float, sign: int) -> float:
-        """How far `value` lies above (`sign` 1) or below (-1) what is expected, in robust standard deviations.
+        """It returns how far `value` lies above (`sign` 1) or below (-1) what is expected, in robust standard
+        deviations.
 
         Expected is the recent median, or the end of the line where that is farther off in this direction.
         So a trend for the worse that was there before, which healthy signals have, adds nothing to a sum; and a trend
@@ -90,13 +90,13 @@ class Baseline:
     def _fit(self) -> None:
         values = np.array(self._values)
         count, half = len(values), len(values) // 2
-        median = _median(values)
-        slope = (_median(values[-half:]) - _median(values[:half])) / (count - half)
-        distances = np.abs(values - median - slope * (np.arange(count) - (count - 1) / 2))
-        recent = _median(values[-max(count // 4, _RECENT) :])
-        spread = max(_NORMAL_MAD * _median(distances), self._floor)
+        level = median(values)
+        slope = (median(values[-half:]) - median(values[:half])) / (count - half)
+        deviations = values - level - slope * (np.arange(count) - (count - 1) / 2)
+        recent = median(values[-max(count // 4, _RECENT) :])
+        spread = max(sigma_of(deviations), self._floor)
         lag = count / 2 + self._guard + _REFRESH / 2
-        self._line = Line(median, slope, spread, lag, recent, count)
+        self._line = Line(level, slope, spread, lag, recent, count)
         self._unfitted = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,12 +113,3 @@ class Baseline:
         self._pending = list(state["pending"])
         self._needed = min(state["needed"], self._window)
         self._unfitted, self._line = state["unfitted"], Line(**state["line"])
-
-
-def _median(values: npt.NDArray[np.float64]) -> float:
-    """As numpy.median, at a third of its cost."""
-    middle = len(values) // 2
-    if len(values) % 2:
-        return float(np.partition(values, middle)[middle])
-    parted = np.partition(values, (middle - 1, middle))
-    return float((parted[middle - 1] + parted[middle]) / 2)

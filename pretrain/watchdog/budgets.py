@@ -46,7 +46,7 @@ class Budget:
 
 
 def budgets(history: RunHistory, config: RunConfig, attempt: int) -> tuple[Budget, ...]:
-    """All of them, as they stand when this attempt is judged."""
+    """It returns all budgets as they stand when this attempt is judged."""
     return (
         veto_budget(history, config, attempt),
         *(rollback_budget(remedy, history, config, attempt) for remedy in REMEDY_KEYS),
@@ -55,7 +55,7 @@ def budgets(history: RunHistory, config: RunConfig, attempt: int) -> tuple[Budge
 
 
 def rollback_budget(remedy: Remedy, history: RunHistory, config: RunConfig, attempt: int) -> Budget:
-    """Of rollbacks with this remedy."""
+    """It returns the budget of rollbacks with this remedy."""
     windowed = remedy is Remedy.SKIP
     return Budget(
         key=f"watchdog.{REMEDY_KEYS[remedy]}",
@@ -66,7 +66,7 @@ def rollback_budget(remedy: Remedy, history: RunHistory, config: RunConfig, atte
 
 
 def veto_budget(history: RunHistory, config: RunConfig, attempt: int) -> Budget:
-    """Of updates withheld without a rollback."""
+    """It returns the budget of updates withheld without a rollback."""
     fraction = int(config.watchdog.veto_fraction * VETO_WINDOW)
     return Budget(
         key="watchdog.veto_fraction",
@@ -77,8 +77,8 @@ def veto_budget(history: RunHistory, config: RunConfig, attempt: int) -> Budget:
 
 
 def skip_budget(history: RunHistory, config: RunConfig) -> Budget:
-    """Of samples that rollbacks leave out. One rollback there is always room for: a short run should not end where a
-    long one goes on."""
+    """It returns the budget of samples that rollbacks leave out. One rollback there is always room for: a short run
+    should not end where a long one goes on."""
     total = config.run.steps * config.data.global_batch_size
     one = (
         config.watchdog.margin + STEPS_TO_ALARM + config.watchdog.skip_after

@@ -63,7 +63,7 @@ class ChannelSettings:
 
     @property
     def guard(self) -> int:
-        """Values by which the baseline is late."""
+        """It returns by how many values the baseline is late."""
         return max(2, GUARD // self.stride)
 
 
@@ -128,17 +128,17 @@ class Channel:
 
     @property
     def armed(self) -> bool:
-        """Whether there is a baseline to compare with."""
+        """It says whether there is a baseline to compare with."""
         return self._baseline.count > 0
 
     @property
     def leading(self) -> tuple[Direction, Drift]:
-        """The direction with the larger sum."""
+        """It returns the direction with the larger sum."""
         return max(self.drifts.items(), key=lambda item: item[1].sum)
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """By direction."""
+        """It returns the thresholds by direction."""
         return {direction.kind: drift.threshold for direction, drift in self.drifts.items()}
 
     def look(self, step: int, value: float) -> None:
@@ -180,12 +180,12 @@ class Channel:
                 self._calibrate(drift, step)
 
     def _calibrate(self, drift: Drift, step: int) -> None:
-        """A threshold falls by half the way: two thousand residuals give one that scatters by a tenth."""
+        """A threshold falls by half the way only: two thousand residuals give one that scatters by a tenth."""
         new = calibrated_threshold(drift.increments, seed=step, least=self._settings.threshold)
         drift.threshold = round(max(new, (new + drift.threshold) / 2), 3)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dictionaries; the lists of drifts are in the order of the directions."""
+        """It returns plain numbers, lists and dictionaries; the lists of drifts are in the order of the directions."""
         return {
             "baseline": self._baseline.state_dict(),
             "drifts": [drift.state_dict() for drift in self.drifts.values()],

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.watchdog.robust import error_of_difference, median, sigma_of
+
 LEVEL_SIGMAS = 4.0
 """By how many standard errors the median loss may rise across a candidate."""
 LEVEL_FLOOR = 2e-3
@@ -21,35 +23,33 @@ class Health:
         self._losses: deque[tuple[int, float]] = deque(maxlen=2 * horizon)
 
     def note(self, step: int, loss: float, *, healthy: bool) -> None:
-        """One step that was looked at. Of an unhealthy one only its number counts."""
+        """Take note of a step that was looked at. Of an unhealthy one only its number counts."""
         if healthy:
             self._losses.append((step, loss))
         else:
             self._unhealthy = step
 
     def forget_losses(self) -> None:
-        """The loss is about to change on purpose: what it was before is held against nothing."""
+        """Hold against nothing what the loss was so far: it is about to change on purpose."""
         self._losses.clear()
 
     def proven(self, candidate: int, step: int) -> bool:
-        """Whether a candidate of step `candidate` has had its horizon of healthy steps up to `step`."""
+        """It says whether a candidate of step `candidate` has had its horizon of healthy steps up to `step`."""
         return step - max(candidate, self._unhealthy) >= self.horizon
 
     def damaged(self, candidate: int) -> bool:
-        """Whether the loss has settled higher after the candidate than it was before: small, permanent harm that is
-        too slow for an alarm. A falling loss hides as much as it falls."""
-        before = [loss for step, loss in self._losses if step <= candidate]
-        after = [loss for step, loss in self._losses if step > candidate]
-        if min(len(before), len(after)) < self.horizon // 2:
+        """It says whether the loss has settled higher after the candidate than it was before: small, permanent harm
+        that is too slow for an alarm. A falling loss hides as much as it falls."""
+        before = np.array([loss for step, loss in self._losses if step <= candidate])
+        after = np.array([loss for step, loss in self._losses if step > candidate])
+        if min(len(before), len(after)) < max(self.horizon // 2, 1):
             return False
-        level = np.median(before)
-        sigma = 1.4826 * np.median(np.abs(np.array(before) - level))
-        # The standard error of a median is 1.25 that of a mean.
-        error = 1.25 * sigma * (1 / len(before) + 1 / len(after)) ** 0.5
-        return bool(np.median(after) > level + LEVEL_SIGMAS * error + LEVEL_FLOOR * abs(level))
+        level = median(before)
+        error = error_of_difference(sigma_of(before - level), len(before), len(after))
+        return median(after) > level + LEVEL_SIGMAS * error + LEVEL_FLOOR * abs(level)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """It returns what goes into checkpoints, JSON-able."""
         return {"unhealthy": self._unhealthy, "losses": list(self._losses)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.watchdog.robust import error_of_difference, median, sigma_of
+
 SPAN = 64
 """Losses on each side of an onset that are compared at most."""
 FEWEST = 16
@@ -20,23 +22,21 @@ class LossTrend:
     losses: tuple[tuple[int, float], ...] = ()
 
     def after(self, step: int, loss: float) -> "LossTrend":
-        """With one more loss."""
+        """It returns the trend with one more loss."""
         return LossTrend((*self.losses[1 - 2 * SPAN :], (step, loss))) if np.isfinite(loss) else self
 
     def falling(self, onset: int) -> bool:
-        """Whether the losses since `onset` are clearly lower than as many before; of few, more are taken."""
+        """It says whether the losses since `onset` are clearly lower than as many before; of few, more are taken."""
         since = sum(step >= onset for step, _ in self.losses)
         count = min(max(since, FEWEST), SPAN)
         if len(self.losses) < 2 * count:
             return False
         values = np.array([loss for _, loss in self.losses[-2 * count :]])
         before, now = values[:count], values[count:]
-        sigma = 1.4826 * max(np.median(np.abs(side - np.median(side))) for side in (before, now))
-        # The standard error of a median is 1.25 that of a mean.
-        error = 1.25 * sigma * (2 / count) ** 0.5
-        return bool(np.median(now) < np.median(before) - SIGMAS * error)
+        sigma = max(sigma_of(side - median(side)) for side in (before, now))
+        return median(now) < median(before) - SIGMAS * error_of_difference(sigma, count, count)
 
     @classmethod
     def of(cls, losses: Iterable[tuple[int, float]]) -> "LossTrend":
-        """From what JSON has made of them."""
+        """It reads the losses as JSON has them."""
         return cls(tuple((step, loss) for step, loss in losses))

@@ -19,7 +19,6 @@ from pretrain.config.run import RunConfig
 from pretrain.ledger.history import Rollback, RunHistory
 from pretrain.step import Action, Alarm, Remedy, StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import rollback_budget, skip_budget, veto_budget
-from pretrain.watchdog.finite import judge_finite
 from pretrain.watchdog.loss_trend import LossTrend
 from pretrain.watchdog.recent_alarms import DRIFTS, RecentAlarms, family
 
@@ -41,6 +40,8 @@ LEARNING_RATE_FACTOR: Mapping[Remedy, float] = {
 RELAPSE_HORIZONS = 4
 """Certification horizons past the place of a rollback in which new trouble counts as the old one."""
 RECOVERIES_WITHOUT_PROGRESS = 3
+MAX_VETOES_IN_A_ROW = 50
+"""A model whose every gradient is non-finite does not come back by itself."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class JudgeInput:
     alarms: tuple[Alarm, ...]
     """Of this step."""
     suspects: tuple[Alarm, ...]
-    memory: RecentAlarms
+    recent: RecentAlarms
     """With this step in it."""
     report: StepReport
     state: TrainState
     """Before this step."""
     history: RunHistory
-    course: LossTrend = field(default_factory=LossTrend)
+    trend: LossTrend = field(default_factory=LossTrend)
     """With the loss of this step."""
 
     @property
@@ -69,15 +70,15 @@ class JudgeInput:
 
 
 def judge(given: JudgeInput, config: RunConfig) -> Verdict:
-    """What to do with the update of this step and with the run."""
+    """It says what to do with the update of this step and with the run."""
     if faults := given.of_kind(MEMORY_FAULTS):
         return _replay(faults, given, config)
     left_alone = ""
     if drifts := _corroborated(given):
         onset = min(alarm.onset for alarm in drifts)
-        by_loss = any(s.certain and _by_loss(s.alarm) for s in given.memory.sightings)
+        by_loss = any(s.certain and _by_loss(s.alarm) for s in given.recent.sightings)
         verdict = _climb(_summary(drifts), drifts, onset, given, config)
-        if by_loss or not (verdict.action is Action.HALT or given.course.falling(onset)):
+        if by_loss or not (verdict.action is Action.HALT or given.trend.falling(onset)):
             return verdict
         why = "the loss has not moved" if verdict.action is Action.HALT else "the loss still falls"
         left_alone = f"left alone, as {why}: {verdict.reason}"
@@ -87,8 +88,19 @@ def judge(given: JudgeInput, config: RunConfig) -> Verdict:
     return Verdict(Action.PROCEED, left_alone)
 
 
+def judge_finite(report: StepReport, state: TrainState) -> Verdict:
+    """The judge of a run without a watchdog: it withholds updates from non-finite losses or gradients, and ends a run
+    that has nothing else any more."""
+    if report.finite:
+        return Verdict(Action.PROCEED)
+    reason = f"loss {report.loss} and gradient norm {report.gradient_norm} at step {report.step}"
+    if state.vetoes_in_a_row >= MAX_VETOES_IN_A_ROW:
+        return Verdict(Action.HALT, f"{reason}, non-finite for {state.vetoes_in_a_row + 1} steps in a row")
+    return Verdict(Action.VETO, f"non-finite {reason}")
+
+
 def in_dry_run(verdict: Verdict, given: JudgeInput) -> Verdict:
-    """What is done about a verdict where only non-finite updates are withheld; the reason is kept."""
+    """It says what is done about a verdict where only non-finite updates are withheld; the reason is kept."""
     plain = judge_finite(given.report, given.state)
     if verdict.action is Action.PROCEED or plain.action is not Action.PROCEED:
         return plain
@@ -97,25 +109,25 @@ def in_dry_run(verdict: Verdict, given: JudgeInput) -> Verdict:
 
 
 def _corroborated(given: JudgeInput) -> tuple[Alarm, ...]:
-    """The drifts that together are enough for a rollback; none if they are not, or if nothing is new."""
+    """It returns the drifts that together are enough for a rollback; none if they are not, or if nothing is new."""
     drifts = given.of_kind(DRIFTS)
     if not drifts and not given.suspects:
         return ()
     if alone := tuple(filter(_by_loss, drifts)):
         return alone
-    alarmed = given.memory.families(certain=True)
-    suspected = given.memory.families(certain=False) if "tev" in alarmed else frozenset()
+    alarmed = given.recent.families(certain=True)
+    suspected = given.recent.families(certain=False) if "tev" in alarmed else frozenset()
     if len(alarmed | suspected) < 2:
         return ()
     return tuple(
         sighting.alarm
-        for sighting in given.memory.sightings
+        for sighting in given.recent.sightings
         if sighting.certain or family(sighting.alarm.signal) in suspected - alarmed
     )
 
 
 def _by_loss(alarm: Alarm) -> bool:
-    """Whether the loss says that it has become worse.
+    """It says whether the loss itself shows that it has become worse.
 
     A fall is one signal among others: a model that leaves a plateau falls fast. No other signal is enough by itself: a
     sum grows for as long as a deviation stays, so that TEV far over its threshold is still one witness.
@@ -124,7 +136,7 @@ def _by_loss(alarm: Alarm) -> bool:
 
 
 def _withhold(bad: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> Verdict:
-    """Veto one update, but not one after the other."""
+    """It vetoes one update, but not one after the other."""
     report, row = given.report, given.state.vetoes_in_a_row
     reason = _summary(bad) or f"non-finite loss {report.loss} and gradient norm {report.gradient_norm}"
     budget = veto_budget(given.history, config, given.attempt)
@@ -135,7 +147,7 @@ def _withhold(bad: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> V
 
 
 def _replay(faults: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> Verdict:
-    """Back to before a fault of memory; more of them mean a machine that should not go on."""
+    """It goes back to before a fault of memory; more of them mean a machine that should not go on."""
     reason, onset = _summary(faults), min(alarm.onset for alarm in faults)
     budget = rollback_budget(Remedy.REPLAY, given.history, config, given.attempt)
     if budget.spent:
@@ -148,7 +160,7 @@ def _replay(faults: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> 
 def _climb(
     reason: str, alarms: tuple[Alarm, ...], onset: int, given: JudgeInput, config: RunConfig
 ) -> Verdict:
-    """The lowest rung that this trouble has not been tried on and that there is budget for; else the end."""
+    """It takes the lowest rung that this trouble has not been tried on and that there is budget for; else the end."""
     tried = relapsed_from(given, config)
     if tried:
         reason += f", again after the rollback of step {tried[-1].step}"
@@ -163,7 +175,7 @@ def _climb(
 
 
 def relapsed_from(given: JudgeInput, config: RunConfig) -> tuple[Rollback, ...]:
-    """The rollbacks with a skip that have not cured this step's trouble.
+    """It returns the rollbacks with a skip that have not cured this step's trouble.
 
     It counts as theirs within some horizons past the step that each turned back from, and at about the same step
     however much later: a step that fails with other samples fails because of the state.
@@ -181,7 +193,7 @@ def relapsed_from(given: JudgeInput, config: RunConfig) -> tuple[Rollback, ...]:
 
 
 def _unless_stuck(verdict: Verdict, given: JudgeInput) -> Verdict:
-    """The end instead, when the last recoveries have won no ground."""
+    """It ends the run instead, when the last recoveries have won no ground."""
     history = given.history
     if (
         verdict.action is Action.HALT
@@ -194,7 +206,7 @@ def _unless_stuck(verdict: Verdict, given: JudgeInput) -> Verdict:
 
 
 def _unless_skipped_out(verdict: Verdict, width: int, given: JudgeInput, config: RunConfig) -> Verdict:
-    """The end instead, when the rollback would leave out more samples than the run may."""
+    """It ends the run instead, when the rollback would leave out more samples than the run may."""
     around = width * (config.watchdog.margin + config.watchdog.skip_after)
     steps = given.report.step - verdict.onset + 1 + around
     budget = skip_budget(given.history, config)

@@ -17,7 +17,7 @@ FAMILIES = ("loss", "tev", "attention_entropy", "gradient_norm", "gradient_varia
 
 
 def family(signal: str) -> str:
-    """The family of a signal, by the beginning of its name; a signal of none is its own."""
+    """It returns the family of a signal, by the beginning of its name; a signal of none is its own."""
     return next(
         (name for name in FAMILIES if signal == name or signal.startswith((f"{name}_", f"{name}/"))), signal
     )
@@ -43,7 +43,7 @@ class RecentAlarms:
     sightings: tuple[Sighting, ...] = ()
 
     def after(self, step: int, alarms: Iterable[Alarm], suspects: Iterable[Alarm]) -> "RecentAlarms":
-        """The memory once `step` was looked at, which has raised these."""
+        """It returns the drifts that are remembered once `step` was looked at, which has raised these."""
         seen = [Sighting(step, alarm, True) for alarm in alarms if alarm.kind in DRIFTS]
         seen += [Sighting(step, alarm, False) for alarm in suspects if alarm.kind in DRIFTS]
         kept = [sighting for sighting in self.sightings if step - sighting.step < PAIR_WINDOW]
@@ -51,11 +51,11 @@ class RecentAlarms:
         return RecentAlarms(tuple(latest.values()))
 
     def families(self, *, certain: bool) -> frozenset[str]:
-        """Families that have alarmed, or with `certain=False` that have been suspected."""
+        """It returns the families that have alarmed, or with `certain=False` that have been suspected."""
         return frozenset(family(s.alarm.signal) for s in self.sightings if s.certain is certain)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """JSON-able."""
+        """It returns what goes into checkpoints, JSON-able."""
         return [asdict(sighting) for sighting in self.sightings]
 
     @classmethod

@@ -12,7 +12,7 @@ from pretrain.watchdog.policy import LEARNING_RATE_FACTOR, WIDTH, JudgeInput, re
 
 @dataclass(frozen=True)
 class RollbackPlan:
-    """What a rollback is to do; which checkpoint there is for it, the checkpointer knows."""
+    """What a rollback is to do; which candidate there is for it, the checkpoint manager knows."""
 
     limit_step: int
     """Back to the newest certified checkpoint up to this step; where there is none so old, to the oldest."""
@@ -22,14 +22,14 @@ class RollbackPlan:
     """The rollback with `limit_step` for a target."""
 
     def to(self, target_step: int, target_tag: str | None) -> Rollback:
-        """The rollback to the checkpoint that was chosen; none: a candidate in host memory."""
+        """It returns the rollback to the checkpoint that was chosen; none: a candidate in host memory."""
         return replace(self.draft, target_step=target_step, target_tag=target_tag)
 
 
 def plan_rollback(
     verdict: Verdict, given: JudgeInput, draws: Mapping[int, SampleRange], config: RunConfig
 ) -> RollbackPlan:
-    """Plan what a ROLLBACK verdict on this evidence asks for.
+    """It plans what a ROLLBACK verdict on this input asks for.
 
     `draws`: step -> draws of the last steps of this lineage, without gaps, up to the judged one.
     """
@@ -57,7 +57,8 @@ def plan_rollback(
 def _window(
     onset: int, step: int, width: int, draws: Mapping[int, SampleRange], config: RunConfig
 ) -> SampleRange:
-    """Draws from a margin before the onset, or from the oldest step that is remembered, to some steps' worth on."""
+    """It returns draws from a margin before the onset, or from the oldest step that is remembered, to some steps'
+    worth on."""
     first = max(onset - width * config.watchdog.margin, min(draws))
     after = width * config.watchdog.skip_after * config.data.global_batch_size
     return draws[min(first, step)][0], draws[step][1] + after

@@ -1,7 +1,7 @@
 """The watchdog: from the report of a step to a verdict, the same on every rank.
 
 What it carries from step to step is in its state, which goes into checkpoints and comes back with them. What must
-not be forgotten by going back (budgets, skips, what was tried) is in the ledger (`recovery`).
+not be forgotten by going back (budgets, skips, what was tried) is in the ledger (`history`).
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.reading.ranges import SampleRange
 from pretrain.config.run import RunConfig
 from pretrain.ledger.history import RunHistory
-from pretrain.optim.optim import decay_start
+from pretrain.optim.schedule import decay_start
 from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.detectors import Detectors, Findings
 from pretrain.watchdog.health import Health
@@ -30,8 +30,8 @@ class Watchdog:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._detectors = Detectors(config)
-        self._memory = RecentAlarms()
-        self._course = LossTrend()
+        self._recent = RecentAlarms()
+        self._trend = LossTrend()
         self._draws: dict[int, SampleRange] = {}
         self.health = Health(config.watchdog.horizon)
         self.findings = Findings()
@@ -45,12 +45,12 @@ class Watchdog:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the next step deserves a dense look."""
+        """It says whether the next step deserves a dense look."""
         return bool(self.findings.alarms or self.findings.suspects)
 
     @property
     def curves(self) -> dict[str, float]:
-        """Of the last step, by tag in TensorBoard."""
+        """It returns what there is to draw of the last step, by tag in TensorBoard."""
         if self.given is None:
             return {}
         history, step = self.given.history, self.given.report.step
@@ -76,9 +76,9 @@ class Watchdog:
             self.rebaseline()
         self.findings = self._detectors.look(report)
         alarms, suspects = self.findings.alarms, self.findings.suspects
-        self._memory = self._memory.after(report.step, alarms, suspects)
-        self._course = self._course.after(report.step, report.loss)
-        self.given = JudgeInput(alarms, suspects, self._memory, report, state, history, self._course)
+        self._recent = self._recent.after(report.step, alarms, suspects)
+        self._trend = self._trend.after(report.step, report.loss)
+        self.given = JudgeInput(alarms, suspects, self._recent, report, state, history, self._trend)
         verdict = judge(self.given, self._config)
         if self._config.watchdog.dry_run:
             verdict = in_dry_run(verdict, self.given)
@@ -88,9 +88,9 @@ class Watchdog:
         return verdict
 
     def rebaseline(self) -> None:
-        """Something about the run changes on purpose, and with it the signals: what they were before counts no more."""
+        """Begin baselines anew: something about the run changes on purpose, and with it the signals."""
         self._detectors.rebaseline()
-        self._memory, self._course = RecentAlarms(), LossTrend()
+        self._recent, self._trend = RecentAlarms(), LossTrend()
         self.health.forget_losses()
 
     def _switch_at(self, state: TrainState) -> str:
@@ -101,12 +101,12 @@ class Watchdog:
         return "the learning rate begins to decay" if begins else ""
 
     def plan(self, verdict: Verdict) -> RollbackPlan:
-        """The rollback that the last verdict asks for."""
+        """It returns the rollback that the last verdict asks for."""
         assert self.given is not None, "a verdict has evidence"
         return plan_rollback(verdict, self.given, self._draws, self._config)
 
     def draws_since(self, step: int) -> tuple[SampleRange, ...]:
-        """Draws of the steps from this one on, as far as they are remembered."""
+        """It returns the draws of the steps from this one on, as far as they are remembered."""
         return tuple(draws for at, draws in sorted(self._draws.items()) if at >= step)
 
     def _remember(self, step: int, draws: SampleRange) -> None:
@@ -114,39 +114,39 @@ class Watchdog:
         self._draws.pop(step - REMEMBERED_STEPS, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able, equal on all ranks."""
+        """It returns what goes into checkpoints: JSON-able, equal on all ranks."""
         return {
             "detectors": self._detectors.state_dict(),
-            "memory": self._memory.state_dict(),
-            "course": self._course.losses,
+            "memory": self._recent.state_dict(),
+            "course": self._trend.losses,
             "health": self.health.state_dict(),
             "draws": [[step, *draws] for step, draws in self._draws.items()],
         }
 
-    def take_up(self, state: Mapping[str, Any], attempt: int, history: RunHistory) -> None:
+    def load_state(self, state: Mapping[str, Any], attempt: int, history: RunHistory) -> None:
         """Go on from the state of a candidate that was taken at `attempt`.
 
         One from before settings were changed knows nothing of that.
         """
-        self.load_state_dict(state)
+        self._load_state_dict(state)
         if state and attempt <= history.declared_attempt:
             self.rebaseline()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; that of a checkpoint without one is a new beginning."""
         self.findings, self.given, self.switch, self.digest = Findings(), None, "", 0
         if not state:
-            self._detectors, self._memory, self._course = Detectors(self._config), RecentAlarms(), LossTrend()
+            self._detectors, self._recent, self._trend = Detectors(self._config), RecentAlarms(), LossTrend()
             self.health, self._draws = Health(self._config.watchdog.horizon), {}
             return
         self._detectors.load_state_dict(state["detectors"])
-        self._memory = RecentAlarms.from_state_dict(state["memory"])
-        self._course = LossTrend.of(state.get("course", ()))
+        self._recent = RecentAlarms.from_state_dict(state["memory"])
+        self._trend = LossTrend.of(state.get("course", ()))
         self.health.load_state_dict(state["health"])
         self._draws = {step: (start, stop) for step, start, stop in state["draws"]}
 
 
 def digest_of(verdict: Verdict, findings: Findings, history: RunHistory, draws: SampleRange) -> int:
-    """64 bits of a hash over what a rank has decided at a step and why."""
+    """It returns 64 bits of a hash over what a rank has decided at a step and why."""
     decided = (verdict, sorted(findings.scalars.items()), history.digest, draws)
     return int.from_bytes(hashlib.sha256(repr(decided).encode()).digest()[:8])

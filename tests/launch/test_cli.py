@@ -1,4 +1,4 @@
-"""The command as users call it: output, exit codes, and no torch."""
+"""The command is called as users call it: its output and exit codes are right, and it does without torch."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_check_tells_that_the_data_is_not_there_yet(
 def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", DEMO, "--json", "--set", "run.step=1", "--set", "run.seed=-1"]) == 2
     document = json.loads(capsys.readouterr().out)
-    assert {fault["key"] for fault in document["faults"]} == {"run.step", "run.seed"}
+    assert {problem["key"] for problem in document["faults"]} == {"run.step", "run.seed"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line of a launch: understood by DeepSpeed, intact behind a remote shell."""
+"""The command line of a launch is understood by DeepSpeed and stays intact behind a remote shell."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ HOSTS = {"worker-0": (0, 1), "worker-1": (0, 1)}
 
 
 def understood(command: Command) -> argparse.Namespace:
-    """The options as DeepSpeed's launcher parses them."""
+    """It returns the options as DeepSpeed's launcher parses them."""
     assert command.argv[:3] == (sys.executable, "-m", "deepspeed.launcher.runner")
     return parse_args(list(command.argv[3:]))
 
@@ -109,7 +109,7 @@ exec sh -c "$*"
 
 @pytest.mark.skipif(not shutil.which("pdsh"), reason="pdsh is not installed")
 def test_overrides_survive_pdsh_and_the_remote_shell(tmp_path: Path) -> None:
-    """Through the real pdsh and a shell on each host the values come out as they were meant."""
+    """The values come out as they were meant, through the real pdsh and a shell on each host."""
     options = LaunchOptions(CONFIG, OVERRIDES, hostfile=Path("hosts"), slots=HOSTS)
     args = understood(build_command(options, CPU, 1))
     runner = PDSHRunner(args, encode_world_info({host: list(slots) for host, slots in HOSTS.items()}))

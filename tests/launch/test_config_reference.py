@@ -1,9 +1,11 @@
 """docs/configuration.md is what the code says."""
 
+import re
 from pathlib import Path
 
 from launch.config_reference import reference
-from pretrain.config.keys import is_section, walk
+from pretrain.config.keys import is_section, sections_of, walk
+from pretrain.config.problems import known_name
 from pretrain.config.run import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -13,6 +15,27 @@ def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text() == reference(), "run: python -m launch.config_reference > docs/configuration.md"
 
 
+def rows() -> list[str]:
+    """The keys that the page has, those of several kinds of section as often as they stand there."""
+    found, section = [], ""
+    for line in reference().splitlines():
+        if heading := re.match(r"## `(\[+)(.*?)\]+`", line):
+            section = heading[2] + ("[]" if heading[1] == "[[" else "")
+        elif key := re.match(r"\| `(.*?)` \|", line):
+            found.append(f"{section}.{key[1]}")
+    return found
+
+
 def test_every_key_has_a_row() -> None:
-    keys = [key for key, field in walk(RunConfig) if not is_section(field)]
-    assert reference().count("\n| `") == len(keys)
+    keys = {key for key, field in walk(RunConfig) if not is_section(field)}
+    assert set(rows()) == keys
+    kinds = sections_of(RunConfig.model_fields["optimizer"])
+    twice = [key for key in keys if sum(known_name(key) in kind.model_fields for kind in kinds.values()) > 1]
+    shared = {key for key in twice if key.startswith("optimizer.")}
+    assert {key for key in rows() if rows().count(key) > 1} == shared
+
+
+def test_a_section_that_goes_by_its_kind_has_a_heading_for_each() -> None:
+    assert '## `[optimizer]`, `kind = "adamw"`' in reference()
+    assert '## `[optimizer]`, `kind = "sgd"`' in reference()
+    assert '`kind` | `"text"`' not in reference(), "that of the data follows from the model's"

@@ -1,4 +1,4 @@
-"""When a launch is said to hang or to have lost a rank: only the watch's own clock counts."""
+"""When a launch is said to hang or to have lost a rank: only the detector's own clock counts."""
 
 import json
 import os
@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from launch.hang_detector import Watch
+from launch.hang_detector import HangDetector
 from pretrain.runtime.heartbeat import Phase, beat_file, start_of
 
 LIMIT = 100.0
 
 
 class Launch:
-    """A run folder whose heartbeats are written by hand, and a watch with a clock that is moved by hand."""
+    """It is a run folder whose heartbeats are written by hand, and a detector with a clock that is moved by hand."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.now = folder, 0.0
-        self.watch = Watch(folder, LIMIT, lost_after=30.0, clock=lambda: self.now)
+        self.detector = HangDetector(folder, LIMIT, lost_after=30.0, clock=lambda: self.now)
 
     def beat(self, rank: int, phase: Phase = Phase.STEP, step: int = 1, **changes: object) -> None:
+        """It writes a heartbeat, by default of this very process."""
         who = {
             "rank": rank,
             "host": socket.gethostname(),
@@ -33,9 +34,9 @@ class Launch:
         path.write_text(json.dumps({**who, **rest, **changes}))
 
     def after(self, seconds: float) -> str:
-        """What is wrong, if anything, so many seconds later."""
+        """It says what is wrong, if anything, so many seconds later."""
         self.now += seconds
-        trouble = self.watch.look()
+        trouble = self.detector.look()
         return f"{trouble.kind}: {trouble.reason}" if trouble else ""
 
 
@@ -70,7 +71,7 @@ def test_slow_phases_have_more_time(launch: Launch, phase: Phase) -> None:
 
 
 def test_a_file_that_is_only_touched_is_a_sign_of_life(launch: Launch) -> None:
-    """All that a full disk allows."""
+    """A full disk allows no more than a touch."""
     launch.beat(0)
     for second in range(10):
         os.utime(beat_file(launch.folder, 0), (second, second))
@@ -90,7 +91,7 @@ def test_no_sign_of_life_at_all(launch: Launch) -> None:
 
 
 def test_ranks_that_are_not_seen_from_here_are_not_missed(launch: Launch) -> None:
-    """Those of other hosts, where the run folder is not shared."""
+    """Ranks of other hosts are not seen where the run folder is not shared."""
     for step in range(20):
         launch.beat(0, step=step)
         assert launch.after(0.9 * LIMIT) == ""
@@ -118,6 +119,6 @@ def test_heartbeats_are_not_read_all_the_time(launch: Launch) -> None:
     assert launch.after(0.0) == ""
     beat_file(launch.folder, 0).unlink()
     launch.after(0.1)
-    assert launch.hang_detector._ended == {}
+    assert launch.detector._ended == {}
     launch.after(5.0)
-    assert list(launch.hang_detector._ended) == [0]
+    assert list(launch.detector._ended) == [0]

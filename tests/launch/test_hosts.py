@@ -1,4 +1,4 @@
-"""Hostfiles as DeepSpeed reads them, and faults with line numbers."""
+"""Hostfiles are read as DeepSpeed reads them, and problems come with line numbers."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from deepspeed.launcher.runner import _parse_hostfile, parse_inclusion_exclusion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.hosts import environment_file_faults, host_lines, hostfile_faults, read_hostfile, select_slots
+from launch.hosts import environment_file_problems, host_lines, hostfile_problems, read_hostfile, select_slots
 from pretrain.errors import ConfigurationError
 
 lines = st.one_of(
@@ -25,14 +25,14 @@ lines = st.one_of(
 @given(st.lists(lines, max_size=6))
 def test_hostfiles_are_read_as_deepspeed_reads_them(content: list[str]) -> None:
     text = "\n".join(content)
-    faults = list(hostfile_faults(Path("hosts"), text))
+    problems = list(hostfile_problems(Path("hosts"), text))
     ours = {host: count for _, host, count in host_lines(text)}
     try:
         theirs = _parse_hostfile(content)
     except ValueError:
-        assert faults or not ours
+        assert problems or not ours
     else:
-        assert not faults
+        assert not problems
         assert list(ours.items()) == list(theirs.items())
 
 
@@ -41,7 +41,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     path.write_text("# cluster\na slots=2\n\nb 4\na slots=3\nc slots=0\n")
     with pytest.raises(ConfigurationError) as caught:
         read_hostfile(path)
-    told = [str(fault) for fault in caught.value.faults]
+    told = [str(problem) for problem in caught.value.problems]
     assert [line.partition(": ")[0] for line in told] == [f"{path}:4", f"{path}:5", f"{path}:6"]
     assert "'b 4' is not HOST slots=N" in told[0]
     assert "a stands already in line 2" in told[1]
@@ -94,10 +94,10 @@ def test_bad_filters_are_explained(include: str, exclude: str, message: str) -> 
 def test_environment_file_lines_that_break_the_launcher(tmp_path: Path) -> None:
     path = tmp_path / ".deepspeed_env"
     path.write_text("NCCL_DEBUG=INFO\n\n# note\n#A=b\nnothing\nGREETING=two words\nHOME_OF=$HOME\nA B=c\n")
-    faults = {fault.key: fault.rule for fault in environment_file_faults(path)}
-    assert list(faults) == [f"{path}:{line}" for line in (2, 3, 4, 5, 7, 8)]
-    assert "blank line" in faults[f"{path}:2"]
-    assert "comment" in faults[f"{path}:3"]
-    assert "comment" in faults[f"{path}:4"]
-    assert "NAME=VALUE" in faults[f"{path}:5"]
-    assert "$" in faults[f"{path}:7"]
+    problems = {problem.key: problem.rule for problem in environment_file_problems(path)}
+    assert list(problems) == [f"{path}:{line}" for line in (2, 3, 4, 5, 7, 8)]
+    assert "blank line" in problems[f"{path}:2"]
+    assert "comment" in problems[f"{path}:3"]
+    assert "comment" in problems[f"{path}:4"]
+    assert "NAME=VALUE" in problems[f"{path}:5"]
+    assert "$" in problems[f"{path}:7"]

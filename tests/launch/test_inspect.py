@@ -1,4 +1,4 @@
-"""`surefoot inspect`: the story is complete, right and readable, and never an exception."""
+"""What `surefoot inspect` prints is complete, right and readable, and never an exception."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from pretrain.checkpoint.lifecycle import condemn, quarantine
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.tag import Tag
 from pretrain.config.loader import dump_config
-from pretrain.ledger.file import Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.history import Rollback, fold
 from pretrain.ledger.record import Kind, Record
 from pretrain.metrics.jsonl import MetricsFile
@@ -34,30 +34,33 @@ START = Record(
 
 @dataclass
 class RunFolder:
-    """The folder of a run and what it went through."""
+    """It is the folder of a run; what the run goes through is written by hand."""
 
     path: Path
     run: Run
 
     def add(self, kind: Kind, **fields: Any) -> None:
-        """One more record, of the state that the run is in."""
+        """It appends one more record, of the state that the run is in."""
         state = self.run.state
-        ledger = Ledger(self.path / "ledger.jsonl")
+        ledger = LedgerFile(self.path / "ledger.jsonl")
         ledger.append(Record(kind, state.step, state.attempt, state.lineage, fields))
         ledger.close()
 
     def checkpoint(self, tag: str, *, certified: bool = False) -> None:
+        """It makes a sealed checkpoint, with a certificate if it is to be certified."""
         folder = self.path / "checkpoints" / tag
         folder.mkdir(parents=True)
         (folder / MANIFEST).write_text("{}")
         if certified:
-            certify(folder, step=self.run.state.step, horizon=8, facts={})
+            certify(folder, step=self.run.state.step, horizon=8)
 
     def document(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+        """It returns what `--json` prints."""
         assert main(["inspect", str(self.path), "--json"]) == 0
         return dict(json.loads(capsys.readouterr().out))
 
-    def told(self, capsys: pytest.CaptureFixture[str]) -> str:
+    def printed(self, capsys: pytest.CaptureFixture[str]) -> str:
+        """It returns what is printed for people."""
         assert main(["inspect", str(self.path)]) == 0
         captured = capsys.readouterr()
         assert captured.err == ""
@@ -66,7 +69,7 @@ class RunFolder:
 
 @pytest.fixture
 def troubled(tmp_path: Path) -> RunFolder:
-    """A run with a veto, two alarms of loss and one of memory, at step 220 in its fourth lineage."""
+    """It is a run with a veto, two alarms of loss and one of memory, at step 220 in its fourth lineage."""
     run = Run(make_config())
     run.steps([HEALTHY] * 99 + ["nonfinite"] + [HEALTHY] * 20)
     run.steps(["loss", *[HEALTHY] * 20, "loss", *[HEALTHY] * 60, "tev_mean?", "replicas"])
@@ -74,7 +77,7 @@ def troubled(tmp_path: Path) -> RunFolder:
     folder = tmp_path / "runs" / "troubled"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(dump_config(run.config))
-    ledger = Ledger(folder / "ledger.jsonl")
+    ledger = LedgerFile(folder / "ledger.jsonl")
     for record in (START, *run.records):
         ledger.append(record)
     ledger.close()
@@ -128,11 +131,11 @@ def test_evidence_is_pointed_to(troubled: RunFolder, capsys: pytest.CaptureFixtu
     for folder in (*folders, folders[0].with_name(".attempt00001400.tmp")):
         folder.mkdir(parents=True)
     assert troubled.document(capsys)["evidence"] == [str(folder) for folder in folders]
-    assert f"evidence           {folders[1]}\n" in troubled.told(capsys)
+    assert f"evidence           {folders[1]}\n" in troubled.printed(capsys)
 
 
 def test_the_story_for_people(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    told = troubled.told(capsys)
+    told = troubled.printed(capsys)
     for words in (
         "220 of 2,000, in ",
         "4 lineages",
@@ -178,7 +181,7 @@ def test_health_of_checkpoints(troubled: RunFolder, capsys: pytest.CaptureFixtur
     assert {health for tag, (health, _) in found.items() if int(tag[4:12]) > 40 and tag in told} == {
         "retired"
     }
-    text = troubled.told(capsys)
+    text = troubled.printed(capsys)
     assert f"{first}   certified, latest" in text or f"{first}  certified, latest" in text
     assert "certified in the ledger, but its certificate is missing" in text
     assert "condemned, inside an alarm" in text
@@ -202,7 +205,7 @@ def test_how_it_ended(
 ) -> None:
     troubled.add(kind, **fields)
     assert troubled.document(capsys)["ending"] == state
-    told = troubled.told(capsys).splitlines()[1].split(maxsplit=1)
+    told = troubled.printed(capsys).splitlines()[1].split(maxsplit=1)
     assert told[0] == "state"
     assert told[1].startswith(state["state"])
     troubled.add(Kind.RESUMED, tag="step00000200-a9")
@@ -218,11 +221,11 @@ def test_a_lineage_begun_by_hand(troubled: RunFolder, capsys: pytest.CaptureFixt
 
 
 def test_a_rollback_cut_short_is_told(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    ledger = Ledger(troubled.path / "ledger.jsonl")
+    ledger = LedgerFile(troubled.path / "ledger.jsonl")
     last = troubled.run.history.rollbacks[-1]
     ledger.append(replace(last, step=221, attempt=999, target_step=200).intent(4))
     ledger.close()
-    assert "a rollback to step 200 is decided and not done" in troubled.told(capsys)
+    assert "a rollback to step 200 is decided and not done" in troubled.printed(capsys)
     assert troubled.document(capsys)["pending"]["target_step"] == 200
 
 
@@ -250,7 +253,7 @@ def test_every_kind_of_record_can_be_told(
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "200")
-    told = troubled.told(capsys)
+    told = troubled.printed(capsys)
     assert ("\x1b" in told) is terminal
     for words in ("suspicion: loss, tev_mean", "new data", "brackets [red]", "loss is not finite (nan)"):
         assert words in told or terminal
@@ -260,14 +263,14 @@ def test_every_kind_of_record_can_be_told(
 
 def test_a_run_without_a_ledger(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     (troubled.path / "ledger.jsonl").unlink()
-    assert "none: this run has had no watchdog" in troubled.told(capsys)
+    assert "none: this run has had no watchdog" in troubled.printed(capsys)
     assert troubled.document(capsys)["lineages"] == []
 
 
 def test_a_configuration_of_another_version(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with (troubled.path / "config.toml").open("a") as file:
         file.write("[future]\nkey = 1\n")
-    assert "troubled, in " in troubled.told(capsys)
+    assert "troubled, in " in troubled.printed(capsys)
     assert troubled.document(capsys)["budgets"] == []
 
 

@@ -1,16 +1,16 @@
-"""What the launcher's end says about the run."""
+"""The launcher's end says what became of the run."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from launch.outcome import Ending, judge, last_step
+from launch.outcome import Ending, last_step, outcome_of
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 75])
 def test_codes_of_the_ranks_are_kept(code: int) -> None:
-    outcome = judge(Ending(code, stopping=False, orphans=0), last_step=10, steps=10)
+    outcome = outcome_of(Ending(code, stopping=False, orphans=0), last_step=10, steps=10)
     assert (outcome.exit_code, outcome.reason) == (code, "")
 
 
@@ -19,29 +19,29 @@ def test_codes_of_the_ranks_are_kept(code: int) -> None:
     [(-9, "SIGKILL"), (247, "SIGKILL"), (137, "SIGKILL"), (245, "SIGSEGV"), (139, "SIGSEGV")],
 )
 def test_a_signal_is_a_lost_peer(code: int, told: str) -> None:
-    outcome = judge(Ending(code, stopping=False, orphans=0), 3, 10)
+    outcome = outcome_of(Ending(code, stopping=False, orphans=0), 3, 10)
     assert outcome.exit_code == 6
     assert told in outcome.reason
 
 
 def test_a_launcher_that_left_ranks_behind_is_a_lost_peer() -> None:
-    assert judge(Ending(0, stopping=False, orphans=2), 3, 10).exit_code == 6
+    assert outcome_of(Ending(0, stopping=False, orphans=2), 3, 10).exit_code == 6
 
 
 def test_success_before_the_last_step_is_a_lost_peer() -> None:
-    outcome = judge(Ending(0, stopping=False, orphans=0), 3, 10)
+    outcome = outcome_of(Ending(0, stopping=False, orphans=0), 3, 10)
     assert outcome.exit_code == 6
     assert "step 3 of 10" in outcome.reason
 
 
 def test_success_is_believed_where_the_metrics_lie_elsewhere() -> None:
-    assert judge(Ending(0, stopping=False, orphans=0), None, 10).exit_code == 0
+    assert outcome_of(Ending(0, stopping=False, orphans=0), None, 10).exit_code == 0
 
 
 @pytest.mark.parametrize("code", [-15, 241, 143, 246])
 def test_a_stop_before_training_can_be_resumed(code: int) -> None:
-    assert judge(Ending(code, stopping=True, orphans=0), None, 10).exit_code == 75
-    assert judge(Ending(code, stopping=False, orphans=0), None, 10).exit_code == 6
+    assert outcome_of(Ending(code, stopping=True, orphans=0), None, 10).exit_code == 75
+    assert outcome_of(Ending(code, stopping=False, orphans=0), None, 10).exit_code == 6
 
 
 def test_last_step_of_metrics(tmp_path: Path) -> None:

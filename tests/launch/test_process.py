@@ -21,7 +21,7 @@ Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a launch in its own session; what is left of it is killed in the end."""
+    """It starts a launch in its own session; what is left of that is killed in the end."""
     running: list[subprocess.Popen[bytes]] = []
 
     def launch(mode: str) -> "subprocess.Popen[bytes]":
@@ -48,6 +48,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
+    """It waits until the condition holds, and fails when that takes too long."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -55,12 +56,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def wait_until_ready(folder: Path) -> list[int]:
+    """It waits until both ranks are at work, and returns their process ids."""
     files = [folder / f"rank-{rank}.pid" for rank in (0, 1)]
     wait_for(lambda: all(file.exists() and file.read_text() for file in files))
     return [int(file.read_text()) for file in files]
 
 
 def port_of(folder: Path) -> int:
+    """It returns the port that the launch was given."""
     return int((folder / "port").read_text())
 
 

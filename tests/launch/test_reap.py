@@ -1,4 +1,4 @@
-"""Ending what a launch has left: its own processes and no others."""
+"""What a launch has left is ended: its own processes and no others."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from launch.reap import reap
 from pretrain.runtime.heartbeat import beat_file, start_of
 
-PORT = 1  # no launch has it
+PORT = 2**16 + os.getpid()  # no launch has it, nor another process that runs these tests
 MARKS = {"MASTER_PORT": str(PORT), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "CROSS_SIZE": "1"}
 OBEDIENT = "import time; time.sleep(600)"
 STUBBORN = (
@@ -27,7 +27,7 @@ Begin = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def begin() -> Iterator[Begin]:
-    """Start a process with additions to its environment; it is killed in the end."""
+    """It starts a process with additions to its environment, which is killed in the end."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(script: str, **environment: str) -> "subprocess.Popen[bytes]":
@@ -44,7 +44,7 @@ def begin() -> Iterator[Begin]:
 
 
 def record(folder: Path, pid: int, **changes: object) -> None:
-    """The heartbeat of a process."""
+    """It writes the heartbeat of a process."""
     path = beat_file(folder, 0)
     path.parent.mkdir()
     who = {"rank": 0, "host": socket.gethostname(), "pid": pid, "started": start_of(pid), "port": PORT}
@@ -71,7 +71,9 @@ def test_ranks_are_known_by_their_heartbeats(begin: Begin, tmp_path: Path) -> No
     assert process.wait(60) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}], ids=["host", "started", "port"]
+)
 def test_heartbeats_of_other_processes_end_nothing(
     begin: Begin, tmp_path: Path, other: dict[str, object]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Rehearsals: two runs from one configuration, and what is told of them; the ranks are stand-ins."""
+"""A rehearsal makes two runs from one configuration and compares them; the ranks are stand-ins."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from launch import process
 from launch import rehearse as module
 from launch.cli import main
 from launch.command import Command, LaunchOptions
 from launch.outcome import Ending
 from launch.rehearse import Rehearsal, rows
 from pretrain.fault_injection.plan import FaultPlan
-from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.history import Rollback
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 from pretrain.step import Alarm, Remedy
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
@@ -31,7 +33,7 @@ DONE = Record(Kind.DONE, 250, 297, 2)
 
 
 class StandIn:
-    """Leaves behind what ranks would; remembers how it was called."""
+    """It leaves behind what ranks would, and remembers how it was called."""
 
     def __init__(self, codes: tuple[int, int] = (0, 0), before: tuple[Record, ...] = ()) -> None:
         self.codes = list(codes)
@@ -42,7 +44,7 @@ class StandIn:
         self.calls.append((command, run_folder))
         faulted = "--fault" in command.argv
         run_folder.mkdir(parents=True)
-        ledger = Ledger(run_folder / LEDGER)
+        ledger = LedgerFile(run_folder / LEDGER)
         for record in [START, *(self.before if faulted else ()), *(TROUBLE if faulted else []), DONE]:
             ledger.append(record)
         ledger.close()
@@ -58,8 +60,9 @@ def call(
     *arguments: str,
     fault: str = "poisoned_samples",
 ) -> int:
+    """It runs `surefoot rehearse` on the demo with stand-ins, and returns the exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "run", stand_in)
+    monkeypatch.setattr(process, "run", stand_in)
     return main(["rehearse", DEMO, "--fault", fault, "--num-accelerators", "2", *arguments])
 
 

@@ -1,4 +1,4 @@
-"""The supervisor around stand-in ranks: what it launches again, when it gives up, and that it leaves nothing behind."""
+"""The supervisor, around stand-in ranks, launches again what it should, gives up in time, and leaves nothing behind."""
 
 import json
 import os
@@ -16,7 +16,8 @@ import pytest
 from launch.ranks import find_launchers, find_orphans, send
 from launch.supervise import FINAL
 from pretrain.errors import ConfigurationError
-from pretrain.runtime.heartbeat import HEARTBEATS, Beat, read_beats
+from pretrain.run_folder import HEARTBEATS
+from pretrain.runtime.heartbeat import Beat, read_beats
 from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.stacks import stacks_file
 
@@ -25,7 +26,7 @@ SECONDS = 120.0
 
 
 class Run:
-    """One supervised run and what it says of itself."""
+    """It is one supervised run, with what that says of itself."""
 
     def __init__(self, folder: Path, launcher: str, *words: str) -> None:
         self.folder = folder
@@ -39,34 +40,38 @@ class Run:
         )
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """It returns the events of the supervisor, all or those of one kind."""
         path = self.folder / "supervisor.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         return [row for row in rows if kind in ("", row["kind"])]
 
     def kinds(self) -> list[str]:
+        """It returns the kinds of all events in their order."""
         return [event["kind"] for event in self.events()]
 
     def started(self, launch: int) -> dict[str, Any]:
-        """The event of a launch, once both of its ranks are at work."""
+        """It returns the event of a launch, once both of its ranks are at work."""
         self.wait_for(lambda: len(self.events("started")) >= launch)
         self.wait_for(lambda: len(self.beats(launch)) == 2)
         return self.events("started")[launch - 1]
 
     def beats(self, launch: int) -> dict[int, Beat]:
-        """Heartbeats of ranks that are at work in a launch; stand-ins name it as their step."""
+        """It returns heartbeats of ranks that are at work in a launch; stand-ins name it as their step."""
         return {rank: beat for rank, beat in read_beats(self.folder).items() if beat.step == launch}
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
+        """It waits until the condition holds, and fails when that takes too long."""
         deadline = time.monotonic() + SECONDS
         while not condition():
             assert time.monotonic() < deadline, f"waited too long: {self.log.read_text()}"
             time.sleep(0.05)
 
     def end(self) -> int:
+        """It waits for the end and returns the exit code."""
         return self.process.wait(SECONDS)
 
     def left_behind(self) -> list[object]:
-        """Processes and files that should not be there."""
+        """It returns processes and files that should not be there."""
         ports = [event["port"] for event in self.events("started")]
         pids = [event["pid"] for event in self.events("started")]
         alive: list[object] = [p for port in ports for p in (*find_orphans(port), *find_launchers(port))]
@@ -79,7 +84,7 @@ Start = Callable[..., Run]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a supervised run in `tmp_path/run`; what is left of it is killed in the end."""
+    """It starts a supervised run in `tmp_path/run`; what is left of that is killed in the end."""
     runs: list[Run] = []
 
     def begin(*words: str, launcher: str = "stand_in") -> Run:
@@ -261,7 +266,7 @@ def test_deepspeed_a_signal_is_passed_on_and_ends_the_run(start: Start) -> None:
 
 @pytest.mark.slow
 def test_deepspeed_survives_one_loss_after_the_other(start: Start) -> None:
-    """A rank, the parent of the ranks, the command itself: each killed; then a rank that hangs; then it is done."""
+    """A rank, the parent of the ranks and the command itself are killed; then a rank hangs; then the run is done."""
     run = start("work,work,work,work,done", "relaunches=4", "hang_after=3", launcher="deepspeed")
     run.started(1)
     os.kill(run.beats(1)[0].pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Real training under `surefoot train --supervise`: what a lost rank costs is time, and not a bit."""
+"""In real training under `surefoot train --supervise` a lost rank costs time, and not a bit."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import pytest
 from support.runs import contents, differences, dumped, metrics, newest_checkpoint, run_config
 from support.training import Layout
 
-from pretrain.runtime.heartbeat import HEARTBEATS, read_beats
+from pretrain.run_folder import HEARTBEATS
+from pretrain.runtime.heartbeat import read_beats
 
 ROOT = Path(__file__).parents[2]
 SUREFOOT = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())"]
@@ -26,7 +27,7 @@ Train = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def train(corpus: Path, tmp_path: Path) -> Iterator[Train]:
-    """`surefoot train` on two ranks in a folder of its own."""
+    """It runs `surefoot train` on two ranks in a folder of its own."""
     running: list[subprocess.Popen[bytes]] = []
 
     def begin(name: str, *options: str) -> "subprocess.Popen[bytes]":
@@ -52,6 +53,7 @@ def train(corpus: Path, tmp_path: Path) -> Iterator[Train]:
 
 
 def steps_taken(run: Path) -> int:
+    """It returns how many steps a run has taken so far."""
     path = run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
 

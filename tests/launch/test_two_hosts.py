@@ -1,4 +1,4 @@
-"""`surefoot train --hostfile` over two hosts: pipeline stages on either, the losses of one host, signals."""
+"""`surefoot train --hostfile` trains over two hosts, a stage on either, to the losses of one, and heeds signals."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The network fails under a supervised run on two hosts: nobody is told, and still one run goes on."""
+"""The network fails under a supervised run on two hosts: nobody intervenes, and still one run goes on."""
 
 import json
 import subprocess
@@ -10,8 +10,9 @@ import pytest
 from support.host_pair import across, host_pair, losses, start
 from support.two_hosts import TwoHosts, why_not
 
-from pretrain.ledger.file import LEDGER, read_ledger
-from pretrain.runtime.heartbeat import HEARTBEATS, is_alive, read_beats
+from pretrain.ledger.file import read_ledger
+from pretrain.run_folder import HEARTBEATS, LEDGER
+from pretrain.runtime.heartbeat import is_alive, read_beats
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
@@ -23,7 +24,7 @@ SECONDS = 300.0
 TIMEOUTS = {"parallel.timeout_seconds": 20, "parallel.control_timeout_seconds": 10}
 LONG = {"run.steps": 100, "checkpoint.every_steps": 10, **TIMEOUTS}
 CUT_OFF = 45.0
-"""The longer of the timeouts, and time to start and to take note on a busy machine."""
+"""It covers the longer of the timeouts, and time to start and to take note on a busy machine."""
 DOWN, UP = 0.3, 1.5
 """Seconds. Of what is sent again, a part is lost again, and each time it waits twice as long: down for half of the time
 would make a timeout of 20 s."""
@@ -37,7 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
 
 @pytest.fixture(scope="module")
 def twin(pair: TwoHosts) -> list[float]:
-    """Losses of the run that nothing happens to."""
+    """It returns losses of the run that nothing happens to."""
     process = start(pair, "twin", "--num-accelerators", "2", *settings())
     assert process.wait(SECONDS) == 0, (pair.folder / "twin.log").read_text()
     course = losses(pair.folder, "twin")
@@ -46,15 +47,18 @@ def twin(pair: TwoHosts) -> list[float]:
 
 
 def settings() -> list[str]:
+    """It returns the settings of a run over two hosts."""
     return [word for key, value in LONG.items() for word in ("--set", f"{key}={value}")]
 
 
 def events(run: Path) -> list[str]:
+    """It returns the kinds of the supervisor's events."""
     path = run / "supervisor.jsonl"
     return [json.loads(line)["kind"] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def ledger_kinds(run: Path) -> list[str]:
+    """It returns the kinds of the ledger's records."""
     return [str(record.kind) for record in read_ledger(run / LEDGER)]
 
 

@@ -21,16 +21,14 @@ from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.mesh import ParallelMesh
 from parallel.spectral import (
     EXACT_UP_TO,
-    GradientPiece,
     SpectralConfig,
-    add_outer,
     find_spectral_layers,
     fold,
     initialise,
     power_step,
-    pull_back,
     residual,
 )
+from parallel.spectral_gradient import GradientPiece, add_outer, pull_back
 
 BATCH, INPUTS, HIDDEN, OUTPUTS = 6, 16, (8, 8), 12
 STEPS = 20

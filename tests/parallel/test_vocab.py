@@ -15,6 +15,7 @@ from parallel.initialization import Normal
 from parallel.vocab import (
     VocabularyParallelEmbedding,
     VocabularyParallelHead,
+    vocabulary_parallel_argmax,
     vocabulary_parallel_cross_entropy,
 )
 
@@ -89,3 +90,20 @@ def test_loss_of_bf16_logits_is_fp32() -> None:
     for loss, gradient_dtype in run_distributed(bf16_loss, 2, 2):
         assert loss.dtype == torch.float32
         assert gradient_dtype == torch.bfloat16
+
+
+def best_tokens(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Found over `size` ranks, and by torch in the whole; in bf16 many logits are equal."""
+    mesh = make_mesh(ParallelConfig(tensor=size))
+    logits = torch.randn(BATCH, 50 * LENGTH, PADDED, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[:, 7] = 1.0
+    own = logits.chunk(size, dim=-1)[mesh.tensor.rank]
+    return vocabulary_parallel_argmax(own, mesh.tensor), logits.argmax(dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_best_token_is_that_of_the_whole_vocabulary(size: int, dtype: torch.dtype) -> None:
+    for found, expected in run_distributed(best_tokens, size, size, dtype):
+        assert found.equal(expected)
+        assert not found[:, 7].any()

@@ -16,7 +16,6 @@ from support.distributed import RankFailed, run_distributed
 from support.runs import contents, differences, metrics, newest_checkpoint, run_config
 from support.training import Layout, make_mesh
 
-from pretrain.__main__ import train
 from pretrain.backend.state_file import PieceWriter
 from pretrain.checkpoint import manifest, rank_files
 from pretrain.checkpoint.lifecycle import CONDEMNED, LATEST, candidates
@@ -24,11 +23,13 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import Preempted
 from pretrain.fault_injection.faults import make_fault
 from pretrain.fault_injection.plan import FaultPlan
-from pretrain.ledger.file import LEDGER, Ledger, read_ledger
+from pretrain.ledger.file import LedgerFile, read_ledger
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Kind, Record
 from pretrain.recovery.candidates import CheckpointManager
 from pretrain.recovery.rollback import RollbackExecutor
+from pretrain.run import train
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.signals import StopSignals
 from pretrain.step import TrainState
 from pretrain.trainer import Trainer
@@ -107,8 +108,8 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
         return judge_step(trainer, *arguments)
 
-    def take_up(trainer: Trainer, state: TrainState) -> TrainState:
-        state = take_up_run(trainer, state)
+    def resume(trainer: Trainer, state: TrainState) -> TrainState:
+        state = resume_run(trainer, state)
         plan = FaultPlan("nan_gradient", state.attempt + steps, 4)
         trainer.fault = make_fault(plan, trainer.config, trainer.mesh)
         return state
@@ -119,13 +120,13 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
         else:
             write(file, piece)
 
-    judge_step, take_up_run, write = Trainer._judge, Trainer.take_up, PieceWriter._write
+    judge_step, resume_run, write = Trainer._judge, Trainer.resume, PieceWriter._write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_judge", judge)
         if mishap in ("trouble", "killed between intent and deed", "killed before the deed is told"):
-            patch.setattr(Trainer, "take_up", take_up)
+            patch.setattr(Trainer, "resume", resume)
         if here and mishap == "killed in a save":
-            patch.setattr(rank_files, "settle", due(rank_files.fsync_and_hash))
+            patch.setattr(rank_files, "fsync_and_hash", due(rank_files.fsync_and_hash))
         if here and mishap == "killed while sealing":
             patch.setattr(manifest, "write_durably", due(manifest.write_durably))
         if here and mishap == "killed between intent and deed":
@@ -201,7 +202,7 @@ def test_a_run_survives_one_mishap_after_the_other(
 def told(config: RunConfig, course: RunHistory) -> None:
     """A ledger that asks for what a run has learned, before its first step."""
     config.run_folder.mkdir(parents=True)
-    ledger = Ledger(config.run_folder / LEDGER)
+    ledger = LedgerFile(config.run_folder / LEDGER)
     intent = replace(
         course.rollbacks[0], step=0, attempt=0, target_step=0, target_tag=None, skip=course.skips
     )

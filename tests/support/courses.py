@@ -17,7 +17,8 @@ def train(layout: Layout, model: dict[str, object], steps: int = STEPS) -> Losse
     for step in range(1, steps + 1):
         report, _ = engine.step(make_batches(config, mesh, step), proceed, step=step, learning_rate=1e-3)
         course.append((report.loss, report.gradient_norm))
-    return [*course, engine.evaluate(make_batches(config, mesh, 0))]
+    validation = engine.evaluate(make_batches(config, mesh, 0))
+    return [*course, (validation.loss, validation.targets)]
 
 
 def largest_difference(course: Losses, reference: Losses, column: int) -> float:

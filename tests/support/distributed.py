@@ -1,7 +1,7 @@
 """The rig: run a plain function on several gloo ranks of this machine.
 
-Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (importing them costs seconds
-per process) and take one function after the other. Every engine leaves process groups behind, with threads of gloo that
+Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (`rank_imports`) and take one
+function after the other. Every engine leaves process groups behind, with threads of gloo that
 spin once a peer has dropped its end: so after some functions the ranks are replaced by fresh ones.
 """
 
@@ -12,13 +12,17 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 Result = TypeVar("Result")
 
@@ -58,8 +62,8 @@ class _Pool:
         atexit.register(self.kill)
 
     def _start(self) -> None:
+        _start_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pretrain.engine.engine", "pretrain.tasks.gpt.model"])
         self._stacks = Path(tempfile.mkdtemp(prefix="ranks-"))
         store = self._stacks / "store"
         for rank in range(self._world_size):
@@ -135,6 +139,14 @@ def _pool(world_size: int) -> _Pool:
     return _Pool(world_size)
 
 
+def _start_server() -> None:
+    """Have the server of ranks running. It finds modules by its environment alone, and skips what it does not find."""
+    forkserver.set_forkserver_preload(["support.rank_imports"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+
+
 def _serve(connection: Connection, rank: int, world_size: int, store: str, stacks: str) -> None:
     """Life of a rank."""
     from datetime import timedelta
@@ -142,9 +154,13 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     import torch
     import torch.distributed as dist
 
+    if not gc.get_freeze_count():
+        raise ImportError("the server of ranks could not import support.rank_imports")
     faulthandler.register(ASK_FOR_STACK, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world_size)
+    )
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group(
         "gloo",

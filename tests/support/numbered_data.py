@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.batches import TokenBatch
-from data_pipeline.config import DataConfig
-from data_pipeline.shards.manifest import TextManifest, TokenizerEntry
 from data_pipeline.shards.writer import ShardWriter
+from data_pipeline.text.batch import TokenBatch
 from data_pipeline.text.blocks import FIELDS, BlockCodec
+from data_pipeline.text.config import TextConfig
+from data_pipeline.text.manifest import TextManifest, TokenizerEntry
 
 LENGTH = 4
 VOCABULARY = 60_000
@@ -52,12 +52,12 @@ def write_split(
     return folder
 
 
-def config(*paths: object, weights: tuple[float, ...] = (), **settings: object) -> DataConfig:
+def config(*paths: object, weights: tuple[float, ...] = (), **settings: object) -> TextConfig:
     """A configuration that reads `paths`, with a global batch of 12."""
     weights = weights or (1.0,) * len(paths)
     sources = [{"path": str(path), "weight": weight} for path, weight in zip(paths, weights, strict=True)]
     defaults = {"sequence_length": LENGTH, "micro_batch_size": 2, "global_batch_size": 12}
-    return DataConfig.model_validate({"sources": sources, **defaults, **settings})
+    return TextConfig.model_validate({"sources": sources, **defaults, **settings})
 
 
 def numbers(step: list[TokenBatch]) -> list[int]:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from support.training import Layout, make_config, make_mesh
 
-from pretrain.__main__ import train
 from pretrain.checkpoint.lifecycle import candidates
 from pretrain.config.loader import dump_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import Preempted
+from pretrain.run import train
 from pretrain.runtime.signals import StopSignals
 from pretrain.step import StepReport, TrainState, Verdict
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 
 Judge = Callable[[StepReport, TrainState], Verdict]
 

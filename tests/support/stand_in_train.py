@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.command import LaunchOptions, build_command
 from launch.machine import this_machine
-from launch.outcome import judge
+from launch.outcome import outcome_of
 from launch.process import run
 
 if __name__ == "__main__":
@@ -19,6 +19,6 @@ if __name__ == "__main__":
     argv = command.argv[: command.argv.index("--module")]
     command = replace(command, argv=(*argv, script, *sys.argv[1:]))
     (Path(sys.argv[1]) / "port").write_text(str(command.master_port))
-    outcome = judge(run(command, options, Path(sys.argv[1])), None, 1)
+    outcome = outcome_of(run(command, options, Path(sys.argv[1])), None, 1)
     print(outcome.reason, flush=True)
     sys.exit(outcome.exit_code)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.errors import ConfigurationError
-from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.heartbeat import Heartbeat, Phase
 from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.signals import StopSignals
@@ -36,7 +37,7 @@ def main(folder: Path, launch: int, deed: str) -> int:
         if rank == 0 and deed in ("done", "seal"):
             seal(folder, launch)
         if rank == 0 and deed == "done":
-            Ledger(folder / LEDGER).append(Record(Kind.DONE, step=launch, attempt=launch, lineage=1))
+            LedgerFile(folder / LEDGER).append(Record(Kind.DONE, step=launch, attempt=launch, lineage=1))
         while deed == "mute":
             signal.pause()
         while not signals.received and (deed == "work" or (deed == "seal" and rank > 0)):

@@ -7,12 +7,13 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
-from data_pipeline.batches import TokenBatch
+from data_pipeline.text.batch import TokenBatch
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
-from pretrain.engine.build import assemble_engine
+from pretrain.engine.build import assemble_engine, assemble_evaluator
 from pretrain.engine.engine import TrainEngine
+from pretrain.engine.evaluator import Evaluator
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.step import Action, StepReport, Verdict
@@ -101,6 +102,11 @@ def proceed(report: StepReport) -> Verdict:
 def make_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
     """The engine of a run, as `python -m pretrain` assembles it."""
     return assemble_engine(config, plan(config, mesh.world_size), mesh, detect_kernels())
+
+
+def make_evaluator(config: RunConfig, mesh: ParallelMesh) -> Evaluator:
+    """An evaluator of the run's initial weights, without an optimizer."""
+    return assemble_evaluator(config, plan(config, mesh.world_size), mesh, detect_kernels())
 
 
 def slow(*values: Any) -> ParameterSet:

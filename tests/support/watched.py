@@ -8,13 +8,14 @@ import pytest
 from support.runs import run_config
 from support.training import Layout, make_config, make_mesh
 
-from pretrain.__main__ import train
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, TrainingDiverged
 from pretrain.fault_injection.plan import FaultPlan
-from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.file import read_ledger
 from pretrain.ledger.record import Kind, Record
 from pretrain.recovery.resume import Request
+from pretrain.run import train
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.signals import StopSignals
 
 STEPS = 30

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from data_pipeline.config import DataConfig
+from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
-from pretrain.errors import Fault
+from pretrain.errors import Problem
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 from pretrain.models.outline import Outline
 from pretrain.models.rules import block_problems, vocabulary_divides
@@ -19,23 +20,24 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
     kind: Literal["gpt"] = "gpt"
     """Architecture."""
 
-    data_section: ClassVar[type[DataConfig]] = DataConfig
+    data_section: ClassVar[type[DataConfig]] = TextConfig
     loss_unit: ClassVar[str] = "nats per token"
+    targets: ClassVar[str] = "tokens"
     changeable: ClassVar[Mapping[str, Any]] = {
         "dropout": True,
         "activation_checkpointing": True,
         "attention": {"dropout"},
     }
 
-    def outline(self, data: DataConfig) -> Outline:
+    def outline(self, data: TextConfig) -> Outline:
         """Embedding, positions, blocks, final norm, head."""
         return gpt_outline(self, self, data.sequence_length)
 
-    def problems(self, data: DataConfig, parallel: ParallelConfig) -> Iterator[Fault]:
+    def problems(self, data: TextConfig, parallel: ParallelConfig) -> Iterator[Problem]:
         """Blocks and vocabulary must divide over tensor-parallel ranks."""
         yield from block_problems(self, parallel)
         yield from vocabulary_divides(self, parallel.tensor)
 
-    def shape(self, data: DataConfig) -> dict[str, Any]:
+    def shape(self, data: TextConfig) -> dict[str, Any]:
         """A table of learned positions is as long as the sequences are."""
         return {**super().shape(data), "sequence_length": data.sequence_length}

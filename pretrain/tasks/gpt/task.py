@@ -1,8 +1,11 @@
 """Next-token prediction with a GPT as a task."""
 
-from data_pipeline.config import DataConfig
+from data_pipeline.text.config import TextConfig
+from data_pipeline.text.manifest import TextManifest
+from data_pipeline.text.source import TextSource
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
+from pretrain.errors import ConfigurationError
 from pretrain.models.context import LayerContext, Materials
 from pretrain.tasks.gpt.config import GPTConfig
 from pretrain.tasks.gpt.metric import Perplexity
@@ -14,7 +17,18 @@ from pretrain.tasks.task import Metric, Objective, Task
 class GPT(Task[GPTConfig]):
     """A decoder-only language model."""
 
-    def layers(self, model: GPTConfig, data: DataConfig, materials: Materials) -> list[LayerSpec]:
+    source = TextSource()
+
+    def check_data(self, model: GPTConfig, manifest: TextManifest) -> None:
+        """The tokenizer of the data must be the one that the model is configured for."""
+        pieces = manifest.tokenizer.vocabulary_size
+        if pieces != model.vocabulary_size:
+            raise ConfigurationError(
+                f"model.vocabulary_size = {model.vocabulary_size}: the tokenizer of the data has "
+                f"{pieces} pieces; set model.vocabulary_size = {pieces}"
+            )
+
+    def layers(self, model: GPTConfig, data: TextConfig, materials: Materials) -> list[LayerSpec]:
         """Embedding, positions, blocks, final norm, head."""
         return gpt_layers(LayerContext(model, materials), model, data.sequence_length)
 

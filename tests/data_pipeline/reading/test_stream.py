@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.numbered_data import LENGTH, VOCABULARY, config, numbers, write_split
 
-from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.config import TextConfig
+from data_pipeline.text.source import TextSource
 
 SAMPLES = 30
 
@@ -30,11 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def open_stream(data: DataConfig, *, seed: int = 3, rank: int = 0, size: int = 1) -> BatchStream:
-    return BatchStream(data, seed=seed, data_rank=rank, data_size=size)
+def open_stream(data: TextConfig, *, seed: int = 3, rank: int = 0, size: int = 1) -> BatchStream:
+    return BatchStream(TextSource(), data, seed=seed, data_rank=rank, data_size=size)
 
 
-def global_steps(data: DataConfig, count: int, *, size: int = 1, state: object = None) -> list[list[int]]:
+def global_steps(data: TextConfig, count: int, *, size: int = 1, state: object = None) -> list[list[int]]:
     """The samples of `count` steps over all ranks, sorted within a step."""
     steps: list[list[int]] = [[] for _ in range(count)]
     for rank in range(size):
@@ -100,7 +101,7 @@ def test_state_is_of_what_was_handed_out_not_of_what_was_prefetched(data: Path) 
     with closing(open_stream(config(data / "a", prefetch_steps=5))) as stream:
         next(stream)
         assert stream.state()["position"] == 12
-        assert stream.draws() == (0, 12)
+        assert stream.sample_range() == (0, 12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -131,15 +132,15 @@ def test_draws_span_the_skipped_ones_within(data: Path) -> None:
     with closing(open_stream(config(data / "a"))) as stream:
         stream.skip([[5, 8]])
         next(stream)
-        assert stream.draws() == (0, 15)
+        assert stream.sample_range() == (0, 15)
         next(stream)
-        assert stream.draws() == (15, 27)
+        assert stream.sample_range() == (15, 27)
 
 
 def test_batches_are_blocks_shifted_by_one(data: Path) -> None:
     with closing(open_stream(config(data / "a"))) as stream:
         step = next(stream)
-        assert stream.vocabulary_size == VOCABULARY
+        assert stream.manifest.tokenizer.vocabulary_size == VOCABULARY
         assert stream.samples_per_epoch == SAMPLES
     assert len(step) == 6
     for batch in step:
@@ -316,7 +317,10 @@ def test_validation_is_the_first_samples_padded_alike(
     data: Path, size: int, micro: int, samples: int | None
 ) -> None:
     plan = config(data / "a", micro_batch_size=micro)
-    ranks = [ValidationSet(plan, samples=samples, data_rank=rank, data_size=size) for rank in range(size)]
+    ranks = [
+        ValidationSet(TextSource(), plan, samples=samples, data_rank=rank, data_size=size)
+        for rank in range(size)
+    ]
     expected = min(samples or 17, 17)
     assert {len(rank) for rank in ranks} == {-(-expected // 12)}
     for _ in range(2):  # it can be read again
@@ -338,18 +342,18 @@ def test_validation_is_the_first_samples_padded_alike(
 def test_validation_of_its_own_sources_in_their_order(data: Path, tmp_path: Path) -> None:
     second = write_split(tmp_path / "second", 4, first=7001, split="validation")
     plan = config(data / "a", validation=[{"path": f"{data}/a"}, {"path": f"{second}"}], global_batch_size=24)
-    with closing(ValidationSet(plan, samples=None, data_rank=0, data_size=1)) as validation:
+    with closing(ValidationSet(TextSource(), plan, samples=None, data_rank=0, data_size=1)) as validation:
         (step,) = validation
     assert numbers(step) == [*range(5001, 5018), *range(7001, 7005), 0, 0, 0]
 
 
 def test_validation_that_is_not_there_says_what_to_do(data: Path) -> None:
     with pytest.raises(DataError, match=r"no validation split beside it .* --validation-fraction"):
-        ValidationSet(config(data / "b"), samples=None, data_rank=0, data_size=1)
+        ValidationSet(TextSource(), config(data / "b"), samples=None, data_rank=0, data_size=1)
 
 
 def test_validation_with_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
     other = write_split(tmp_path / "other", 10, split="validation", tokenizer=b"another")
     plan = config(data / "a", validation=[{"path": str(other)}])
     with pytest.raises(DataError, match="made with tokenizer"):
-        ValidationSet(plan, samples=None, data_rank=0, data_size=1)
+        ValidationSet(TextSource(), plan, samples=None, data_rank=0, data_size=1)

@@ -17,10 +17,10 @@ from support.numbered_data import LENGTH, write_split
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Dataset
-from data_pipeline.shards.manifest import TextManifest
 from data_pipeline.shards.shard import SampleDamaged, ShardIndex, ShardReader, index_shard
 from data_pipeline.shards.storage import LocalFolder
 from data_pipeline.shards.writer import ShardWriter
+from data_pipeline.text.manifest import TextManifest
 
 SAMPLES = 10
 SAMPLE_BYTES = 1024

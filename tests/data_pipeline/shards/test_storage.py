@@ -17,6 +17,7 @@ from support.numbered_data import config, numbers, write_split
 from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from data_pipeline.shards.storage import open_folder
+from data_pipeline.text.source import TextSource
 
 SAMPLES = 30
 
@@ -85,7 +86,7 @@ def memory(data: Path) -> Iterator[str]:
 
 def read(path: object, cache: Path | None = None, steps: int = 5) -> list[list[int]]:
     plan = config(path, cache=cache)
-    with closing(BatchStream(plan, seed=1, data_rank=0, data_size=1)) as stream:
+    with closing(BatchStream(TextSource(), plan, seed=1, data_rank=0, data_size=1)) as stream:
         return [numbers(next(stream)) for _ in range(steps)]
 
 
@@ -93,7 +94,7 @@ def test_a_memory_url_gives_what_the_folder_gives(data: Path, memory: str, tmp_p
     assert read(memory, tmp_path) == read(data / "d")
     assert read(f"{memory}/train/", tmp_path) == read(data / "d")
     with closing(
-        ValidationSet(config(memory, cache=tmp_path), samples=None, data_rank=0, data_size=1)
+        ValidationSet(TextSource(), config(memory, cache=tmp_path), samples=None, data_rank=0, data_size=1)
     ) as validation:
         assert [sorted(numbers(step))[-5:] for step in validation] == [list(range(5001, 5006))]
 

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_pipeline.config import DataConfig
-from data_pipeline.preparing.command import main
+from data_pipeline.__main__ import main
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.config import TextConfig
 from data_pipeline.text.prepare import fraction
+from data_pipeline.text.source import TextSource
 from data_pipeline.text.tokenizer import Tokenizer
 
 LENGTH = 16
@@ -109,16 +110,16 @@ def test_the_unigram_baseline(prepared: Path) -> None:
 
 
 def test_a_run_reads_what_was_prepared(prepared: Path) -> None:
-    data = DataConfig(
+    data = TextConfig(
         sources=({"path": str(prepared)},), sequence_length=LENGTH, micro_batch_size=1, global_batch_size=1
     )
     expected = sorted(map(tuple, blocks(prepared, "train")))
-    with closing(BatchStream(data, seed=0, data_rank=0, data_size=1)) as stream:
-        assert stream.tokenizer_digest == Tokenizer.load(prepared / "tokenizer.model").digest
+    with closing(BatchStream(TextSource(), data, seed=0, data_rank=0, data_size=1)) as stream:
+        assert stream.manifest.tokenizer.sha256 == Tokenizer.load(prepared / "tokenizer.model").digest
         steps = [next(stream)[0] for _ in range(stream.samples_per_epoch)]
     read = [(*batch.tokens_BS[0].tolist(), int(batch.targets_BS[0, -1])) for batch in steps]
     assert sorted(read) == expected
-    with closing(ValidationSet(data, samples=None, data_rank=0, data_size=1)) as validation:
+    with closing(ValidationSet(TextSource(), data, samples=None, data_rank=0, data_size=1)) as validation:
         assert len(validation) == len(blocks(prepared, "validation"))
 
 

@@ -21,7 +21,7 @@ from pretrain.checkpoint.lifecycle import (
     update_latest,
 )
 from pretrain.checkpoint.manifest import MANIFEST, CheckpointLayout, Manifest, read_manifest, seal, verify
-from pretrain.checkpoint.retention import EVIDENCE, Retention
+from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.step import TrainState
 
@@ -157,7 +157,7 @@ def test_no_latest_without_a_checkpoint(tmp_path: Path) -> None:
 
 def certified(checkpoints: Path, step: int) -> Tag:
     tag = save(checkpoints, step)
-    certify(checkpoints / str(tag), step=step + 10, horizon=10, facts={})
+    certify(checkpoints / str(tag), step=step + 10, horizon=10)
     return tag
 
 
@@ -193,7 +193,7 @@ def test_condemned_ones_are_evidence_and_no_candidates(tmp_path: Path) -> None:
 
 def test_a_few_condemned_ones_are_kept_beside_what_counts(tmp_path: Path) -> None:
     sound = save(tmp_path, 100)
-    bad = [save(tmp_path, 200 + step) for step in range(EVIDENCE + 2)]
+    bad = [save(tmp_path, 200 + step) for step in range(CONDEMNED_KEPT + 2)]
     for tag in bad:
         condemn(tmp_path, tag, "bad")
     assert retire(tmp_path, LAST) == [bad[1], bad[0]]
@@ -213,9 +213,9 @@ def test_what_a_rollback_may_go_to(tmp_path: Path) -> None:
 def test_a_watched_run_deletes_nothing_before_two_newer_certificates(tmp_path: Path) -> None:
     tags = [save(tmp_path, step) for step in (10, 20, 30, 40)]
     assert retire(tmp_path, WATCHED) == []
-    certify(tmp_path / str(tags[2]), step=45, horizon=15, facts={})
+    certify(tmp_path / str(tags[2]), step=45, horizon=15)
     assert retire(tmp_path, WATCHED) == []
-    certify(tmp_path / str(tags[3]), step=55, horizon=15, facts={})
+    certify(tmp_path / str(tags[3]), step=55, horizon=15)
     assert retire(tmp_path, WATCHED) == tags[:2]
 
 
@@ -306,14 +306,14 @@ def test_killed_while_a_checkpoint_is_certified(tmp_path: Path, moment: str) -> 
     """Before the certificate is in place, or between it and `latest`."""
     old, new = certified(tmp_path, 100), save(tmp_path, 200)
     update_latest(tmp_path, certified=True)
-    call = f"certify(Path({str(tmp_path / str(new))!r}), step=210, horizon=10, facts={{}})"
+    call = f"certify(Path({str(tmp_path / str(new))!r}), step=210, horizon=10)"
     dying = {"written": f"Path.rename = die; {call}", "renamed": f"{call}; die()"}[moment]
     run_until_killed(f"from pretrain.checkpoint.certificate import certify; {dying}")
     assert latest(tmp_path) == str(old)
     assert candidates(tmp_path).sealed == (new, old)
     update_latest(tmp_path, certified=True)
     assert latest(tmp_path) == str(new if moment == "renamed" else old)
-    certify(tmp_path / str(new), step=210, horizon=10, facts={})
+    certify(tmp_path / str(new), step=210, horizon=10)
     assert list(candidates(tmp_path).certified) == [new, old]
 
 

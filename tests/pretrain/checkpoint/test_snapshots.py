@@ -13,8 +13,8 @@ from support.runs import differences
 from support.steps import train
 from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
 
-from pretrain.backend.host_copy import tensors_of
-from pretrain.backend.live_state import checksum, copied
+from pretrain.backend.host_copy import copied, tensors_of
+from pretrain.backend.live_state import checksum
 from pretrain.checkpoint.snapshots import SnapshotStore
 from pretrain.step import TrainState
 

@@ -1,6 +1,9 @@
-"""The configurations for deep models: sound on their stated ranks, comparable with each other, and trainable."""
+"""The configurations for deep models are sound on their stated ranks, comparable with each other, and trainable."""
 
+import re
+import shlex
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +23,56 @@ ARMS = ("pre-ln", "post-ln", "sigma", "mlra", "mlra-matched", "mlra-sigma")
 DEPTHS = (24, 48)
 CLUSTERS = {"1.3b-one-host": 8, "1.3b-many-hosts": 32, "6.7b-one-host": 8, "6.7b-many-hosts": 64}
 RANKS = {**{f"{depth}-{arm}": 1 for depth in DEPTHS for arm in ARMS}, **CLUSTERS}
+"""It maps a run to its number of ranks. An arm is one file, whose header has a command for each depth."""
 METHOD_KEYS = {"attention", "norm_placement", "reparametrization", "gamma_init"}
-"""Keys of [model] in which the arms of a comparison may differ."""
+"""The arms of a comparison may differ in these keys of [model]."""
+
+
+def header_of(stem: str) -> str:
+    """It returns the comment that a file opens with, without its signs and with broken lines joined."""
+    text = (DEEP / f"{stem}.toml").read_text().partition("[run]")[0]
+    return re.sub(r"^# ?", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+
+
+def documented_command(name: str) -> list[str]:
+    """It returns the words of the command in the header of a file that starts the run `name`."""
+    depth, _, arm = name.partition("-")
+    stem, number = (name, 0) if name in CLUSTERS else (arm, DEPTHS.index(int(depth)))
+    lines = [line.partition("surefoot train ") for line in header_of(stem).splitlines()]
+    words = [shlex.split(after) for _, found, after in lines if found][number]
+    assert words[0] == f"configs/gpt/deep/{stem}.toml"
+    return words
 
 
 def load(name: str) -> RunConfig:
-    return load_config(DEEP / f"{name}.toml")
+    """It loads a run as its documented command does."""
+    words = documented_command(name)
+    return load_config(ROOT / words[0], [after for word, after in pairwise(words) if word == "--set"])
 
 
 def test_every_file_is_listed() -> None:
-    assert {path.stem for path in DEEP.glob("*.toml")} == set(RANKS)
+    assert {path.stem for path in DEEP.glob("*.toml")} == {*ARMS, *CLUSTERS}
 
 
 @pytest.mark.parametrize(("name", "world_size"), RANKS.items())
 def test_works_on_its_stated_ranks(name: str, world_size: int) -> None:
-    planned = plan(load(name), world_size)
-    header = (DEEP / f"{name}.toml").read_text().partition("[run]")[0]
+    config = load(name)
+    planned = plan(config, world_size)
+    header = header_of(name if name in CLUSTERS else name.partition("-")[2])
+    assert config.run.name == f"deep-{name}"
     assert planned.warnings == ()
     assert f"{planned.batch.tokens:,} a step; {planned.steps:,} steps" in header
-    assert f"surefoot train configs/gpt/deep/{name}.toml" in header
     if name in CLUSTERS:
         assert f"pipeline {planned.pipeline} x data {planned.data} = {world_size} ranks" in header
         assert planned.parameters.total == pytest.approx(float(name[:3]) * 1e9, rel=0.1)
+    else:
+        assert config.model.num_layers == int(name.partition("-")[0])
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_arms_differ_in_the_method_alone(depth: int) -> None:
     runs = {arm: load(f"{depth}-{arm}").model_dump() for arm in ARMS}
-    attention = {arm: plan(load(f"{depth}-{arm}"), 1).parameters.attention for arm in ARMS}
+    attention = {arm: plan(load(f"{depth}-{arm}"), 1).parameters.parts["attention"] for arm in ARMS}
     assert len(set(attention.values())) == 1, attention
     for run in runs.values():
         run["run"].pop("name")
@@ -68,7 +93,7 @@ WORLD_SIZE = 4
 
 
 def tiny(name: str, folder: Path, **parallel: int) -> RunConfig:
-    """The configuration with small dimensions: everything that is not a size stays."""
+    """It returns the configuration with small dimensions: everything that is not a size stays."""
     document: dict[str, Any] = load(name).model_dump(mode="json", exclude_none=True)
     document["run"].update(steps=100)
     document["schedule"].update(warmup_steps=10)

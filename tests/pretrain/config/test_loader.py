@@ -1,4 +1,4 @@
-"""Loading a configuration: what is accepted, how faults are told, and writing it back."""
+"""Loading a configuration: what is accepted, how problems are told, and writing it back."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config.foreign_names import FOREIGN_NAMES
-from pretrain.config.keys import is_section, walk
+from pretrain.config.keys import is_section, sections_of, walk
 from pretrain.config.loader import changed_settings, dump_config, load_config, parse_value
 from pretrain.config.problems import known_name, suggest, working_value
 from pretrain.config.run import RunConfig
-from pretrain.errors import ConfigurationError, Fault
+from pretrain.errors import ConfigurationError, Problem
+from pretrain.optim.config import AdamWConfig, SGDConfig
 
 BASE = """
 [run]
@@ -51,10 +52,10 @@ def shared_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def faults_of(path: Path, *overrides: str) -> tuple[Fault, ...]:
+def problems_of(path: Path, *overrides: str) -> tuple[Problem, ...]:
     with pytest.raises(ConfigurationError) as caught:
         load_config(path, overrides)
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_overrides_replace_values_of_any_depth(base: Path) -> None:
@@ -104,7 +105,7 @@ def test_broken_override_values_are_refused(text: str) -> None:
 
 
 def test_all_faults_come_at_once_each_with_key_value_rule_and_remedy(base: Path) -> None:
-    faults = faults_of(
+    problems = problems_of(
         base,
         "run.steps=0",
         "model.num_layer=3",
@@ -115,7 +116,7 @@ def test_all_faults_come_at_once_each_with_key_value_rule_and_remedy(base: Path)
         "no-equals-sign",
         "run.steps.more=1",
     )
-    told = {fault.key: str(fault) for fault in faults}
+    told = {problem.key: str(problem) for problem in problems}
     assert set(told) == {
         "run.steps",
         "model.num_layer",
@@ -136,41 +137,45 @@ def test_all_faults_come_at_once_each_with_key_value_rule_and_remedy(base: Path)
 
 @pytest.mark.parametrize("value", ["true", "1.5", '"8"', "[8]"])
 def test_nothing_is_converted_silently(base: Path, value: str) -> None:
-    (fault,) = faults_of(base, f"run.steps={value}")
-    assert fault.key == "run.steps"
-    assert "whole number" in fault.rule
+    (problem,) = problems_of(base, f"run.steps={value}")
+    assert problem.key == "run.steps"
+    assert "whole number" in problem.rule
 
 
 def test_missing_keys_are_named_with_an_example(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
-    assert {fault.key for fault in faults_of(path)} == {"run", "model", "data", "optimizer"}
+    assert {problem.key for problem in problems_of(path)} == {"run", "model", "data", "optimizer"}
     path.write_text(BASE.replace("steps = 100", ""))
-    assert [str(fault) for fault in faults_of(path)] == ["run.steps: required; for example steps = 1000"]
+    assert [str(problem) for problem in problems_of(path)] == [
+        "run.steps: required; for example steps = 1000"
+    ]
 
 
 def test_misspelled_section_is_told_once(tmp_path: Path) -> None:
     path = tmp_path / "typo.toml"
     path.write_text(BASE.replace("[optimizer]", "[optimzer]"))
-    assert [str(fault) for fault in faults_of(path)] == ["optimzer: unknown key; did you mean optimizer?"]
+    assert [str(problem) for problem in problems_of(path)] == [
+        "optimzer: unknown key; did you mean optimizer?"
+    ]
 
 
 def test_sections_of_other_frameworks_are_gone_through(base: Path) -> None:
-    faults = faults_of(base, "training.seq_len=3", "training.steps=4")
-    assert [fault.remedy for fault in faults] == [
+    problems = problems_of(base, "training.seq_len=3", "training.steps=4")
+    assert [problem.remedy for problem in problems] == [
         "did you mean data.sequence_length?",
         "did you mean run.steps?",
     ]
 
 
 def test_entry_of_a_list_is_named_by_its_index(base: Path) -> None:
-    faults = faults_of(base, 'data.sources=[{path="a"}, {path="b", wieght=2}, {weight=-1}]')
-    assert [fault.key for fault in faults] == [
+    problems = problems_of(base, 'data.sources=[{path="a"}, {path="b", wieght=2}, {weight=-1}]')
+    assert [problem.key for problem in problems] == [
         "data.sources[1].wieght",
         "data.sources[2].path",
         "data.sources[2].weight",
     ]
-    assert faults[0].remedy == "did you mean data.sources[1].weight?"
+    assert problems[0].remedy == "did you mean data.sources[1].weight?"
 
 
 @st.composite
@@ -204,9 +209,9 @@ def test_any_one_character_typo_names_the_key(shared_base: Path, pair: tuple[str
         override = f'{section}=[{{path="a", {name}=1}}]'
     else:
         override = f"{text}=1"
-    (fault,) = faults_of(shared_base, override)
-    assert fault.key == text
-    named = re.findall(r"[\w.\[\]]+", fault.remedy.removeprefix("did you mean "))
+    (problem,) = problems_of(shared_base, override)
+    assert problem.key == text
+    named = re.findall(r"[\w.\[\]]+", problem.remedy.removeprefix("did you mean "))
     assert re.sub(r"\[\]", "[0]", key) in named
 
 
@@ -219,8 +224,36 @@ def test_foreign_names_lead_to_keys_that_exist(base: Path) -> None:
 
 @pytest.mark.parametrize("key", [key for key in LEAVES if "[]" not in key])
 def test_every_suggested_value_is_accepted(base: Path, key: str) -> None:
-    section = key.rpartition(".")[0]
-    load_config(base, [f"{section}.{working_value(RunConfig, key)}"])
+    section, _, name = key.rpartition(".")
+    kinds = sections_of(RunConfig.model_fields[section]) if section in RunConfig.model_fields else {}
+    kind = next((kind for kind, of in kinds.items() if kind and name in of.model_fields), None)
+    chosen = [f"{section}.kind={kind}"] if kind else []
+    load_config(base, [*chosen, f"{section}.{working_value(RunConfig, key)}"])
+
+
+def test_a_key_of_another_kind_of_section_is_told_as_such(base: Path) -> None:
+    (problem,) = problems_of(base, "optimizer.momentum=0.9")
+    assert str(problem) == 'optimizer.momentum = 0.9: unknown key; it is a key of kind = "sgd"'
+    sgd = "optimizer.kind=sgd"
+    problems = problems_of(
+        base, sgd, "optimizer.beta1=0.9", "optimizer.nesterof=true", "optimizer.momentum=2"
+    )
+    assert [str(problem) for problem in problems] == [
+        'optimizer.beta1 = 0.9: unknown key; it is a key of kind = "adamw"',
+        "optimizer.nesterof = true: unknown key; did you mean optimizer.nesterov?",
+        "optimizer.momentum = 2: must be less than 1; for example momentum = 0.9",
+    ]
+    (problem,) = problems_of(base, "optimizer.kind=adam")
+    assert str(problem) == ('optimizer.kind = "adam": must be "adamw", "sgd"; for example kind = "adamw"')
+
+
+def test_a_section_is_of_the_first_kind_where_it_names_none(base: Path, tmp_path: Path) -> None:
+    assert isinstance(load_config(base).optimizer, AdamWConfig)
+    sgd = load_config(base, ["optimizer.kind=sgd", "optimizer.nesterov=true"])
+    assert sgd.optimizer == SGDConfig(learning_rate=1e-3, nesterov=True)
+    written = tmp_path / "written.toml"
+    written.write_text(dump_config(sgd))
+    assert load_config(written) == sgd
 
 
 def test_syntax_errors_name_file_and_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from support.engine_state import state
 from support.runs import differences
 from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
 
-from pretrain.engine.engine import BatchesMissing
+from pretrain.engine.targets import BatchesMissing
 from pretrain.step import Action, StepReport, Verdict
 
 LAYOUTS = [

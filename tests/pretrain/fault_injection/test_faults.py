@@ -13,6 +13,7 @@ from support.runs import differences, run_config
 from support.training import Layout, make_batches, make_engine, make_mesh
 
 from data_pipeline.reading.stream import BatchStream
+from data_pipeline.text.source import TextSource
 from pretrain.errors import ConfigurationError
 from pretrain.fault_injection.faults import KINDS, Fault, make_fault
 from pretrain.fault_injection.plan import FAULTS, FaultPlan
@@ -165,7 +166,7 @@ def blocks(stream: Any, steps: int) -> dict[int, list[tuple[list[int], list[int]
     for _ in range(steps):
         batches = next(stream)
         rows = [row for batch in batches for row in zip(batch.tokens_BS, batch.targets_BS, strict=True)]
-        found[stream.draws()[0]] = [(tokens.tolist(), targets.tolist()) for tokens, targets in rows]
+        found[stream.sample_range()[0]] = [(tokens.tolist(), targets.tolist()) for tokens, targets in rows]
     return found
 
 
@@ -173,7 +174,9 @@ def streams(fault: str, corpus: Path, rank: int, size: int) -> tuple[Any, Any]:
     """A stream with a fault and its twin without."""
     config = run_config(Layout(data=size), corpus, corpus)
     mesh = cast(Any, SimpleNamespace(data=SimpleNamespace(rank=rank, size=size)))
-    plain, own = (BatchStream(config.data, seed=3, data_rank=rank, data_size=size) for _ in range(2))
+    plain, own = (
+        BatchStream(TextSource(), config.data, seed=3, data_rank=rank, data_size=size) for _ in range(2)
+    )
     return make_fault(FaultPlan.parse(fault, 100), config, mesh).wrap_batches(own), plain
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.disk import fill, small_disk
 
 from pretrain.errors import CheckpointError
-from pretrain.ledger.file import Ledger, read_ledger
+from pretrain.ledger.file import LedgerFile, read_ledger
 from pretrain.ledger.record import Kind, Record
 
 
@@ -22,7 +22,7 @@ def veto(attempt: int, reason: str = "non-finite") -> Record:
 
 
 def filled(path: Path, count: int) -> Path:
-    ledger = Ledger(path)
+    ledger = LedgerFile(path)
     for attempt in range(1, count + 1):
         ledger.append(veto(attempt))
     ledger.close()
@@ -30,7 +30,7 @@ def filled(path: Path, count: int) -> Path:
 
 
 def test_records_come_back(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
     written = [ledger.append(veto(attempt, 'say "ü"\n')) for attempt in (1, 2, 3)]
     assert ledger.records() == tuple(written)
     assert [record.seq for record in written] == [1, 2, 3]
@@ -40,14 +40,14 @@ def test_records_come_back(tmp_path: Path) -> None:
 
 def test_it_goes_on_where_an_earlier_process_has_ended(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.jsonl", 2)
-    ledger = Ledger(path)
+    ledger = LedgerFile(path)
     assert ledger.history.vetoes == (1, 2)
     ledger.append(veto(3))
     assert [record.seq for record in read_ledger(path)] == [1, 2, 3]
 
 
 def test_what_is_not_finite_is_valid_json_and_comes_back(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
     values = {
         "value": math.nan,
         "alarms": [{"threshold": math.inf}, {"threshold": -math.inf}],
@@ -70,7 +70,7 @@ def test_any_torn_end_is_cut_off(tmp_path: Path) -> None:
         path.write_bytes(content[:size])
         assert [record.attempt for record in read_ledger(path)] == [1, 2]
         assert path.stat().st_size == size, "a reader cuts nothing: the writer may be in the middle of a line"
-        ledger = Ledger(path)
+        ledger = LedgerFile(path)
         ledger.append(veto(9))
         assert [record.attempt for record in ledger.records()] == [1, 2, 9]
         ledger.close()
@@ -112,7 +112,7 @@ def test_damage_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
     content = b"".join(line + b"\n" for line in damage(path.read_bytes().splitlines()))
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as refused:
-        Ledger(path)
+        LedgerFile(path)
     assert str(refused.value).startswith(f"{path}:{number}: ")
     assert fault in str(refused.value)
     assert refused.value.exit_code == 4
@@ -124,14 +124,14 @@ def test_the_advice_of_a_refusal_works(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"\0\n", *lines[2:]]))
     with pytest.raises(CheckpointError, match="keep only its first 2 lines"):
-        Ledger(path)
+        LedgerFile(path)
     path.write_bytes(b"".join(lines[:2]))
-    assert Ledger(path).history.vetoes == (1, 2)
+    assert LedgerFile(path).history.vetoes == (1, 2)
 
 
 def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", size=64 * 1024) as disk:
-        ledger = Ledger(disk / "ledger.jsonl")
+        ledger = LedgerFile(disk / "ledger.jsonl")
         ledger.append(veto(1))
         ballast = fill(disk)
         with pytest.raises(OSError, match="No space left"):
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
 
 
 def test_a_failed_sync_takes_the_record_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
     ledger.append(veto(1))
 
     def fail(descriptor: int) -> None:
@@ -161,14 +161,14 @@ def test_a_failed_sync_takes_the_record_back(tmp_path: Path, monkeypatch: pytest
 
 def test_a_record_is_on_the_disk_when_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     ledger.append(veto(1))
     assert synced == [(tmp_path / "ledger.jsonl").stat().st_size]
 
 
 def test_a_record_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
     with pytest.raises(TypeError):
         ledger.append(Record(Kind.VETO, 1, 1, 1, {"reason": object()}))
     assert ledger.history.vetoes == ()
@@ -178,9 +178,9 @@ def test_a_record_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pretrain.ledger.file import Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
-ledger = Ledger(Path(sys.argv[1]))
+ledger = LedgerFile(Path(sys.argv[1]))
 for attempt in range(1, 51):
     ledger.append(Record(Kind.VETO, attempt, attempt, 1, {"reason": "", "draws": [0, 8]}))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -190,4 +190,4 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_records_survive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == -signal.SIGKILL
-    assert Ledger(path).history.vetoes == tuple(range(1, 51))
+    assert LedgerFile(path).history.vetoes == tuple(range(1, 51))

@@ -9,10 +9,11 @@ from support.training import make_mesh
 
 from parallel.config import ParallelConfig
 from pretrain.errors import CheckpointError
-from pretrain.ledger.file import LEDGER, read_ledger
+from pretrain.ledger.file import read_ledger
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.ledger import RunLedger
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 
 
 def veto(attempt: int) -> Record:
@@ -24,7 +25,7 @@ def told_on_a_full_disk(folder: Path) -> tuple[RunHistory, str]:
     """Two records told and one to be committed while there is no room; a fourth once there is."""
     with ExitStack() as stack:
         ledger = RunLedger.open(folder, make_mesh(ParallelConfig()), stack, lambda record: None)
-        ballast = fill(folder) if ledger.ledger else None
+        ballast = fill(folder) if ledger.file else None
         for attempt in (1, 2):
             ledger.append(veto(attempt))
         refusal = ""

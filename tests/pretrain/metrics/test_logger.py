@@ -15,7 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.config.run import JournalConfig
 from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
+from pretrain.metrics.tensorboard import tagged
 from pretrain.step import Action, StepReport, Verdict
+from pretrain.tasks.gpt.metric import Perplexity
 
 PROCEED = Verdict(Action.PROCEED)
 REPORT = StepReport(step=1, loss=2.0, gradient_norm=0.5, learning_rate=1e-3, samples=8, tokens=1024)
@@ -33,6 +35,8 @@ def open_journal(folder: Path, first_step: int = 1, **options: object) -> FileLo
         flops_per_token=1e9,
         world_size=2,
         device_name="cpu",
+        metrics=(Perplexity(),),
+        targets="tokens",
     )
 
 
@@ -87,14 +91,65 @@ def test_row_of_a_withheld_step(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_journal(tmp_path) as journal:
-        journal.validation(5, loss=1.5, tokens=2048, seconds=3.0)
+        journal.validation(5, 1.5, targets=2048, seconds=3.0, metrics={"perplexity": math.exp(1.5)})
     row = rows(tmp_path)[0]
+    assert list(row) == [
+        "step",
+        "validation_loss",
+        "validation_perplexity",
+        "validation_tokens",
+        "validation_seconds",
+        "session",
+    ]
+    assert row["validation_perplexity"] == math.exp(1.5)
     assert (row["step"], row["validation_loss"], row["validation_tokens"]) == (5, 1.5, 2048)
     assert "loss" not in row
     valid = curves(tmp_path)
     assert [(event.step, event.value) for event in valid.Scalars("valid/loss")] == [(5, 1.5)]
     assert valid.Scalars("valid/perplexity")[0].value == pytest.approx(math.exp(1.5))
-    assert "step 5: validation loss 1.5000, perplexity 4.48" in capsys.readouterr().out
+    expected = "step 5: validation loss 1.5000, perplexity 4.48 (2,048 tokens in 3.0 s)\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_metrics_of_another_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing but their names says what they are; there is no perplexity where the task has none."""
+    journal = FileLogger(
+        tmp_path,
+        JournalConfig(console="plain", console_every_steps=1),
+        total_steps=20,
+        first_step=1,
+        flops_per_token=1e9,
+        world_size=1,
+        device_name="cpu",
+    )
+    with journal:
+        journal.record(REPORT, PROCEED, MEASUREMENTS)
+        journal.validation(1, 0.5, 64, 1.0, {"accuracy": 0.875, "bleu": 27.25})
+    row = rows(tmp_path)[1]
+    assert (row["validation_accuracy"], row["validation_bleu"]) == (0.875, 27.25)
+    tags = curves(tmp_path).Tags()["scalars"]
+    assert {"valid/loss", "valid/accuracy", "valid/bleu"} < set(tags)
+    assert not [tag for tag in tags if "perplexity" in tag]
+    said = capsys.readouterr().out
+    assert "validation loss 0.5000, accuracy 0.8750, bleu 27.25 (64 targets in 1.0 s)" in said
+
+
+TAGS = {
+    "tev_mean": "embedding/tev_mean",
+    "tev_head_p99": "embedding/tev_head_p99",
+    "tev_source_std": "embedding/tev_source_std",
+    "tev_reach": "embedding/tev_reach",
+    "tev_shift": "probe/tev_shift",
+    "my_probe/layer_07": "probe/my_probe/layer_07",
+    "sigma/layer_07": "spectral/sigma/layer_07",
+    "validation_word_error_rate": "valid/word_error_rate",
+}
+
+
+def test_tags() -> None:
+    assert tagged({name: 0.0 for name in TAGS} | {"attempt": 1, "validation_tokens": 1}) == {
+        tag: 0.0 for tag in TAGS.values()
+    }
 
 
 def test_curves(tmp_path: Path) -> None:
@@ -143,8 +198,8 @@ def test_resume_does_not_overlap(tmp_path: Path) -> None:
     first = open_journal(tmp_path)
     for step in range(1, 10):
         first.record(replace(REPORT, step=step, loss=1.0), PROCEED, MEASUREMENTS)
-    first.validation(5, 1.0, 1, 1.0)
-    first.validation(9, 1.0, 1, 1.0)
+    first.validation(5, 1.0, 1, 1.0, {})
+    first.validation(9, 1.0, 1, 1.0, {})
     first.close()
     next_second()
     with open_journal(tmp_path, first_step=6) as second:
@@ -247,6 +302,6 @@ def test_silent_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     journal: MetricsLogger = SilentLogger()
     with journal:
         journal.record(REPORT, PROCEED, MEASUREMENTS)
-        journal.validation(1, 1.0, 1, 1.0)
+        journal.validation(1, 1.0, 1, 1.0, {})
         journal.event(1, "saved")
     assert capsys.readouterr().out == ""

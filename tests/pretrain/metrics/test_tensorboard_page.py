@@ -16,6 +16,7 @@ from support.browser import CHROMIUM, text_of_page
 from pretrain.config.run import JournalConfig
 from pretrain.metrics.logger import FileLogger
 from pretrain.step import Action, StepReport, Verdict
+from pretrain.tasks.gpt.metric import Perplexity
 
 STEPS = 50
 
@@ -32,12 +33,13 @@ def run_folder(tmp_path: Path) -> Path:
         flops_per_token=1e6,
         world_size=1,
         device_name="cpu",
+        metrics=(Perplexity(),),
     )
     with journal:
         for step in range(1, STEPS + 1):
             report = StepReport(step, 2 + 5 / step, 0.5, 1e-3, samples=8, tokens=1024)
             journal.record(report, Verdict(Action.PROCEED), {"seconds": 0.1, "wait_seconds": 0.01})
-        journal.validation(STEPS, 2.5, tokens=1024, seconds=1.0)
+        journal.validation(STEPS, 2.5, targets=1024, seconds=1.0, metrics={})
     return tmp_path
 
 

@@ -10,7 +10,6 @@ from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedCo
 from pretrain.config.keys import walk
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
 from pretrain.plan.plan import plan
 
@@ -66,7 +65,7 @@ def make(path: Path | None = None, **sections: dict[str, Any]) -> RunConfig:
 
 
 def effective(config: RunConfig, world_size: int = 4) -> dict[str, Any]:
-    return deepspeed_json(config, plan(config, world_size))
+    return plan(config, world_size).deepspeed
 
 
 def write(folder: Path, text: str) -> Path:
@@ -126,7 +125,7 @@ def test_unknown_foreign_and_contradicting_keys_are_told_at_once(tmp_path: Path)
     )
     with pytest.raises(ConfigurationError, match="does not fit") as caught:
         effective(make(path))
-    told = {fault.key: f"{fault.rule}; {fault.remedy}" for fault in caught.value.faults}
+    told = {problem.key: f"{problem.rule}; {problem.remedy}" for problem in caught.value.problems}
     assert set(told) == {
         "gradient_clipp1ng",
         "elasticity",

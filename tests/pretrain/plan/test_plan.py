@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,8 +12,8 @@ from parallel.partition import partition_layers
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
+from pretrain.optim.config import SGDConfig
 from pretrain.plan.plan import Plan, check_layout, plan
-from pretrain.tasks.gpt.sizes import parameter_shapes
 
 SHIPPED = {
     "demo.toml": 2,
@@ -86,9 +86,9 @@ def test_parameters_of_gpt2_small() -> None:
     )
     counts = plan(config, 1).parameters
     assert counts.total == 124_439_808  # the published model, openai-community/gpt2
-    assert counts.embedding == 50257 * 768
-    assert counts.positions == 1024 * 768
-    assert counts.head == 0
+    assert counts.parts["embedding"] == 50257 * 768
+    assert counts.parts["positions"] == 1024 * 768
+    assert counts.parts["head"] == 0
 
 
 def test_parameters_of_a_modern_block() -> None:
@@ -104,11 +104,11 @@ def test_parameters_of_a_modern_block() -> None:
         }
     )
     counts = plan(config, 1).parameters
-    assert counts.attention == 3 * (64 * (64 + 2 * 16) + 64 * 64)
-    assert counts.feed_forward == 3 * 3 * 64 * 176
-    assert counts.norms == (2 * 3 + 1) * 64
-    assert counts.embedding == counts.head == 1024 * 64
-    assert counts.non_embedding == counts.total - counts.embedding
+    assert counts.parts["attention"] == 3 * (64 * (64 + 2 * 16) + 64 * 64)
+    assert counts.parts["feed_forward"] == 3 * 3 * 64 * 176
+    assert counts.parts["norms"] == (2 * 3 + 1) * 64
+    assert counts.parts["embedding"] == counts.parts["head"] == 1024 * 64
+    assert counts.non_embedding == counts.total - counts.parts["embedding"]
 
 
 def test_flops_count_head_and_attention_but_not_the_look_up() -> None:
@@ -120,11 +120,12 @@ def test_flops_count_head_and_attention_but_not_the_look_up() -> None:
 
 @given(blocks=st.integers(1, 60), stages=st.integers(1, 60))
 def test_stages_cover_all_layers_evenly(blocks: int, stages: int) -> None:
+    is_block = [False] * 2 + [True] * blocks + [False] * 2
     if stages > blocks:
         with pytest.raises(ValueError, match="cannot be cut"):
-            partition_layers(blocks, stages)
+            partition_layers(is_block, stages)
         return
-    boundaries = partition_layers(blocks, stages)
+    boundaries = partition_layers(is_block, stages)
     sizes = [after - before for before, after in pairwise(boundaries)]
     sizes[0] -= 2
     sizes[-1] -= 2
@@ -138,9 +139,9 @@ def test_stages_cover_all_layers_evenly(blocks: int, stages: int) -> None:
 def test_stages_and_tensor_ranks_hold_the_whole_model_once(tied: bool) -> None:
     config = make(parallel={"tensor": 2, "pipeline": 2}, model={"tied_embeddings": tied})
     planned = plan(config, 4)
-    shapes = parameter_shapes(config.model, 32)
-    copies = sum(shape.size for shape in shapes if shape.sharded is None)
-    copies += planned.parameters.embedding if tied else 0  # the last stage has the table, too
+    layers = config.model.outline(config.data).layers
+    copies = sum(shape.size for layer in layers for shape in layer.parameters if shape.sharded is None)
+    copies += planned.parameters.parts["embedding"] if tied else 0  # the last stage has the table, too
     assert sum(2 * stage.parameters for stage in planned.stages) == planned.parameters.total + copies
     assert [stage.blocks for stage in planned.stages] == [2, 2]
 
@@ -158,6 +159,16 @@ def test_model_states_by_zero_stage() -> None:
         found = (states.weights, states.gradients, states.optimizer)
         assert found == tuple(int(each * total) for each in bytes_each), stage
     assert memory(0, 1, "fp32").memory.optimizer == 8 * total
+
+
+@pytest.mark.parametrize(("momentum", "kept"), [(0.9, 1), (0.0, 0)])
+def test_the_state_of_sgd(momentum: float, kept: int) -> None:
+    """4 bytes of momentum, if there is any, and of master weights, if they are not the model's."""
+    sgd = {"kind": "sgd", "momentum": momentum}
+    for stage, data, dtype, masters in [(0, 1, "fp32", 0), (0, 1, "bf16", 1), (1, 4, "fp32", 1)]:
+        config = make(parallel={"zero_stage": stage}, precision={"dtype": dtype}, optimizer=sgd)
+        planned = plan(config, data)
+        assert planned.memory.optimizer == 4 * (kept + masters) * planned.parameters.total // data
 
 
 def test_activations_of_one_block_by_hand() -> None:
@@ -246,6 +257,12 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         "checkpoint.keep_every",
         "multiple of every_steps = 10",
     ),
+    (
+        {"optimizer": {"kind": "sgd", "nesterov": True, "momentum": 0.0}},
+        1,
+        "optimizer.nesterov",
+        "false without momentum",
+    ),
 ]
 
 
@@ -253,9 +270,9 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
 def test_what_cannot_work_is_refused_with_a_reason_and_a_remedy(
     sections: dict[str, dict[str, Any]], world_size: int, key: str, rule: str
 ) -> None:
-    faults = {fault.key: fault for fault in check_layout(make(**sections), world_size)}
-    assert rule in faults[key].rule
-    assert faults[key].remedy.startswith("for example")
+    problems = {problem.key: problem for problem in check_layout(make(**sections), world_size)}
+    assert rule in problems[key].rule
+    assert problems[key].remedy.startswith("for example")
     with pytest.raises(ConfigurationError, match=f"on {world_size} rank"):
         plan(make(**sections), world_size)
 
@@ -266,7 +283,7 @@ def test_all_broken_rules_are_told_at_once() -> None:
         schedule={"warmup_steps": 1000},
         checkpoint={"every_steps": 10, "keep_every": 25},
     )
-    assert {fault.key for fault in check_layout(config, 4)} == {
+    assert {problem.key for problem in check_layout(config, 4)} == {
         "parallel",
         "parallel.zero_stage",
         "parallel.pipeline",
@@ -277,6 +294,40 @@ def test_all_broken_rules_are_told_at_once() -> None:
         "schedule.warmup_steps",
         "checkpoint.keep_every",
     }
+
+
+class Whole(SGDConfig):
+    """An optimizer whose update of a matrix is no sum of updates of its entries."""
+
+    needs_whole_matrices: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(
+    ("tensor", "zero", "keys"),
+    [(1, 0, []), (1, 1, ["zero_stage"]), (2, 0, ["tensor"]), (2, 2, ["zero_stage", "tensor"])],
+)
+def test_what_needs_whole_matrices_gets_them(tensor: int, zero: int, keys: list[str]) -> None:
+    config = make(parallel={"tensor": tensor, "zero_stage": zero})
+    config = config.model_copy(update={"optimizer": Whole(learning_rate=1e-3)})
+    problems = check_layout(config, 2)
+    assert [problem.key for problem in problems] == [f"parallel.{key}" for key in keys]
+    assert all("optimizer.kind = sgd, whose update of a matrix needs all of it" in p.rule for p in problems)
+
+
+def test_updates_without_a_bound_are_told_of() -> None:
+    def warnings(**sections: dict[str, Any]) -> tuple[str, ...]:
+        return plan(make(**sections), 1).warnings
+
+    sgd = {"kind": "sgd"}
+    assert warnings() == ()
+    assert warnings(optimizer=sgd) == ("updates of sgd have no bound here, so watchdog.reach finds nothing",)
+    assert len(warnings(optimizer={"beta1": 0.98})) == 1
+    for silent in (
+        {"watchdog": {"reach": False}},
+        {"watchdog": {"enabled": False}},
+        {"probes": {"tev": False}},
+    ):
+        assert warnings(optimizer=sgd, **silent) == ()
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -13,14 +13,16 @@ from support.training import Layout, make_config, make_engine, make_mesh, slow
 from support.watched import run, story, watched
 
 from data_pipeline.reading.stream import BatchStream
-from data_pipeline.text.excerpts import spelled, tokenizer_of
+from data_pipeline.text.describe import spelled, tokenizer_of
+from data_pipeline.text.source import TextSource
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.ledger.history import fold
 from pretrain.ledger.record import Kind
 from pretrain.probes.probe import ProbedModel
 from pretrain.probes.weights import Sums, layer_rows
-from pretrain.recovery.crash_report import FOLDER, SAMPLES
+from pretrain.recovery.crash_report import SAMPLES
+from pretrain.run_folder import EVIDENCE
 
 LAYOUTS = [
     Layout(tensor=2, pipeline=2),
@@ -75,7 +77,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_run_that_gives_up_leaves_evidence_and_says_where(ended: tuple[str, Path]) -> None:
     end, folder = ended
-    (evidence,) = (folder / "test" / FOLDER).iterdir()
+    (evidence,) = (folder / "test" / EVIDENCE).iterdir()
     assert end.endswith(f"; evidence is in {evidence}")
     assert story(folder)[-1].kind is Kind.STOPPED
     assert story(folder)[-1].fields["reason"].endswith(str(evidence))
@@ -99,7 +101,7 @@ def test_a_run_that_gives_up_leaves_evidence_and_says_where(ended: tuple[str, Pa
 
 def test_the_samples_that_led_to_it_are_there_as_text(ended: tuple[str, Path], corpus: Path) -> None:
     _, folder = ended
-    (evidence,) = (folder / "test" / FOLDER).iterdir()
+    (evidence,) = (folder / "test" / EVIDENCE).iterdir()
     verdict, samples = json.loads((evidence / "verdict.json").read_text()), lines(evidence / "samples.jsonl")
     drawn = [draw for start, stop in verdict["draws"] for draw in range(start, stop)]
     skipped = {draw for start, stop in fold(story(folder)).skips for draw in range(start, stop)}
@@ -131,20 +133,20 @@ def test_what_fails_while_evidence_is_gathered_does_not_hide_why_the_run_ended(
     ends = run_distributed(run_without_memory_for_statistics, 2, config)
     assert [end.startswith("diverged") for end in ends] == [True] * 2
     assert story(tmp_path)[-1].fields["code"] == 5
-    (evidence,) = (tmp_path / "test" / FOLDER).iterdir()
+    (evidence,) = (tmp_path / "test" / EVIDENCE).iterdir()
     assert "rank 1: RuntimeError('CUDA out of memory')" in lines(evidence / "layers.jsonl")[-1]["problem"]
 
 
 def test_excerpts_are_the_samples_that_the_stream_hands_out(corpus: Path, tmp_path: Path) -> None:
     """By their text: what the tokens of a batch spell is what the excerpt of its draws says."""
     config = run_config(Layout(), tmp_path, corpus)
-    stream = BatchStream(config.data, seed=3, data_rank=0, data_size=1)
+    stream = BatchStream(TextSource(), config.data, seed=3, data_rank=0, data_size=1)
     next(stream)
     before = stream.state()
-    excerpts = list(stream.excerpts(range(*stream.draws())))
-    again = BatchStream(config.data, seed=3, data_rank=0, data_size=1)
+    excerpts = list(stream.excerpts(range(*stream.sample_range())))
+    again = BatchStream(TextSource(), config.data, seed=3, data_rank=0, data_size=1)
     tokens = torch.cat([batch.tokens_BS for batch in next(again)]).tolist()
-    tokenizer = tokenizer_of(stream._mixture.sources[0])
+    tokenizer = tokenizer_of(stream._mixture.datasets[0])
     for excerpt, row in zip(excerpts, tokens, strict=True):
         assert excerpt.text.startswith(spelled(row, tokenizer).rstrip("\N{REPLACEMENT CHARACTER}"))
         assert excerpt.shard.endswith(".tar")

@@ -23,7 +23,7 @@ from pretrain.backend import state_file
 from pretrain.checkpoint import manifest, rank_files
 from pretrain.checkpoint.lifecycle import candidates
 from pretrain.config.run import RunConfig
-from pretrain.watchdog.finite import judge_finite
+from pretrain.watchdog.policy import judge_finite
 
 LAYOUTS = [
     Layout(accumulation=3),
@@ -94,7 +94,7 @@ def die_in_save(config: RunConfig, moment: str, rank: int) -> str:
     or before the manifest."""
     module, name = {
         "write": (state_file.torch, "save"),
-        "settle": (rank_files, "settle"),
+        "flush": (rank_files, "fsync_and_hash"),
         "seal": (manifest, "write_durably"),
     }[moment]
     original, calls = getattr(module, name), []
@@ -126,7 +126,7 @@ def test_killed_in_a_step(layout: Layout, corpus: Path, tmp_path: Path) -> None:
     assert_same_end(tmp_path / "run", tmp_path / "twin")
 
 
-@pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("settle", 1), ("seal", 0)])
+@pytest.mark.parametrize(("moment", "rank"), [("write", 1), ("flush", 1), ("seal", 0)])
 def test_killed_in_a_save(moment: str, rank: int, corpus: Path, tmp_path: Path) -> None:
     layout = Layout(data=2, zero=1)
     # Without a watchdog, `latest` is the newest sealed one.

@@ -14,7 +14,7 @@ from pretrain.checkpoint.tag import Tag
 from pretrain.config.run import RunConfig
 from pretrain.ledger.record import Kind
 from pretrain.metrics.logger import FileLogger
-from pretrain.recovery.candidates import BACKGROUND_STEPS
+from pretrain.recovery.certification import BACKGROUND_STEPS
 
 RETRY = 4
 
@@ -33,7 +33,7 @@ def failing_once(action: Callable[..., Any]) -> Callable[..., Any]:
 def run_with_one_failure_of(config: RunConfig, module: str, name: str, retry: int = RETRY) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pretrain.recovery.candidates.RETRY_STEPS", retry)
-        patch.setattr("pretrain.trainer.RETRY_STEPS", retry)
+        patch.setattr("pretrain.recovery.certification.RETRY_STEPS", retry)
         target = __import__(module, fromlist=[name])
         patch.setattr(target, name, failing_once(getattr(target, name)))
         return run(config)
@@ -48,7 +48,7 @@ def steps_of(folder: Path, kind: Kind) -> list[tuple[int, int]]:
 def test_a_certificate_that_had_no_room_is_written_later(corpus: Path, tmp_path: Path) -> None:
     config = watched(Layout(data=2, zero=1), tmp_path, corpus, horizon=2, threshold=1e9)
     config = changed(config, run={"steps": 50})
-    ends = run_distributed(run_with_one_failure_of, 2, config, "pretrain.checkpoint.checkpoint", "certify")
+    ends = run_distributed(run_with_one_failure_of, 2, config, "pretrain.checkpoint.writer", "certify")
     assert ends == ["finished"] * 2
     assert "quarantined" not in kinds(tmp_path)
     certified = dict(steps_of(tmp_path, Kind.CERTIFIED))
@@ -71,7 +71,7 @@ def run_and_listen(config: RunConfig) -> str:
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FileLogger, "event", lambda journal, step, text: told.append(text))
-        run_with_one_failure_of(config, "pretrain.checkpoint.checkpoint", "certify", retry=30)
+        run_with_one_failure_of(config, "pretrain.checkpoint.writer", "certify", retry=30)
     return "; ".join(told)
 
 

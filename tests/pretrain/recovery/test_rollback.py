@@ -22,8 +22,9 @@ from pretrain.checkpoint.tag import Tag
 from pretrain.config.run import CheckpointConfig, RunConfig
 from pretrain.errors import RanksDisagree
 from pretrain.ledger import file as ledger_file
-from pretrain.ledger.file import LEDGER, Ledger
+from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
+from pretrain.run_folder import LEDGER
 from pretrain.runtime.durable_files import write_durably
 from pretrain.step import StepReport, TrainState, Verdict
 from pretrain.trainer import Trainer
@@ -56,7 +57,7 @@ def test_a_rollback_equals_a_run_that_was_told_beforehand(
     assert kinds(slipped)[-1] == "done"
 
     (told / "test").mkdir(parents=True)
-    written = Ledger(told / "test" / LEDGER)
+    written = LedgerFile(told / "test" / LEDGER)
     written.append(Record(intent.kind, 0, 0, 1, {**intent.fields, "target_step": 0}))
     written.append(Record(Kind.ROLLBACK_DONE, 0, 0, 1, {"seconds": 0.0, "tier": "disk", "proof": ""}))
     written.close()

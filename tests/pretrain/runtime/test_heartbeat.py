@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.run_folder import HEARTBEATS
 from pretrain.runtime.heartbeat import (
-    HEARTBEATS,
     Heartbeat,
     Phase,
     beat_file,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import ConfigurationError
-from pretrain.runtime.run_lock import LOCK, RunLock
+from pretrain.run_folder import RUN_LOCK
+from pretrain.runtime.run_lock import RunLock
 
 HOLD = """
 import sys
@@ -51,7 +52,7 @@ def test_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
 def test_lock_can_be_taken_after_release(tmp_path: Path) -> None:
     for _ in range(2):
         with RunLock(tmp_path):
-            assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+            assert str(os.getpid()) in (tmp_path / RUN_LOCK).read_text()
 
 
 def test_lock_ends_with_its_process(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_lock_ends_with_its_process(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"process {process.pid} on"):
         RunLock(tmp_path)
     end(process)
-    assert str(process.pid) in (tmp_path / LOCK).read_text(), "a killed process cannot tidy up"
+    assert str(process.pid) in (tmp_path / RUN_LOCK).read_text(), "a killed process cannot tidy up"
     RunLock(tmp_path).release()
 
 
@@ -84,7 +85,7 @@ def test_lock_is_not_handed_to_child_processes(tmp_path: Path) -> None:
 
 def test_text_in_the_file_is_not_trusted(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
-    (tmp_path / LOCK).write_text("[1")
+    (tmp_path / RUN_LOCK).write_text("[1")
     with pytest.raises(ConfigurationError, match="not said which"):
         RunLock(tmp_path)
     lock.release()

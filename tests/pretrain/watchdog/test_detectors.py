@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,33 @@ from hypothesis import strategies as st
 
 from benchmarks.spike_rules import RelativeJump, Rule, SixSigma, TenTimesTheMaximum, TwiceTheMean
 from pretrain.config.run import RunConfig
+from pretrain.models.outline import Outline, TableSize
 from pretrain.optim.update_bound import adamw_update_bound
 from pretrain.step import StepReport
+from pretrain.tasks.gpt.config import GPTConfig
 from pretrain.watchdog.baseline import REFILL
 from pretrain.watchdog.calibration import HIGHEST, LOWEST, calibrated_threshold
 from pretrain.watchdog.cusum import HIGH, LOW, Channel, ChannelSettings, Drift
-from pretrain.watchdog.detectors import GROWTH_STEPS, Detectors, Findings
+from pretrain.watchdog.detectors import Detectors, Findings
 from pretrain.watchdog.recent_alarms import family
+from pretrain.watchdog.signals import GROWTH_STEPS, signals
 
 WINDOW = 64
 READY = WINDOW + 16
 """Values after which a channel is armed: the window and the guard."""
 
 
-def make_detectors(*, warmup: int = 0, probes_every: int = 10, **watchdog: Any) -> Detectors:
+def make_detectors(**settings: Any) -> Detectors:
+    return Detectors(run_config(**settings))
+
+
+def run_config(
+    *,
+    warmup: int = 0,
+    probes_every: int = 10,
+    optimizer: dict[str, Any] | None = None,
+    **watchdog: Any,
+) -> RunConfig:
     config = {
         "run": {"name": "t", "steps": 1000},
         "model": {
@@ -40,12 +54,12 @@ def make_detectors(*, warmup: int = 0, probes_every: int = 10, **watchdog: Any) 
             "micro_batch_size": 1,
             "global_batch_size": 1,
         },
-        "optimizer": {"learning_rate": 1e-3},
+        "optimizer": {"learning_rate": 1e-3, **(optimizer or {})},
         "schedule": {"warmup_steps": warmup},
         "probes": {"every_steps": probes_every},
         "watchdog": {"window": WINDOW, **watchdog},
     }
-    return Detectors(RunConfig.model_validate(config))
+    return RunConfig.model_validate(config)
 
 
 def report(
@@ -489,6 +503,106 @@ class TestShift:
 
     def test_it_is_of_the_family_of_tev(self) -> None:
         assert family("tev_shift") == "tev"
+
+
+ALWAYS = ("loss", "gradient_norm", "gradient_variance", "update_rms")
+ENTROPIES = ("attention_entropy_min", "attention_entropy_mean")
+TEV = ("tev_mean", "tev_std", "tev_max", "tev_growth", "tev_shift")
+TARGET = ("tev_target_mean", "tev_target_std", "tev_target_max", "tev_target_growth", "tev_target_shift")
+
+
+class WithoutTables(GPTConfig):
+    """A model that looks nothing up."""
+
+    def outline(self, data: Any) -> Outline:
+        outline = super().outline(data)
+        return replace(outline, layers=tuple(replace(layer, table=None) for layer in outline.layers))
+
+
+class WithTwoTables(GPTConfig):
+    """Source and target have a table each; that of the head is measured only."""
+
+    def outline(self, data: Any) -> Outline:
+        outline = super().outline(data)
+        first, second, *others, head = outline.layers
+        target = replace(second, name="target", table=TableSize(50, 16, "tev_target"))
+        head = replace(head, tied_to="", table=TableSize(50, 16, "tev_head", watched=False))
+        return replace(outline, layers=(first, target, *others, head))
+
+
+def with_model(model: type[GPTConfig], **settings: Any) -> RunConfig:
+    config = run_config(**settings)
+    return config.model_copy(update={"model": model(**config.model.model_dump())})
+
+
+def names(config: RunConfig) -> list[str]:
+    return [signal.name for signal in signals(config)]
+
+
+class TestTable:
+    """What is watched follows from the tables of the model and from the optimizer."""
+
+    def test_of_a_model_with_one_table(self) -> None:
+        assert names(run_config()) == [*ALWAYS, "update_rms/embedding", *ENTROPIES, *TEV]
+
+    def test_of_a_model_without_tables(self) -> None:
+        config = with_model(WithoutTables)
+        assert names(config) == [*ALWAYS, *ENTROPIES]
+        detectors = Detectors(config)
+        assert not detectors.look(report(1, tev_mean=math.nan, tev_reach=9.0)).alarms
+        assert detectors.look(report(2, replicas_differ=1.0)).alarms
+
+    def test_of_a_model_with_two(self) -> None:
+        config = with_model(WithTwoTables)
+        updates = ("update_rms/embedding", "update_rms/target")
+        assert names(config) == [*ALWAYS, *updates, *ENTROPIES, *TEV, *TARGET]
+
+    def test_each_table_has_its_own_checks_and_growth(self) -> None:
+        detectors = Detectors(with_model(WithTwoTables))
+        (alarm,) = detectors.look(report(1, tev_reach=0.5, tev_target_reach=1.5)).alarms
+        assert (alarm.signal, alarm.kind) == ("tev_target_reach", "reach")
+        (alarm,) = detectors.look(report(2, tev_target_max=math.nan)).alarms
+        assert (alarm.signal, alarm.kind, family(alarm.signal)) == ("tev_target_max", "nonfinite", "tev")
+        steps = [report(s, tev_mean=0.1 + 1e-4 * s, tev_target_mean=0.1 + 3e-4 * s) for s in range(3, 60)]
+        follow(detectors, steps)
+        state = json.loads(json.dumps(detectors.state_dict()))
+        grown = {
+            name: channel["baseline"]["pending"] + channel["baseline"]["values"]
+            for name, channel in state["channels"].items()
+        }
+        assert grown["tev_growth"] == pytest.approx([0.1] * 7)
+        assert grown["tev_target_growth"] == pytest.approx([0.3] * 7)
+        again = Detectors(with_model(WithTwoTables))
+        again.load_state_dict(state)
+        assert json.dumps(again.state_dict()) == json.dumps(detectors.state_dict())
+
+    def test_a_state_of_one_table_is_taken_up_with_two(self) -> None:
+        one = make_detectors()
+        follow(one, [report(s, tev_mean=0.1, tev_reach=0.5) for s in range(1, 11)])
+        two = Detectors(with_model(WithTwoTables))
+        two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        state = two.state_dict()
+        assert state["growth"] == one.state_dict()["growth"]
+        assert state["tev_target_growth"]["start"] is None
+        assert state["passed"] == {"tev_reach": 10, "tev_target_reach": 1, "replicas_differ": 1}
+
+    def test_of_an_optimizer_whose_updates_go_by_the_gradient(self) -> None:
+        """No learning rate says how far a weight moves: TEV has no growth in that unit, and no floor in it."""
+        fast = {"learning_rate": 0.1}
+        rows = {signal.name: signal for signal in signals(run_config(optimizer={"kind": "sgd", **fast}))}
+        assert list(rows) == [
+            *ALWAYS,
+            "update_rms/embedding",
+            *ENTROPIES,
+            *(n for n in TEV if n != "tev_growth"),
+        ]
+        by_rate = {signal.name: signal for signal in signals(run_config(optimizer=fast))}
+        assert by_rate["tev_max"].channel.floor == 20 * 0.1
+        assert rows["tev_max"].channel.floor == 2e-3
+        assert rows["tev_shift"] == by_rate["tev_shift"]
+        detectors = make_detectors(optimizer={"kind": "sgd", **fast})
+        jump = [report(s, rate=0.1, tev_mean=0.05 if s <= 300 else 0.06) for s in range(1, 401)]
+        assert first_alarm(follow(detectors, jump))[1:3] == ("tev_mean", "high")  # type: ignore[index]
 
 
 class TestDeterminism:

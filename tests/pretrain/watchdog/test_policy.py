@@ -95,7 +95,7 @@ def test_two_signals_count_together_within_the_window(
     for step in range(500 - steps + 1, 500):
         memory = memory.after(step, (), ())
     seen = judge_input(second)
-    verdict = judge(replace(seen, memory=memory.after(500, seen.alarms, seen.suspects)), CONFIG)
+    verdict = judge(replace(seen, recent=memory.after(500, seen.alarms, seen.suspects)), CONFIG)
     assert verdict.action is (action if steps < PAIR_WINDOW else Action.PROCEED)
     if verdict.action is Action.ROLLBACK:
         assert verdict.onset == 500 - steps - 1, "the trouble began with the first of the two"

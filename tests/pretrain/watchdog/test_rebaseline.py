@@ -55,8 +55,8 @@ def test_a_candidate_from_before_the_change_is_taken_up_without_its_baselines(co
     history = RunHistory().after(record)
 
     later, earlier = Watchdog(config), Watchdog(config)
-    later.take_up(state, 61, history)
-    earlier.take_up(state, 60, history)
+    later.load_state(state, 61, history)
+    earlier.load_state(state, 60, history)
     assert steps(later, 61, 61, loss=5.0) == [True]
     assert steps(earlier, 61, 61, loss=50.0) == [False]
     assert not earlier.suspicious

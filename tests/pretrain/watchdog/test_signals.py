@@ -19,7 +19,9 @@ from pretrain.config.run import RunConfig, WatchdogConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.engine.rank_digest import slots_of, unanimous
 from pretrain.models.outline import stage_of
+from pretrain.optim.config import AdamWConfig, OptimizerConfig, SGDConfig
 from pretrain.optim.update_bound import adamw_update_bound
+from pretrain.plan.plan import plan
 from pretrain.probes.embedding import EmbeddingProbe
 from pretrain.probes.replicas import ReplicaProbe, checksum
 from pretrain.probes.row_bound import RowBound, row_bound_applies
@@ -158,10 +160,18 @@ def test_rows_never_move_farther_than_adamw_can_move_them(
         assert max(ratios) > 0.3 / adamw_update_bound(0.9, beta2), "the bound is far from what happens"
 
 
-def optimizer_config(**settings: Any) -> RunConfig:
+def optimizer_config(kind: type[OptimizerConfig] = AdamWConfig, **settings: Any) -> RunConfig:
     config = make_config(Layout())
-    optimizer = config.optimizer.model_copy(update=settings)
+    optimizer = kind(**{"learning_rate": config.optimizer.learning_rate, **settings})
     return config.model_copy(update={"optimizer": optimizer})
+
+
+class Unguarded(AdamWConfig):
+    """The bound whatever epsilon is."""
+
+    @property
+    def update_bound(self) -> float | None:
+        return adamw_update_bound(self.beta1, self.beta2)
 
 
 def watched(config: RunConfig, gradients: list[torch.Tensor], rates: list[float]) -> list[float]:
@@ -204,11 +214,12 @@ def test_gradients_that_underflow_move_nothing_far_unless_epsilon_does_too() -> 
     assert row_bound_applies(sound)
     assert max(watched(sound, tiny, [1e-2] * 100)) <= 1
     assert not row_bound_applies(unsound)
-    assert max(watched(unsound, tiny, [1e-2] * 100)) > 1
+    assert max(watched(optimizer_config(Unguarded, epsilon=1e-30), tiny, [1e-2] * 100)) > 1
 
 
 def test_no_bound_no_measure() -> None:
     assert not row_bound_applies(optimizer_config(beta1=0.98, beta2=0.95))
+    assert not row_bound_applies(optimizer_config(SGDConfig))
     config = make_config(Layout())
     assert not row_bound_applies(config.model_copy(update={"watchdog": WatchdogConfig(reach=False)}))
 
@@ -237,6 +248,22 @@ def forgotten(folder: str) -> list[set[str]]:
     engine.load(Path(folder), "saved")
     reports.append(take(engine, config, mesh, 5))
     return [{"tev_reach", "update_rms"} & set(report.measures) for report in reports]
+
+
+def measured_with_sgd() -> tuple[set[str], str]:
+    """Measures of a second step, and what the plan says."""
+    config = optimizer_config(SGDConfig, learning_rate=0.1)
+    mesh = make_mesh(config.parallel)
+    engine = make_engine(config, mesh)
+    reports = [take(engine, config, mesh, step) for step in (1, 2)]
+    return set(reports[1].measures), "\n".join(plan(config, 1).warnings)
+
+
+def test_without_a_bound_tev_is_measured_and_the_plan_says_what_is_not() -> None:
+    ((measures, told),) = run_distributed(measured_with_sgd, 1)
+    assert {"tev_mean", "tev_std", "tev_max", "tev_shift"} <= measures
+    assert "tev_reach" not in measures
+    assert told == "updates of sgd have no bound here, so watchdog.reach finds nothing"
 
 
 def test_nothing_is_compared_with_weights_that_were_replaced(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""What the command lines of all rooms that prepare data have in common: exit codes and types of arguments."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from data_pipeline.errors import DataError
+from data_pipeline.preparing.record import TargetExists
+
+EXIT_COMMAND_LINE = 2
+EXIT_DATA = 3
+EXIT_INTERRUPTED = 130
+
+LISTED = 20
+"""Things that were left out and are named; more are counted."""
+
+
+def exit_code(prepare: Callable[[], None]) -> int:
+    """It prepares, tells what went wrong if anything did, and returns the exit code."""
+    try:
+        prepare()
+    except TargetExists as error:
+        return _fail(error, EXIT_COMMAND_LINE)
+    except DataError as error:
+        return _fail(error, EXIT_DATA)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+    return 0
+
+
+def report_left_out(entries: Sequence[str]) -> None:
+    """It names what was left out on standard error, and counts what is too much to be named."""
+    for entry in entries[:LISTED]:
+        print(f"left out: {entry}", file=sys.stderr)
+    if len(entries) > LISTED:
+        print(f"left out: {len(entries) - LISTED:,} more", file=sys.stderr)
+
+
+def positive(text: str) -> int:
+    """It reads a whole number above 0."""
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """It reads a number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"surefoot prepare: error: {message}", file=sys.stderr)
+    return code

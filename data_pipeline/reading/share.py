@@ -1,0 +1,30 @@
+"""What one data-parallel rank takes of every global batch, and how that is cut into micro-batches."""
+
+from collections.abc import Iterator, Sequence
+
+from data_pipeline.config import DataConfig
+from data_pipeline.reading.order import Integers
+from data_pipeline.shards.dataset import Sample
+
+
+class BatchShare:
+    """One rank's share. Raises ValueError for a global batch that cannot be cut evenly."""
+
+    def __init__(self, data: DataConfig, rank: int, size: int) -> None:
+        if data.global_batch_size % (data.micro_batch_size * size):
+            raise ValueError(
+                f"global_batch_size {data.global_batch_size} is no multiple of micro_batch_size "
+                f"{data.micro_batch_size} x {size} data-parallel ranks"
+            )
+        self._rank = rank
+        self._size = size
+        self._micro_batch = data.micro_batch_size
+
+    def of(self, global_batch: Integers) -> Integers:
+        """It returns this rank's part: each rank takes every `size`-th sample."""
+        return global_batch[self._rank :: self._size]
+
+    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+        """It cuts this rank's part of a global batch."""
+        for start in range(0, len(samples), self._micro_batch):
+            yield samples[start : start + self._micro_batch]

@@ -1,0 +1,91 @@
+"""The contract of a kind of data: what storing and reading need to know of it, and nothing else.
+
+Each room (`text/`, ...) implements it in its `source.py`. A task hands its source to the streams, so there is no list
+of sources here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from torch import Generator
+
+from data_pipeline.batches import BatchType
+from data_pipeline.config import ConfigType
+from data_pipeline.errors import DataError
+from data_pipeline.shards.dataset import Dataset, Sample
+from data_pipeline.shards.manifest import ManifestType
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A loss that the data itself knows, for a model's to be compared with."""
+
+    name: str
+    """What has this loss, as in `a unigram model`."""
+    loss: float
+    """Mean over the whole validation set, in the unit of the task's loss."""
+
+
+class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
+    """One kind of data, from what lies in its shards to batches. It has no state of its own."""
+
+    manifest_type: type[ManifestType]
+    """Manifests of another type are refused."""
+
+    @abstractmethod
+    def facts(self, manifest: ManifestType) -> dict[str, Any]:
+        """It returns what decides the samples, beside their kind and shards, as JSON under the names that a message
+        would use.
+
+        All datasets of a mixture have it in common, and a saved position is of use only while it stays the same.
+        """
+
+    @abstractmethod
+    def check(self, dataset: Dataset[ManifestType], data: ConfigType) -> None:
+        """It raises DataError when a dataset is not what the configuration says, or not as it was made."""
+
+    def check_together(self, dataset: Dataset[ManifestType], other_name: str, other: ManifestType) -> None:
+        """It raises DataError when a dataset cannot be mixed with another, or validate a model that learns from it.
+
+        Here that is when their facts differ; a subclass may have more to say about what to do.
+        """
+        mine, its = self.facts(dataset.manifest), self.facts(other)
+        for fact in mine:
+            if mine[fact] != its[fact]:
+                raise DataError(
+                    f"{dataset.name}: {fact} is {mine[fact]}, but {other_name} has {its[fact]}; "
+                    "prepare one like the other"
+                )
+
+    @abstractmethod
+    def collator(self, manifest: ManifestType, data: ConfigType) -> Callable[[Sequence[Sample]], BatchType]:
+        """It returns what makes a micro-batch of samples.
+
+        A sample without fields is damaged, or pads the end of a validation set: it must become a row whose targets
+        have weight 0, and what its `damage` says goes into the batch's `damaged`. Raises DataError, when called, for
+        a sound sample that is not what its manifest says.
+        """
+
+    @abstractmethod
+    def describer(self, dataset: Dataset[ManifestType]) -> Callable[[Sample], str]:
+        """It returns what tells people the content of a sound sample, of this dataset or one that is mixed with it.
+
+        Raises DataError where what it takes, such as a tokenizer, cannot be read.
+        """
+
+    def baseline(self, manifest: ManifestType) -> Baseline | None:
+        """It returns the baseline of a validation split; none where the data knows none."""
+        return None
+
+    @abstractmethod
+    def shuffle_targets(self, batch: BatchType, row: int, generator: Generator) -> BatchType:
+        """It returns the batch with the targets of one sample in an order of chance, for planted faults: inputs and
+        frequencies are as they were, and what was to be learnt from them is gone."""
+
+    @abstractmethod
+    def randomise(
+        self, batch: BatchType, manifest: ManifestType, row: int, generator: Generator
+    ) -> BatchType:
+        """It returns the batch with one sample that is noise but has the shape of a sound one, for planted faults."""

@@ -1,0 +1,98 @@
+"""Text for next-token prediction, as a kind of data.
+
+B  samples in a micro-batch
+S  tokens in a sequence
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.dataset import Dataset, Sample
+from data_pipeline.source import Baseline, Source
+from data_pipeline.text.batch import TokenBatch
+from data_pipeline.text.collate import TokenCollator
+from data_pipeline.text.config import TextConfig
+from data_pipeline.text.describe import TextDescriber
+from data_pipeline.text.manifest import TextManifest
+
+
+class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
+    """Blocks of token ids of one length, made with one tokenizer."""
+
+    manifest_type = TextManifest
+
+    def facts(self, manifest: TextManifest) -> dict[str, Any]:
+        """It returns the length of the blocks and the tokenizer's checksum."""
+        return {"sequence_length": manifest.sequence_length, "tokenizer": manifest.tokenizer.sha256}
+
+    def check(self, dataset: Dataset[TextManifest], data: TextConfig) -> None:
+        """It raises DataError when the blocks have another length, or another tokenizer lies beside them."""
+        _check_length(dataset, data)
+        _check_tokenizer_file(dataset)
+
+    def check_together(self, dataset: Dataset[TextManifest], other_name: str, other: TextManifest) -> None:
+        """It raises DataError when two datasets were made with different tokenizers; `check` has seen to the length."""
+        mine, its = dataset.manifest.tokenizer.sha256, other.tokenizer.sha256
+        if mine != its:
+            raise DataError(
+                f"{dataset.name}: made with tokenizer {mine[:16]}, but {other_name} with {its[:16]}; "
+                "prepare one with the --tokenizer of the other"
+            )
+
+    def collator(self, manifest: TextManifest, data: TextConfig) -> Callable[[Sequence[Sample]], TokenBatch]:
+        """It returns what stacks blocks and shifts them by one."""
+        return TokenCollator(manifest)
+
+    def describer(self, dataset: Dataset[TextManifest]) -> Callable[[Sample], str]:
+        """It returns what decodes a block, with the tokenizer that lies beside the dataset."""
+        return TextDescriber(dataset)
+
+    def baseline(self, manifest: TextManifest) -> Baseline | None:
+        """It returns the loss of a model that knows how frequent each token is, and nothing else."""
+        loss = manifest.unigram_cross_entropy
+        return None if loss is None else Baseline("a unigram model", loss)
+
+    def shuffle_targets(self, batch: TokenBatch, row: int, generator: torch.Generator) -> TokenBatch:
+        """It returns the batch with the targets of one row permuted."""
+        targets_BS = batch.targets_BS.clone()
+        targets_BS[row] = targets_BS[row, torch.randperm(targets_BS.shape[1], generator=generator)]
+        return replace(batch, targets_BS=targets_BS)
+
+    def randomise(
+        self, batch: TokenBatch, manifest: TextManifest, row: int, generator: torch.Generator
+    ) -> TokenBatch:
+        """It returns the batch with one row that is a block of random ids."""
+        tokens_BS, targets_BS = batch.tokens_BS.clone(), batch.targets_BS.clone()
+        block_S1 = torch.randint(
+            manifest.tokenizer.vocabulary_size, (tokens_BS.shape[1] + 1,), generator=generator
+        )
+        tokens_BS[row], targets_BS[row] = block_S1[:-1], block_S1[1:]
+        return replace(batch, tokens_BS=tokens_BS, targets_BS=targets_BS)
+
+
+def _check_length(dataset: Dataset[TextManifest], data: TextConfig) -> None:
+    """It raises DataError when the blocks have another length than the configuration says."""
+    length = dataset.manifest.sequence_length
+    if length != data.sequence_length:
+        raise DataError(
+            f"{dataset.name}: packed for sequences of {length} tokens, but data.sequence_length is "
+            f"{data.sequence_length}; set it to {length} or prepare the data again"
+        )
+
+
+def _check_tokenizer_file(dataset: Dataset[TextManifest]) -> None:
+    """It raises DataError when a tokenizer lies beside the shards and is not theirs."""
+    folder, entry = dataset.folder.parent(), dataset.manifest.tokenizer
+    if (
+        folder.has(entry.file)
+        and (found := hashlib.sha256(folder.read(entry.file)).hexdigest()) != entry.sha256
+    ):
+        raise DataError(
+            f"{folder.name}/{entry.file}: not the tokenizer that {dataset.name} was made with: "
+            f"SHA-256 is {found}, the manifest says {entry.sha256}"
+        )

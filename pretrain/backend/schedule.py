@@ -1,0 +1,114 @@
+"""How micro-batches run on a DeepSpeed engine, with and without pipeline: for training and for evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from torch import Tensor
+
+from parallel.mesh import ParallelMesh
+from pretrain.backend.quiet import quiet
+from pretrain.tasks.task import Objective
+
+MicroBatch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Inputs of the first layer, labels of the objective."""
+
+Consult = Callable[[Tensor], None]
+"""It is told the mean loss of the micro-batches; ranks that have no loss tell it 0."""
+
+
+class Schedule(ABC):
+    """A schedule is the order in which an engine runs the micro-batches of a step."""
+
+    @abstractmethod
+    def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
+        """It runs all micro-batches forward and backward, calls `consult` once and then has the optimizer step."""
+
+    @abstractmethod
+    def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """It runs all micro-batches forward and returns the mean of their losses, 0 on ranks that have none."""
+
+
+class InOrder(Schedule):
+    """Without pipeline one micro-batch runs after the other."""
+
+    def __init__(self, engine: DeepSpeedEngine, objective: Objective, device: torch.device) -> None:
+        self._engine = engine
+        self._objective = objective
+        self._device = device
+
+    def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
+        self._engine.train()
+        total = torch.zeros((), device=self._device)
+        for position, batch in enumerate(batches):
+            loss = self._forward(batch)
+            self._engine.backward(loss)
+            total += loss.detach()
+            if position == len(batches) - 1:
+                consult(total / len(batches))
+            self._engine.step()
+
+    def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
+        self._engine.eval()
+        with torch.no_grad():
+            return torch.stack([self._forward(batch) for batch in batches]).mean()
+
+    def _forward(self, batch: MicroBatch) -> Tensor:
+        inputs, labels = (tuple(x.to(self._device, non_blocking=True) for x in part) for part in batch)
+        return self._objective(self._engine(*inputs), labels)
+
+
+class Pipelined(Schedule):
+    """With pipeline micro-batches run by DeepSpeed's schedules, 1F1B for training. The last stage alone has a loss.
+
+    DeepSpeed calls the objective itself, as the `loss_fn` of the module.
+    """
+
+    def __init__(self, engine: PipelineEngine, *, last_stage: bool) -> None:
+        self._engine = engine
+        self._last_stage = last_stage
+
+    def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
+        self._engine.train()
+        update = PipelineEngine._INSTRUCTION_MAP[schedule.OptimizerStep]
+
+        def judged_update(engine: PipelineEngine, **kwargs: Any) -> None:
+            total = engine.total_loss if self._last_stage else torch.zeros(())
+            consult(total / len(batches))
+            update(engine, **kwargs)
+
+        # The schedule looks instructions up through the instance, so the class stays as it is.
+        self._engine._INSTRUCTION_MAP = {
+            **PipelineEngine._INSTRUCTION_MAP,
+            schedule.OptimizerStep: judged_update,
+        }
+        with quiet():
+            self._engine.train_batch(_as_pairs(batches))
+
+    def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
+        self._engine.eval()
+        with torch.no_grad():
+            losses = self._engine.eval_batch(
+                _as_pairs(batches),
+                reduce_output=None,
+                bcast_loss=False,
+                num_micro_batches=len(batches),
+                compute_loss=True,
+            )
+            return torch.stack(losses).mean() if self._last_stage else torch.zeros(())
+
+
+def make_schedule(engine: DeepSpeedEngine, objective: Objective, mesh: ParallelMesh) -> Schedule:
+    """It returns the schedule that fits an engine; under pipeline parallelism its module has the objective already."""
+    if isinstance(engine, PipelineEngine):
+        return Pipelined(engine, last_stage=mesh.pipeline.last)
+    return InOrder(engine, objective, mesh.device)
+
+
+def _as_pairs(batches: Sequence[MicroBatch]) -> Iterator[Any]:
+    """It yields micro-batches as PipelineEngine takes them: a single input is a tensor, not a tuple."""
+    return iter([(inputs if len(inputs) > 1 else inputs[0], labels) for inputs, labels in batches])

@@ -1,0 +1,20 @@
+"""What an engine is given of a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallel.pipeline import LayerSpec
+from parallel.rng import RandomStreams
+from pretrain.tasks.task import Metric, Objective
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """An engine is made of layers, of where stages begin, and of the objective, random streams and metrics that go with
+    them."""
+
+    layers: Sequence[LayerSpec]
+    boundaries: Sequence[int]
+    objective: Objective
+    streams: RandomStreams
+    metrics: Sequence[Metric] = ()

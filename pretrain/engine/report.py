@@ -1,0 +1,75 @@
+"""The facts of a step: what a rank adds to them, how they are reduced, and the report that they make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_pipeline.batches import Batch
+from parallel.mesh import ParallelMesh
+from pretrain.engine.rank_digest import SLOTS, slots_of, unanimous
+from pretrain.engine.targets import share_of_loss, speaks_for_batch
+from pretrain.probes.probe import Measures
+from pretrain.step import StepReport
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A rank contributes these to a report; each sums over all ranks to the global value."""
+
+    loss: float
+    squared_norm: float
+    samples: float
+    tokens: float
+    damaged: float
+    interrupted: float
+
+
+def local_facts(
+    mesh: ParallelMesh, batches: Sequence[Batch], loss: Tensor, squared_norm: Tensor, *, interrupted: bool
+) -> Facts:
+    """It returns what this rank contributes; `squared_norm` is its share of the squared gradient norm."""
+    counted = batches if speaks_for_batch(mesh) else ()
+    return Facts(
+        loss=share_of_loss(mesh, loss),
+        squared_norm=squared_norm.item(),
+        samples=sum(batch.samples for batch in counted),
+        tokens=sum(batch.tokens for batch in counted),
+        damaged=sum(len(batch.damaged) for batch in counted),
+        interrupted=interrupted,
+    )
+
+
+def reduced(mesh: ParallelMesh, local: Facts, digest: int) -> tuple[Facts, bool]:
+    """It sums the facts over all ranks, and says whether all of them have the same digest.
+
+    NaN and inf travel as they are: any of them makes the sum in its place non-finite everywhere. What the probes have
+    to say goes in a message of its own: gloo adds in an order that depends on a message's length, and the gradient
+    norm, which clips, must not depend by a bit on which probes look.
+    """
+    own = torch.tensor([*slots_of(digest), *vars(local).values()], dtype=torch.float64)
+    sums = mesh.agree_sum(own).tolist()
+    return Facts(*sums[SLOTS:]), unanimous(sums[:SLOTS], mesh.world_size)
+
+
+def make_report(
+    facts: Facts, measures: Measures, *, step: int, learning_rate: float, alike: bool
+) -> StepReport:
+    """It makes the report of a step from what was summed over all ranks."""
+    norm = facts.squared_norm**0.5
+    total = torch.tensor([facts.loss, norm])
+    return StepReport(
+        step=step,
+        loss=facts.loss,
+        gradient_norm=norm,
+        learning_rate=learning_rate,
+        samples=int(facts.samples),
+        tokens=int(facts.tokens),
+        damaged=int(facts.damaged),
+        interrupted=facts.interrupted > 0,
+        unanimous=alike,
+        finite=bool(torch.isfinite(total).all()),
+        measures=measures.scalars,
+        histograms=measures.histograms,
+    )

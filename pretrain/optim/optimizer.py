@@ -1,0 +1,53 @@
+"""The half of an optimizer that needs torch; the other one is its section of the configuration (`config`).
+
+An optimizer is a file of its own; nothing outside of this room names it. Engine, estimates, probes and watchdog know
+what stands here and in `OptimizerConfig`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pretrain.optim.config import OptimizerConfig
+from pretrain.optim.groups import Groups
+
+Config = TypeVar("Config", bound=OptimizerConfig)
+
+NOT_SETTINGS = ("params", "lr", "step")
+"""Keys of a parameter group that change while a run goes on: the engine sets the learning rate, and apex counts steps
+there."""
+
+
+class Optimizer(ABC, Generic[Config]):
+    """How an optimizer of one kind is made, for the weights and for the gammas of sigmaReparam.
+
+    Each has learning rate 0 at first: the engine sets it before every update.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """It raises ConfigurationError where what the configuration asks for is not to be had on this machine."""
+        self.config = config
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """A few words that say which implementation is used, for the start of a run."""
+
+    @abstractmethod
+    def build(self, groups: Groups) -> torch.optim.Optimizer:
+        """It returns the optimizer of a rank's weights."""
+
+    @abstractmethod
+    def gamma_optimizer(self, gammas: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """It returns the optimizer of scalars in fp32: the same method without weight decay."""
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The settings of an optimizer that was just made, by group: they follow from the configuration."""
+    return [
+        {key: value for key, value in group.items() if key not in NOT_SETTINGS}
+        for group in optimizer.param_groups
+    ]

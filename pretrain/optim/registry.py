@@ -1,0 +1,20 @@
+"""The optimizers as the engine knows them; `config.OPTIMIZERS` has their other half, which needs no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pretrain.optim.adamw import AdamW
+from pretrain.optim.config import OptimizerConfig
+from pretrain.optim.optimizer import Optimizer
+from pretrain.optim.sgd import SGD
+
+IMPLEMENTATIONS: Mapping[str, type[Optimizer[Any]]] = {
+    "adamw": AdamW,
+    "sgd": SGD,
+}
+"""By `optimizer.kind`."""
+
+
+def make_optimizer(config: OptimizerConfig) -> Optimizer[Any]:
+    """The optimizer that a configuration asks for; raises ConfigurationError where it is not to be had here."""
+    return IMPLEMENTATIONS[config.kind](config)

@@ -1,0 +1,40 @@
+"""Learning-rate schedules."""
+
+import math
+
+from pretrain.optim.config import ScheduleConfig
+
+
+def learning_rate(update: int, total: int, config: ScheduleConfig, peak: float) -> float:
+    """Learning rate of update `update` (0 is the first) of a run of `total` updates."""
+    if update < config.warmup_steps:
+        return peak * (update + 1) / config.warmup_steps
+    return peak * _decay(update, total, config)
+
+
+def decay_start(total: int, config: ScheduleConfig) -> int:
+    """The update at which warmup-stable-decay begins to decay, in a run of `total` updates."""
+    return total - (config.decay_steps or max(total // 5, 1))
+
+
+def _decay(update: int, total: int, config: ScheduleConfig) -> float:
+    """Factor after warmup."""
+    floor = config.minimum_ratio
+    if config.kind == "constant":
+        return 1.0
+    if config.kind == "inverse_sqrt":
+        # Vaswani et al. 2017, arXiv 1706.03762, section 5.3, continuous at the end of warmup.
+        start = max(config.warmup_steps, 1)
+        return max(floor, math.sqrt(start / max(update, start)))
+    if config.kind == "wsd":
+        # Warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395), with a linear decay.
+        return 1 - (1 - floor) * _progress(update, decay_start(total, config), total)
+    progress = _progress(update, config.warmup_steps, config.decay_steps or total)
+    if config.kind == "linear":
+        return 1 - (1 - floor) * progress
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _progress(update: int, start: int, stop: int) -> float:
+    """How far `update` is from `start` to `stop`, within [0, 1]; 1 at the last update before `stop`."""
+    return min(max((update - start + 1) / max(stop - start, 1), 0.0), 1.0)

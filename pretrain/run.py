@@ -1,0 +1,277 @@
+"""The composition root: the one place where a run is put together, on every rank alike."""
+
+import hashlib
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from data_pipeline.reading.batches import Batches
+from data_pipeline.reading.stream import BatchStream, ValidationSet
+from parallel.mesh import ParallelMesh
+from pretrain.checkpoint.compatibility import Compatibility
+from pretrain.checkpoint.folder import CheckpointFolder
+from pretrain.checkpoint.loader import CheckpointLoader
+from pretrain.checkpoint.random_state import seed_generators
+from pretrain.checkpoint.restored import Restored
+from pretrain.checkpoint.writer import LIBRARIES, CheckpointWriter
+from pretrain.config.loader import changed_settings, dump_config
+from pretrain.config.run import RunConfig
+from pretrain.engine.build import assemble_engine
+from pretrain.engine.engine import TrainEngine
+from pretrain.errors import Preempted, TrainingDiverged
+from pretrain.fault_injection.fault import Fault
+from pretrain.fault_injection.faults import make_fault
+from pretrain.ledger.describe import describe
+from pretrain.ledger.ledger import RunLedger
+from pretrain.ledger.record import Kind, Record, record
+from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
+from pretrain.metrics.summary import closing_lines, start_lines
+from pretrain.plan.plan import Plan, plan
+from pretrain.recovery.candidates import CheckpointManager
+from pretrain.recovery.findings import FindingsLog
+from pretrain.recovery.resume import PLAIN, Request, in_words, restore, resume, resumed
+from pretrain.recovery.rollback import RollbackExecutor
+from pretrain.run_folder import CHECKPOINTS, CONFIG
+from pretrain.runtime.agreement import agreed
+from pretrain.runtime.durable_files import write_durably
+from pretrain.runtime.heartbeat import Heartbeat
+from pretrain.runtime.kernels import detect_kernels
+from pretrain.runtime.run_lock import RunLock
+from pretrain.runtime.signals import StopSignals
+from pretrain.runtime.stacks import stacks_on_request
+from pretrain.step import TrainState
+from pretrain.tasks.registry import TASKS
+from pretrain.trainer import Collaborators, RunJudge, Trainer
+from pretrain.watchdog.policy import judge_finite
+from pretrain.watchdog.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of before it is known where it starts."""
+
+    layout: Plan
+    mesh: ParallelMesh
+    batches: Batches
+    validation: ValidationSet
+    fault: Fault
+    changes: dict[str, str]
+    """Settings that have changed since the last session."""
+    heartbeat: Heartbeat
+    ledger: RunLedger
+    engine: TrainEngine
+    writer: CheckpointWriter
+    loader: CheckpointLoader
+    watchdog: Watchdog
+    notes: list[str]
+    """What is to be told once there is somewhere to tell it."""
+
+
+def train(
+    config: RunConfig,
+    mesh: ParallelMesh,
+    signals: StopSignals,
+    stack: ExitStack,
+    judge: RunJudge | None = None,
+    request: Request = PLAIN,
+) -> TrainState:
+    """Put a run together and train it to its end; `stack` closes what was opened.
+
+    `judge` stands in for the watchdog's.
+    """
+    parts = open_parts(config, mesh, stack, request)
+    restored = restore(parts.loader, parts.engine, parts.ledger, request)
+    state = starting_state(config, parts, restored, request)
+    agreed(mesh, lambda: write_config(config, mesh))
+    metrics = stack.enter_context(open_metrics(config, parts.layout, mesh, state))
+    for note in parts.notes:
+        metrics.event(state.step, note)
+    parts.ledger.report = lambda record: report_record(metrics, record)
+    trainer = make_trainer(config, parts, metrics, signals, judge)
+    state = trainer.resume(state)
+    if restored:
+        restored.restore_random_state()
+    state = run_to_its_end(trainer, state, parts.ledger)
+    for line in closing_lines(config, trainer.validation_loss, parts.validation, config.model.loss_unit):
+        metrics.event(state.step, line)
+    return state
+
+
+def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request: Request) -> Parts:
+    """Open and build everything that does not depend on where the run starts."""
+    layout = plan(config, mesh.world_size)
+    seed_generators(config.run.seed, mesh.rank)
+    # Data first: a run whose data is missing leaves no folder.
+    stream, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
+    fault = make_fault(request.fault, config, mesh)
+    batches = fault.wrap_batches(stream)
+    changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
+    notes = [f"settings have changed since the last session: {in_words(changes)}"] if changes else []
+    stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
+    heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
+    ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
+    kernels = detect_kernels()
+    engine = assemble_engine(config, layout, mesh, kernels)
+    notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
+    folder = CheckpointFolder(
+        config.run_folder / CHECKPOINTS, mesh, watched=config.watchdog.enabled, report=notes.append
+    )
+    compatibility = Compatibility.of(config, mesh, batches.fingerprint)
+    if why := ledger.history.stopped:
+        notes.append(f"the last session had given up: {why}")
+    return Parts(
+        layout=layout,
+        mesh=mesh,
+        batches=batches,
+        validation=validation,
+        fault=fault,
+        changes=changes,
+        heartbeat=heartbeat,
+        ledger=ledger,
+        engine=engine,
+        writer=CheckpointWriter(folder, config.checkpoint, compatibility),
+        loader=CheckpointLoader(folder, compatibility),
+        watchdog=Watchdog(config),
+        notes=notes,
+    )
+
+
+def starting_state(
+    config: RunConfig, parts: Parts, restored: Restored | None, request: Request
+) -> TrainState:
+    """It returns where the run starts, at a checkpoint or at the beginning, and has the ledger know of it."""
+    ledger = parts.ledger
+    if restored:
+        return resume(restored, request, parts.changes, parts.batches, parts.watchdog, ledger)
+    state = resumed(TrainState(), ledger)
+    ledger.append(record(Kind.RUN_START, state, **identity_fields(config, parts.layout)))
+    return state
+
+
+def make_trainer(
+    config: RunConfig, parts: Parts, metrics: MetricsLogger, signals: StopSignals, judge: RunJudge | None
+) -> Trainer:
+    """Hand everybody what they work with."""
+    mesh, watchdog, ledger = parts.mesh, parts.watchdog, parts.ledger
+    checkpoints = CheckpointManager(
+        config,
+        engine=parts.engine,
+        batches=parts.batches,
+        writer=parts.writer,
+        loader=parts.loader,
+        watchdog=watchdog,
+        ledger=ledger,
+        heartbeat=parts.heartbeat,
+        metrics=metrics,
+    )
+    findings = FindingsLog(watchdog, ledger, parts.batches, hosts=mesh.gather(socket.gethostname()))
+    rollback = RollbackExecutor(
+        return_updates=config.watchdog.learning_rate_return,
+        batches=parts.batches,
+        checkpoints=checkpoints,
+        watchdog=watchdog,
+        ledger=ledger,
+        findings=findings,
+        heartbeat=parts.heartbeat,
+        metrics=metrics,
+    )
+    collaborators = Collaborators(
+        mesh=mesh,
+        engine=parts.engine,
+        batches=parts.batches,
+        validation=parts.validation,
+        checkpoints=checkpoints,
+        rollback=rollback,
+        watchdog=watchdog,
+        findings=findings,
+        ledger=ledger,
+        metrics=metrics,
+        signals=signals,
+        heartbeat=parts.heartbeat,
+        fault=parts.fault,
+        judge=judge if judge or config.watchdog.enabled else judge_finite,
+    )
+    return Trainer(config, collaborators)
+
+
+def run_to_its_end(trainer: Trainer, state: TrainState, ledger: RunLedger) -> TrainState:
+    """Train, and let the ledger have the last word."""
+    try:
+        state = trainer.run(state)
+    except Preempted:
+        ledger.append(record(Kind.PREEMPTED, trainer.state))
+        raise
+    except TrainingDiverged as error:
+        ledger.append(record(Kind.STOPPED, trainer.state, code=error.exit_code, reason=str(error)))
+        raise
+    ledger.append(record(Kind.DONE, state))
+    return state
+
+
+def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
+    """It returns what a run starts with, for its ledger."""
+    return {
+        "config_digest": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "layout": f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}",
+        "versions": {name: version(name) for name in LIBRARIES},
+        "host": socket.gethostname(),
+    }
+
+
+def report_record(metrics: MetricsLogger, record: Record) -> None:
+    """It tells records that people care about as events, but for those that the logger has in its own words."""
+    if record.kind not in (Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
+        for sentence in describe(record):
+            metrics.event(record.step, sentence)
+
+
+def open_data(
+    config: RunConfig, mesh: ParallelMesh, stack: ExitStack
+) -> tuple[BatchStream[Any, Any], ValidationSet]:
+    """Open what this rank trains on and validates with, of the kind that the task reads."""
+    task, rank, size = TASKS[config.model.kind], mesh.data.rank, mesh.data.size
+    batches = BatchStream(task.source, config.data, seed=config.run.seed, data_rank=rank, data_size=size)
+    stack.callback(batches.close)
+    task.check_data(config.model, batches.manifest)
+    validation = ValidationSet(
+        task.source, config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size
+    )
+    stack.callback(validation.close)
+    return batches, validation
+
+
+def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:
+    """Lock the run folder, on rank 0; returns the settings that have changed since the last session."""
+    if mesh.rank != 0:
+        return {}
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(RunLock(config.run_folder))
+    path = config.run_folder / CONFIG
+    return changed_settings(path.read_text(encoding="utf-8"), dump_config(config)) if path.exists() else {}
+
+
+def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
+    """Write the resolved configuration, on rank 0, once the run goes on with it and the ledger knows what is new."""
+    if mesh.rank == 0:
+        write_durably(config.run_folder / CONFIG, dump_config(config))
+
+
+def open_metrics(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> MetricsLogger:
+    """Open the logger: rank 0 writes, the others keep quiet."""
+    if mesh.rank != 0:
+        return SilentLogger()
+    return FileLogger(
+        config.run_folder,
+        config.journal,
+        total_steps=config.run.steps,
+        first_step=state.step + 1,
+        undone=state.attempt - state.step,
+        lineage=state.lineage,
+        flops_per_token=layout.flops_per_token,
+        world_size=mesh.world_size,
+        device_name=mesh.device_name,
+        metrics=TASKS[config.model.kind].metrics(config.model, mesh),
+        targets=config.model.targets,
+    )

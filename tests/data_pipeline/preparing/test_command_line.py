@@ -1,0 +1,100 @@
+"""The rooms that can prepare data are found by their files, and only the one that is asked for is imported."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import data_pipeline.__main__ as command
+from data_pipeline.errors import DataError
+from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
+from data_pipeline.preparing.record import TargetExists
+
+REPOSITORY = Path(__file__).parents[3]
+LIBRARIES = ("torch", "numpy", "sentencepiece", "webdataset")
+
+
+def test_text_can_be_prepared() -> None:
+    assert command.rooms() == {"text": "text for next-token prediction"}
+
+
+def test_a_room_with_a_command_is_found_without_a_registry(tmp_path: Path) -> None:
+    for room in ("waves", "images", "shards"):
+        (tmp_path / room).mkdir()
+    (tmp_path / "waves" / "command.py").write_text('"""waves of 100 %\n\nMore."""\nraise ImportError\n')
+    (tmp_path / "images" / "command.py").write_text("raise ImportError\n")
+    assert command.rooms(tmp_path) == {"images": "", "waves": "waves of 100 %"}
+
+
+def test_a_found_room_gets_the_rest_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "waves").mkdir()
+    source = '"""waves of 100 %"""\ndef main(arguments):\n    print(arguments)\n    return 7\n'
+    (tmp_path / "waves" / "command.py").write_text(source)
+    monkeypatch.setattr("data_pipeline.__path__", [str(tmp_path)])
+    monkeypatch.setattr(command, "rooms", lambda found=command.rooms: found(tmp_path))
+    assert command.main(["waves", "--help", "--", "x"]) == 7
+    assert capsys.readouterr().out == "['--help', '--', 'x']\n"
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    assert "waves of 100 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["speech"], ["--out", "x"]])
+def test_what_is_no_kind_of_data_is_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    if arguments == ["speech"]:
+        assert "choose from 'text'" in capsys.readouterr().err
+
+
+def test_help_imports_no_room() -> None:
+    """A library that cannot be imported shows it."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({LIBRARIES})); "
+    program = blocked + "from data_pipeline.__main__ import main; main(['--help'])"
+    environment = {**os.environ, "COLUMNS": "80"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "    text      text for next-token prediction\n" in ended.stdout
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def prepare() -> None:
+        raise error
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(TargetExists("there"), 2), (DataError("bad"), 3), (KeyboardInterrupt(), 130)]
+)
+def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(raising(error)) == code
+    told = str(error) or "interrupted; nothing was written"
+    assert capsys.readouterr().err == f"surefoot prepare: error: {told}\n"
+    assert exit_code(lambda: None) == 0
+
+
+def test_much_that_was_left_out_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    report_left_out([f"file {number}" for number in range(1022)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "left out: file 0"
+    assert len(lines) == 21
+    assert lines[-1] == "left out: 1,002 more"
+
+
+def test_types_of_arguments() -> None:
+    assert positive("3") == 3
+    assert share("0") == 0
+    for read, text in ((positive, "0"), (share, "1"), (share, "-0.1")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            read(text)
