@@ -12,15 +12,17 @@ from typing import Any, ClassVar, Literal
 from unittest.mock import patch
 
 import torch
-from support.training import Layout, make_config, make_engine
+from support.training import Layout, make_config
 from torch import Tensor
 
 from data_pipeline.config import DataConfig
+from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from parallel.rng import MaskSeed
 from pretrain.config.run import ProbesConfig, RunConfig
+from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
 from pretrain.models.blocks import ResidualBlock, TransformerBlock
 from pretrain.models.config import TransformerConfig, VocabularyConfig
@@ -39,8 +41,8 @@ from pretrain.models.sizes import (
     norm_parameters,
     row_parameters,
 )
-from pretrain.plan.deepspeed_json import deepspeed_json
-from pretrain.plan.plan import Plan
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.gpt.objective import NextToken
 from pretrain.tasks.registry import TASKS
@@ -60,8 +62,9 @@ class PairConfig(TransformerConfig, TaskConfig):
     multiple: int = 64
     """Tables are padded to a multiple of it."""
 
-    data_section: ClassVar[type[DataConfig]] = DataConfig
+    data_section: ClassVar[type[DataConfig]] = TextConfig
     loss_unit: ClassVar[str] = "nats per token"
+    targets: ClassVar[str] = "tokens"
 
     @property
     def source(self) -> VocabularyConfig:
@@ -246,19 +249,14 @@ def padded(samples: int, length: int, vocabulary: int, generator: torch.Generato
     return ids * (torch.arange(length) < ends[:, None])
 
 
-def whole_activations(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """The DeepSpeed JSON, with what flows between stages not cut over tensor ranks: DeepSpeed can cut but one tensor
-    that has a gradient, and here two have one."""
-    return {
-        **deepspeed_json(config, plan),
-        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
-    }
-
-
 def pair_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
-    """The engine of a run, with the task in the registry."""
-    with (
-        patch.dict(TASKS, {"pair": Pair()}),  # type: ignore[arg-type]
-        patch("pretrain.engine.build.deepspeed_json", whole_activations),
-    ):
-        return make_engine(config, mesh)
+    """The engine of a run, with the task in the registry.
+
+    What flows between stages is not cut over tensor ranks: DeepSpeed can cut but one tensor that has a gradient, and
+    here two have one.
+    """
+    planned = plan(config, mesh.world_size)
+    whole = {"pipe_partitioned": False, "grad_partitioned": False}
+    planned = replace(planned, deepspeed={**planned.deepspeed, "pipeline": whole})
+    with patch.dict(TASKS, {"pair": Pair()}):  # type: ignore[arg-type]
+        return assemble_engine(config, planned, mesh, detect_kernels())

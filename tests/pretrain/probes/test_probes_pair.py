@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pretrain.config.run import RunConfig
 from pretrain.models.attention import AttentionCore
 from pretrain.step import StepReport
+from pretrain.tasks.gpt.objective import NextToken
 
 STEPS = 4
 PROBES = {"every_steps": 2, "histogram_every_steps": 4, "attention_entropy_rows": "all", "tev_head": True}
@@ -170,7 +171,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     module.eval()
     facts |= table_facts(config, module) | spectral_facts(config, module) | forward_facts(module, batches[0])
     outline = config.model.outline(config.data)
-    facts |= gradient_facts(outline.names, module, engine._objective, batches)
+    facts |= gradient_facts(outline.names, module, NextToken(mesh.tensor), batches)
     measures = dict(take(engine, config, mesh, 2).measures)
     return measures, facts
 
