@@ -54,9 +54,10 @@ SOURCE_LENGTH, TARGET_LENGTH = 24, 17
 
 
 class PairConfig(TransformerConfig, TaskConfig):
-    """An encoder and a decoder of `num_layers` blocks each."""
+    """An encoder, and a decoder of `num_layers` blocks."""
 
     kind: Literal["pair"] = "pair"
+    encoder_layers: int = 2
     tied_embeddings: bool = True
     """The head uses the target's table."""
     multiple: int = 64
@@ -79,13 +80,13 @@ class PairConfig(TransformerConfig, TaskConfig):
         )
 
     def outline(self, data: DataConfig) -> Outline:
-        numbers = range(self.num_layers)
+        encoders, decoders = range(self.encoder_layers), range(self.num_layers)
         return Outline(
             (
                 embedding_size(self, self.source, "embedding"),
-                *(block_size(self, f"encoder_{number:02d}", SOURCE_LENGTH) for number in numbers),
+                *(block_size(self, f"encoder_{number:02d}", SOURCE_LENGTH) for number in encoders),
                 embedding_size(self, self.target, "embedding_target", "tev_target", input=1),
-                *(decoder_size(self, f"decoder_{number:02d}") for number in numbers),
+                *(decoder_size(self, f"decoder_{number:02d}") for number in decoders),
                 final_norm_size(self),
                 head_size(self, self.target, TARGET_LENGTH, tied_to="embedding_target"),
             )
@@ -171,12 +172,12 @@ class Pair(Task[PairConfig]):
         shared = {"context": LayerContext(model, materials)}
         tie = "target" if model.tied_embeddings else None
         target = {**shared, "vocabulary": model.target}
-        numbers = range(model.num_layers)
+        encoders, decoders = range(model.encoder_layers), range(model.num_layers)
         return [
             LayerSpec(SourceEmbedding, {**shared, "vocabulary": model.source, "name": "source"}),
-            *(LayerSpec(EncoderBlock, {**shared, "index": number}) for number in numbers),
+            *(LayerSpec(EncoderBlock, {**shared, "index": number}) for number in encoders),
             LayerSpec(TargetEmbedding, {**target, "name": "target"}, tie=tie),
-            *(LayerSpec(DecoderBlock, {**shared, "index": number}) for number in numbers),
+            *(LayerSpec(DecoderBlock, {**shared, "index": number}) for number in decoders),
             LayerSpec(StreamNorm, shared),
             LayerSpec(VocabularyHead, target, tie=tie),
         ]
