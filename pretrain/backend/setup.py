@@ -64,12 +64,32 @@ class PlannedPipeline(PipelineModule):
 
     def __init__(self, *args: Any, boundaries: Sequence[int], **kwargs: Any) -> None:
         self._boundaries = list(boundaries)
+        self._sharing: dict[int, str] = {}
+        """Layers of this stage whose `weight` an earlier one of it has, with the key of their tie."""
         super().__init__(*args, **kwargs)
+        for index, key in self._sharing.items():
+            self.forward_funcs[index - self._local_start].weight = self.tied_modules[key].weight
 
     def _partition_layers(self, method: str = "planned") -> None:
         stage = self._topo.get_coord(self.global_rank).pipe
         self.parts = self._boundaries
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Of tied layers on one stage DeepSpeed builds the first and calls it in place of the others, a head's, too
+        (0.19.8). The others become layers of their own, which get the first one's weight."""
+        keys: set[str] = set()
+        for index in range(self._local_start, self._local_stop):
+            spec = self._layer_specs[index]
+            if not isinstance(spec, TiedLayerSpec):
+                continue
+            if spec.key in keys:
+                self._sharing[index] = spec.key
+                self._layer_specs[index] = DeepSpeedLayerSpec(
+                    spec.typename, *spec.module_args, **spec.module_kwargs
+                )
+            keys.add(spec.key)
 
 
 def join_deepspeed(timeout: timedelta) -> None:

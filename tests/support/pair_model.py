@@ -60,6 +60,8 @@ class PairConfig(TransformerConfig, TaskConfig):
     encoder_layers: int = 2
     tied_embeddings: bool = True
     """The head uses the target's table."""
+    joint: bool = False
+    """Both sides have one vocabulary, and all three of embeddings and head one table."""
     multiple: int = 64
     """Tables are padded to a multiple of it."""
 
@@ -74,21 +76,24 @@ class PairConfig(TransformerConfig, TaskConfig):
     @property
     def target(self) -> VocabularyConfig:
         return VocabularyConfig(
-            vocabulary_size=TARGET,
+            vocabulary_size=SOURCE if self.joint else TARGET,
             vocabulary_multiple=self.multiple,
             tied_embeddings=self.tied_embeddings,
         )
 
     def outline(self, data: DataConfig) -> Outline:
         encoders, decoders = range(self.encoder_layers), range(self.num_layers)
+        target = embedding_size(self, self.target, "embedding_target", "tev_target", input=1)
+        if self.joint:
+            target = replace(target, parameters=(), tied_to="embedding")
         return Outline(
             (
                 embedding_size(self, self.source, "embedding"),
                 *(block_size(self, f"encoder_{number:02d}", SOURCE_LENGTH) for number in encoders),
-                embedding_size(self, self.target, "embedding_target", "tev_target", input=1),
+                target,
                 *(decoder_size(self, f"decoder_{number:02d}") for number in decoders),
                 final_norm_size(self),
-                head_size(self, self.target, TARGET_LENGTH, tied_to="embedding_target"),
+                head_size(self, self.target, TARGET_LENGTH, tied_to=target.tied_to or target.name),
             )
         )
 
@@ -174,7 +179,11 @@ class Pair(Task[PairConfig]):
         target = {**shared, "vocabulary": model.target}
         encoders, decoders = range(model.encoder_layers), range(model.num_layers)
         return [
-            LayerSpec(SourceEmbedding, {**shared, "vocabulary": model.source, "name": "source"}),
+            LayerSpec(
+                SourceEmbedding,
+                {**shared, "vocabulary": model.source, "name": "source"},
+                tie=tie if model.joint else None,
+            ),
             *(LayerSpec(EncoderBlock, {**shared, "index": number}) for number in encoders),
             LayerSpec(TargetEmbedding, {**target, "name": "target"}, tie=tie),
             *(LayerSpec(DecoderBlock, {**shared, "index": number}) for number in decoders),

@@ -54,7 +54,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 """Settings of Transformer blocks."""
 LENGTHS = {"padded": {"vocabulary_multiple": 512}}
-CASES = {"gpt": BLOCKS | LENGTHS, "pair": {name: BLOCKS[name] for name in ("plain", "llama", "post")}}
+JOINT = {"joint": {"joint": True}}
+CASES = {"gpt": BLOCKS | LENGTHS, "pair": {name: BLOCKS[name] for name in ("plain", "llama", "post")} | JOINT}
 """By kind of task, configurations of it by name; besides the tasks of the registry the encoder-decoder of the tests."""
 TENSOR = (1, 2)
 
