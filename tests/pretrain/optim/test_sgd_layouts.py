@@ -21,7 +21,7 @@ from support.steps import train as take
 from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed, slow
 from support.watched import kinds, run, watched
 
-from pretrain.backend.live_state import copied
+from pretrain.backend.host_copy import copied
 from pretrain.checkpoint.snapshots import SnapshotStore
 from pretrain.config.run import RunConfig
 from pretrain.optim.config import SGDConfig

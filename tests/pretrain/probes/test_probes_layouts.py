@@ -179,7 +179,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     batches = make_batches(config, mesh, 2)
     module.eval()
     facts |= weight_facts(config, module) | forward_facts(config, module, batches[0])
-    facts |= gradient_facts(config, module, engine._objective, batches)
+    facts |= gradient_facts(config, module, engine.evaluator._objective, batches)
     reports = [take(engine, config, mesh, step) for step in range(2, 9)]
     slack = [r.measures["attention_entropy_slack_min"] for r in reports if r.step % 2 == 0]
     return dict(reports[0].measures), facts, slack

@@ -170,7 +170,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     module.eval()
     facts |= table_facts(config, module) | spectral_facts(config, module) | forward_facts(module, batches[0])
     outline = config.model.outline(config.data)
-    facts |= gradient_facts(outline.names, module, engine._objective, batches)
+    facts |= gradient_facts(outline.names, module, engine.evaluator._objective, batches)
     measures = dict(take(engine, config, mesh, 2).measures)
     return measures, facts
 
