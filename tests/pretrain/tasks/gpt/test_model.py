@@ -17,7 +17,6 @@ from parallel.pipeline import SequentialLayers
 from pretrain.engine.build import model_parts
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.gpt.config import GPTConfig
-from pretrain.tasks.gpt.sizes import parameter_shapes
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"positions": "learned"},
@@ -159,7 +158,9 @@ def shapes(name: str) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_plan(name: str) -> None:
     (built,) = run_distributed(shapes, 1, name)
-    planned = parameter_shapes(make_config(Layout(), **MODELS[name]).model, SEQUENCE)
+    config = make_config(Layout(), **MODELS[name])
+    layers = config.model.outline(config.data).layers
+    planned = [parameter for layer in layers for parameter in layer.parameters]
     assert sorted(built) == sorted(shape.shape for shape in planned)
 
 
