@@ -100,7 +100,9 @@ class SGDConfig(OptimizerConfig):
         """Nesterov's momentum is a momentum."""
         if self.nesterov and not self.momentum:
             rule = "must be false without momentum: it says how momentum is used"
-            yield Problem("optimizer.nesterov", rule, "for example nesterov = false, or momentum = 0.9", "true")
+            yield Problem(
+                "optimizer.nesterov", rule, "for example nesterov = false, or momentum = 0.9", "true"
+            )
 
 
 OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (AdamWConfig, SGDConfig)
