@@ -4,6 +4,7 @@ B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
 F  feed-forward size on this tensor rank; everything else is complete on every rank
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -48,42 +49,38 @@ class FeedForward(nn.Module):
         return self.down(F.gelu(h))
 
 
-class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each a branch f around which the residual stream runs.
+class ResidualBlock(nn.Module):
+    """A residual stream with branches f around which it runs; a subclass says which, in `run`.
 
     `pre` norms: x + f(norm(x)) (Xiong et al. 2020, arXiv 2002.04745); `post`: norm(x + f(x)) (Vaswani et al. 2017,
     arXiv 1706.03762); `none`: x + f(x).
     """
 
-    def __init__(self, context: LayerContext, index: int) -> None:
+    def __init__(self, context: LayerContext, name: str) -> None:
+        """`name` sets its dropout masks and initial weights apart from those of other blocks."""
         super().__init__()
-        self.name = f"blocks.{index}"
+        self.name = name
         self.streams = context.streams
         self.dropout = context.config.dropout
         self.recompute = context.config.activation_checkpointing
         self.norm_after = context.config.norm_placement == "post"
-        self.attention_norm = context.norm()
-        self.attention = SelfAttention(context, f"{self.name}.attention")
-        self.feed_forward_norm = context.norm()
-        self.feed_forward = FeedForward(context, f"{self.name}.feed_forward")
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
+    @abstractmethod
+    def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
+        """The stream behind all branches; `draw` seeds their dropout, none leaves it out."""
+
+    def forward(self, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         draw = self.streams.draw(self.name) if self.training else None
         if self.recompute and torch.is_grad_enabled():
             # Masks come from `draw`, which is handed over: there is no random state to keep.
-            y: Tensor = checkpoint(self._run, x_BSD, draw, use_reentrant=False, preserve_rng_state=False)
+            y: Tensor = checkpoint(
+                self.run, draw, x_BSD, *others, use_reentrant=False, preserve_rng_state=False
+            )
             return y
-        return self._run(x_BSD, draw)
+        return self.run(draw, x_BSD, *others)
 
-    def _run(self, x_BSD: Tensor, draw: MaskSeed | None) -> Tensor:
-        def attend(h_BSD: Tensor) -> Tensor:
-            return self.attention(h_BSD, draw)
-
-        x_BSD = self._add(x_BSD, self.attention_norm, attend, draw, "attention_residual")
-        return self._add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")
-
-    def _add(
+    def add(
         self,
         x_BSD: Tensor,
         norm: nn.Module,
@@ -97,3 +94,26 @@ class TransformerBlock(nn.Module):
             branch_BSD = dropout(branch_BSD, self.dropout, draw.replicated(site))
         y_BSD = x_BSD + branch_BSD
         return norm(y_BSD) if self.norm_after else y_BSD
+
+
+class TransformerBlock(ResidualBlock):
+    """Attention of a sequence to itself, causal or not, then feed-forward."""
+
+    def __init__(
+        self, context: LayerContext, index: int, *, stack: str = "blocks", causal: bool = True
+    ) -> None:
+        """`stack` tells the blocks of a model's several stacks apart, such as those of encoder and decoder."""
+        super().__init__(context, f"{stack}.{index}")
+        self.attention_norm = context.norm()
+        self.attention = SelfAttention(context, f"{self.name}.attention", causal=causal)
+        self.feed_forward_norm = context.norm()
+        self.feed_forward = FeedForward(context, f"{self.name}.feed_forward")
+
+    def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
+        """(B, S, D) -> (B, S, D); the one other tensor tells the tokens that are none of padding, (B, S)."""
+
+        def attend(h_BSD: Tensor) -> Tensor:
+            return self.attention(h_BSD, draw, *others)
+
+        x_BSD = self.add(x_BSD, self.attention_norm, attend, draw, "attention_residual")
+        return self.add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")

@@ -71,7 +71,9 @@ def test_ranks_are_known_by_their_heartbeats(begin: Begin, tmp_path: Path) -> No
     assert process.wait(60) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}], ids=["host", "started", "port"]
+)
 def test_heartbeats_of_other_processes_end_nothing(
     begin: Begin, tmp_path: Path, other: dict[str, object]
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from parallel.statistics import (
+    Visibility,
     attention_entropy,
     entropy_lower_bound,
     row_std,
@@ -65,7 +66,9 @@ def test_all_rows_equal_the_dense_formula(groups: int, scale: float, monkeypatch
     monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", 2000)  # several pieces
     q, k = scale * draw(3, 4, 40, 16), scale * draw(3, groups, 40, 16, seed=1)
     rows = sampled_rows(40, "all")
-    entropy, spread = attention_entropy(q, k, rows)
+    found = attention_entropy(q, k, rows, Visibility())
+    entropy, spread = found.entropy_BHR, found.spread_BHR
+    assert found.visible_PR.tolist() == [[row + 1 for row in rows]]
     expected, logits = plain_entropy(q, k)
     torch.testing.assert_close(entropy, expected[:, :, 1:], rtol=0, atol=1e-6 * scale**2 + 1e-9)
     for row in (1, 20, 39):
@@ -74,11 +77,81 @@ def test_all_rows_equal_the_dense_formula(groups: int, scale: float, monkeypatch
         torch.testing.assert_close(spread[:, :, row - 1], centred.norm(dim=-1), rtol=1e-5, atol=1e-6)
 
 
+def lengths(batch: int, size: int, *, seed: int) -> Tensor:
+    """Which positions are real: samples of several lengths, one of them whole and one of a single token."""
+    ends = torch.randint(2, size, (batch,), generator=torch.Generator().manual_seed(seed))
+    ends[0], ends[-1] = size, 1
+    return torch.arange(size) < ends[:, None]
+
+
+RECTANGLE = (5, 4, 2, 11, 23)
+"""Samples, heads, key heads, queries, keys."""
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+@pytest.mark.parametrize("masked", [(), ("keys",), ("queries",), ("keys", "queries")], ids="-".join)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "all"])
+def test_entropy_of_what_a_row_sees_equals_the_dense_formula(
+    causal: bool, masked: tuple[str, ...], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", 1500)  # several pieces
+    samples, heads, groups, queries, keys = RECTANGLE
+    keys = queries if causal else keys
+    q, k = scale * draw(samples, heads, queries, 8), scale * draw(samples, groups, keys, 8, seed=1)
+    keys_BS = lengths(samples, keys, seed=2) if "keys" in masked else None
+    queries_BT = lengths(samples, queries, seed=3) if "queries" in masked else None
+    rows = sampled_rows(queries, "all", first=0)
+    found = attention_entropy(q, k, rows, Visibility(causal, keys_BS, queries_BT))
+    for sample in range(samples):
+        for row in range(queries):
+            seen = torch.ones(keys, dtype=torch.bool)
+            seen &= torch.arange(keys) <= row if causal else True
+            seen &= keys_BS[sample] if keys_BS is not None else True
+            seen &= queries_BT[sample, row] if queries_BT is not None else True
+            known = found.visible_PR.expand(samples, -1)[sample, row].item()
+            assert known == seen.sum()
+            if known < 2:
+                continue
+            for head in range(heads):
+                key = k[sample, head // (heads // groups), seen].double()
+                logits = key @ q[sample, head, row].double() / 8**0.5
+                weights = logits.softmax(0)
+                entropy = -torch.xlogy(weights, weights).sum()
+                spread = (logits - logits.mean()).norm()
+                assert found.entropy_BHR[sample, head, row] == pytest.approx(entropy.item(), abs=1e-5)
+                assert found.spread_BHR[sample, head, row] == pytest.approx(spread.item(), rel=1e-5)
+
+
+def test_logits_of_all_rows_are_never_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows there are, of any shape, masked or not."""
+    largest = []
+
+    def measured(logits: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        largest.append(logits.numel())
+        return logits.sum(-1), logits.sum(-1)
+
+    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", 4000)
+    monkeypatch.setattr("parallel.statistics._entropy_of_logits", measured)
+    q, k = draw(3, 4, 50, 8), draw(3, 2, 70, 8)
+    masks = Visibility(False, torch.ones(3, 70, dtype=torch.bool), torch.ones(3, 50, dtype=torch.bool))
+    found = attention_entropy(q, k, sampled_rows(50, "all", first=0), masks)
+    assert found.entropy_BHR.shape == (3, 4, 50)
+    assert max(largest) <= 4000
+    assert len(largest) == 50 // (4000 // (3 * 4 * 70)) + 1
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 32), (5, 32), (40, 32), (7, "all")])
+def test_rows_of_a_rectangle_begin_with_the_first(length: int, count: int) -> None:
+    rows = sampled_rows(length, count, first=0).tolist()
+    assert len(set(rows)) == len(rows) == (length if count == "all" else min(count, length))
+    assert 0 <= min(rows) <= max(rows) < length
+
+
 def test_sampled_rows_are_rows_of_all() -> None:
     q, k = draw(2, 4, 64, 8), draw(2, 2, 64, 8, seed=1)
     rows = sampled_rows(64, 5)
-    sampled, _ = attention_entropy(q, k, rows)
-    every, _ = attention_entropy(q, k, sampled_rows(64, "all"))
+    sampled = attention_entropy(q, k, rows, Visibility()).entropy_BHR
+    every = attention_entropy(q, k, sampled_rows(64, "all"), Visibility()).entropy_BHR
     torch.testing.assert_close(sampled, every[:, :, rows - 1])
 
 
@@ -105,7 +178,9 @@ def test_the_bound_is_met_by_one_spike() -> None:
     # One key for each dimension: the last query's logits are its entries times sqrt(K) / sqrt(K).
     q = torch.zeros(1, 1, length, length)
     q[0, 0, -1] = (spike * length**0.5).float()
-    entropy, spread = attention_entropy(q, torch.eye(length)[None, None], torch.tensor([length - 1]))
+    rows = torch.tensor([length - 1])
+    found = attention_entropy(q, torch.eye(length)[None, None], rows, Visibility())
+    entropy, spread = found.entropy_BHR, found.spread_BHR
     bound = entropy_lower_bound(spread, torch.tensor(float(length)))
     assert spread.item() == pytest.approx(size, rel=1e-6)
     assert entropy.item() == pytest.approx(0.0841138516, abs=1e-7)
@@ -118,8 +193,18 @@ def test_the_bound_holds_for_random_rows() -> None:
         q, k = draw(2, 4, 24, 8, seed=seed), draw(2, 4, 24, 8, seed=100 + seed)
         scale = 10 ** (2 * torch.rand((), generator=generator) - 1)
         rows = sampled_rows(24, "all")
-        entropy, spread = attention_entropy(scale * q, scale * k, rows)
-        slack = entropy - entropy_lower_bound(spread, rows.double() + 1)
+        found = attention_entropy(scale * q, scale * k, rows, Visibility())
+        slack = found.entropy_BHR - entropy_lower_bound(found.spread_BHR, rows.double() + 1)
+        assert slack.min().item() > -1e-12
+
+
+def test_the_bound_holds_for_random_rows_that_see_some_keys() -> None:
+    for seed in range(10):
+        q, k = 4 * draw(5, 4, 11, 8, seed=seed), 4 * draw(5, 4, 23, 8, seed=100 + seed)
+        masks = Visibility(False, lengths(5, 23, seed=seed))
+        found = attention_entropy(q, k, sampled_rows(11, "all", first=0), masks)
+        visible = found.visible_PR[:, None].double()
+        slack = (found.entropy_BHR - entropy_lower_bound(found.spread_BHR, visible)).where(visible > 1, 1.0)
         assert slack.min().item() > -1e-12
 
 

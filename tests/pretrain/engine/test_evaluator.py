@@ -18,11 +18,10 @@ from parallel.mesh import Axis, ParallelMesh
 from parallel.vocab import vocabulary_parallel_argmax
 from pretrain.config.run import RunConfig
 from pretrain.engine import evaluator
-from pretrain.engine.build import gpt_parts
+from pretrain.engine.build import model_parts
 from pretrain.engine.evaluator import Evaluation
 from pretrain.engine.targets import BatchesMissing
 from pretrain.evaluation.validate import Validation, validate
-from pretrain.plan.deepspeed_json import deepspeed_json
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.gpt.metric import Perplexity
@@ -114,8 +113,8 @@ def validated(layout: Layout) -> tuple[Validation, list[Evaluation]]:
     config = make_config(layout)
     mesh = make_mesh(config.parallel)
     metrics = (Samples(), Perplexity(), TokenAccuracy(mesh.tensor))
-    parts = replace(gpt_parts(config, mesh, detect_kernels()), metrics=metrics)
-    settings = deepspeed_json(config, plan(config, mesh.world_size))
+    parts = replace(model_parts(config, mesh, detect_kernels()), metrics=metrics)
+    settings = plan(config, mesh.world_size).deepspeed
     alone = evaluator.make_evaluator(parts, mesh, settings)
     steps = [guessable(config, mesh, step) for step in (1, 2)]
     whole = validate(alone, steps, lambda: False)

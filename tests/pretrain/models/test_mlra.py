@@ -15,10 +15,11 @@ from torch import Tensor
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import SequentialLayers
-from pretrain.config.run import ModelConfig
+from parallel.rng import RandomStreams
 from pretrain.engine.build import model_parts
 from pretrain.models.attention import dense_attention_state, low_rank_factors
-from pretrain.models.context import LayerContext
+from pretrain.models.config import TransformerConfig
+from pretrain.models.context import LayerContext, Materials
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 
@@ -109,15 +110,14 @@ def test_folded_model_computes_the_same(name: str, layout: Layout) -> None:
 
 def variance_ratio(mesh: ParallelMesh, init: str, hidden: int, rank: int) -> float:
     """Var[(U D)_ij] over that of a dense (hidden, hidden) matrix."""
-    model = ModelConfig.model_validate(
+    model = TransformerConfig.model_validate(
         {
             "num_layers": 1,
             "hidden_size": hidden,
-            "vocabulary_size": 8,
             "attention": {"kind": "mlra", "num_heads": 1, "rank": rank, "init": init},
         }
     )
-    context = LayerContext(model, mesh, streams=None, norm_class=torch.nn.LayerNorm, seed=1)  # type: ignore[arg-type]
+    context = LayerContext(model, Materials(mesh, RandomStreams(1, mesh), detect_kernels(), seed=1))
     factors = low_rank_factors(context, "query", hidden)
     down, up = factors.down.rows(0, rank, rank, hidden), factors.up.rows(0, hidden, hidden, rank)
     dense = 1 / hidden if init == "xavier" else 0.02**2  # 2 / (fan in + fan out)
@@ -162,7 +162,7 @@ def test_a_smaller_rank_saves_what_it_should() -> None:
         plan(make_config(Layout(), attention={**MLRA, "rank": 5}), 1),
     )
     saved = 4 * 3 * (32 * 32 - 2 * 5 * 32)
-    assert dense.parameters.attention - low_rank.parameters.attention == saved
+    assert dense.parameters.parts["attention"] - low_rank.parameters.parts["attention"] == saved
     assert dense.flops_per_token - low_rank.flops_per_token == 6 * saved
 
 
@@ -177,6 +177,7 @@ def test_sharded_down_projections_are_divided_and_replicated_ones_not() -> None:
 def test_parameters_by_placement_of_norms() -> None:
     """Gain and bias: 4 blocks with 2 norms each, and a last one for pre-LN."""
     counts = {
-        p: plan(make_config(Layout(), norm_placement=p), 1).parameters.norms for p in ("pre", "post", "none")
+        p: plan(make_config(Layout(), norm_placement=p), 1).parameters.parts["norms"]
+        for p in ("pre", "post", "none")
     }
     assert counts == {"pre": 9 * 2 * 32, "post": 8 * 2 * 32, "none": 0}

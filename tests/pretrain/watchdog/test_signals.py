@@ -1,9 +1,10 @@
 """Signals of the watchdog: dense looks on demand, the ranks' digest, AdamW's reach, copies that differ."""
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from parallel.statistics import row_moments
 from pretrain.config.run import RunConfig, WatchdogConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.engine.rank_digest import slots_of, unanimous
+from pretrain.models.outline import stage_of
 from pretrain.optim.config import AdamWConfig, OptimizerConfig, SGDConfig
 from pretrain.optim.update_bound import adamw_update_bound
 from pretrain.plan.plan import plan
@@ -72,11 +74,11 @@ def test_the_report_tells_of_ranks_that_have_decided_otherwise(layout: Layout) -
 # Dense looks on demand
 
 
-def asked(layout: Layout, probes: dict[str, Any], dense: tuple[int, ...], steps: int = 6) -> tuple[Any, Any]:
+def asked(layout: Layout, probes: dict[str, Any], full: tuple[int, ...], steps: int = 6) -> tuple[Any, Any]:
     config = probed_config(layout, {**TIED, "dropout": 0.1}, probes)
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
-    reports = [take(engine, config, mesh, step, full=step in dense) for step in range(1, steps + 1)]
+    reports = [take(engine, config, mesh, step, full=step in full) for step in range(1, steps + 1)]
     return reports, state(engine)
 
 
@@ -235,7 +237,7 @@ def test_a_foreign_write_is_out_of_reach(value: float) -> None:
 
 
 def forgotten(folder: str) -> list[set[str]]:
-    """Measures that look back: of a step, of one after `forget`, of the next, of one after a load."""
+    """Measures that look back: of a step, of one after `reset`, of the next, of one after a load."""
     config = probed_config(Layout(), TIED, {"every_steps": 1})
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
@@ -295,8 +297,11 @@ def test_the_checksum_changes_with_every_bit_and_with_the_order(dtype: torch.dty
 def probe_of(tensor: int, pipeline: int, data: int, tied: bool) -> ReplicaProbe:
     axes = {"tensor": tensor, "pipeline": pipeline, "data": data}
     mesh = SimpleNamespace(**{name: SimpleNamespace(size=size) for name, size in axes.items()})
-    config = SimpleNamespace(model=SimpleNamespace(tied_embeddings=tied))
-    return ReplicaProbe(cast(Any, SimpleNamespace(config=config, mesh=mesh, names=range(8))))
+    config = make_config(Layout(), tied_embeddings=tied)
+    outline = config.model.outline(config.data)
+    model: Any = SimpleNamespace(mesh=mesh, outline=outline)
+    model.stage = partial(stage_of, boundaries=outline.partition(pipeline))
+    return ReplicaProbe(model)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +351,7 @@ def test_the_last_bit_of_one_replica_is_seen_and_the_rank_named() -> None:
 def test_a_rank_is_named_where_its_copy_alone_has_moved_too_far() -> None:
     """Two tensor ranks, three copies of each half of the table, on the last stage."""
     mesh = SimpleNamespace(tensor=SimpleNamespace(size=2))
-    probe: Any = SimpleNamespace(_model=SimpleNamespace(mesh=mesh), _first_rank=6)
+    probe: Any = SimpleNamespace(_mesh=mesh, _first_rank=6)
 
     def named(*beyond: int) -> dict[str, float]:
         return EmbeddingProbe._beyond(probe, torch.tensor([place in beyond for place in range(6)]))
