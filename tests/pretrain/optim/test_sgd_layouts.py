@@ -49,7 +49,8 @@ def course(layout: Layout, model: dict[str, Any], settings: dict[str, Any]) -> L
     for step in range(1, STEPS + 1):
         report, _ = engine.step(make_batches(config, mesh, step), proceed, step=step, learning_rate=RATE)
         losses.append((report.loss, report.gradient_norm))
-    return [*losses, engine.evaluate(make_batches(config, mesh, 0))]
+    validation = engine.evaluate(make_batches(config, mesh, 0))
+    return [*losses, (validation.loss, validation.targets)]
 
 
 AGREE = [
