@@ -11,6 +11,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import Tensor
 
 from parallel.mesh import ParallelMesh
+from pretrain.backend.joint_backward import backward_at_once
 from pretrain.backend.quiet import quiet
 from pretrain.tasks.task import Objective
 
@@ -84,6 +85,7 @@ class Pipelined(Schedule):
         # The schedule looks instructions up through the instance, so the class stays as it is.
         self._engine._INSTRUCTION_MAP = {
             **PipelineEngine._INSTRUCTION_MAP,
+            schedule.BackwardPass: backward_at_once,
             schedule.OptimizerStep: judged_update,
         }
         with quiet():

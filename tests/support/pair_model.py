@@ -12,15 +12,17 @@ from typing import Any, ClassVar, Literal
 from unittest.mock import patch
 
 import torch
-from support.training import Layout, make_config, make_engine
+from support.training import Layout, make_config
 from torch import Tensor
 
 from data_pipeline.config import DataConfig
+from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from parallel.rng import MaskSeed
 from pretrain.config.run import ProbesConfig, RunConfig
+from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
 from pretrain.models.blocks import ResidualBlock, TransformerBlock
 from pretrain.models.config import TransformerConfig, VocabularyConfig
@@ -39,8 +41,8 @@ from pretrain.models.sizes import (
     norm_parameters,
     row_parameters,
 )
-from pretrain.plan.deepspeed_json import deepspeed_json
-from pretrain.plan.plan import Plan
+from pretrain.plan.plan import plan
+from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.gpt.objective import NextToken
 from pretrain.tasks.registry import TASKS
@@ -52,16 +54,18 @@ SOURCE_LENGTH, TARGET_LENGTH = 24, 17
 
 
 class PairConfig(TransformerConfig, TaskConfig):
-    """An encoder and a decoder of `num_layers` blocks each."""
+    """An encoder, and a decoder of `num_layers` blocks."""
 
     kind: Literal["pair"] = "pair"
+    encoder_layers: int = 2
     tied_embeddings: bool = True
     """The head uses the target's table."""
     multiple: int = 64
     """Tables are padded to a multiple of it."""
 
-    data_section: ClassVar[type[DataConfig]] = DataConfig
+    data_section: ClassVar[type[DataConfig]] = TextConfig
     loss_unit: ClassVar[str] = "nats per token"
+    targets: ClassVar[str] = "tokens"
 
     @property
     def source(self) -> VocabularyConfig:
@@ -76,13 +80,13 @@ class PairConfig(TransformerConfig, TaskConfig):
         )
 
     def outline(self, data: DataConfig) -> Outline:
-        numbers = range(self.num_layers)
+        encoders, decoders = range(self.encoder_layers), range(self.num_layers)
         return Outline(
             (
                 embedding_size(self, self.source, "embedding"),
-                *(block_size(self, f"encoder_{number:02d}", SOURCE_LENGTH) for number in numbers),
+                *(block_size(self, f"encoder_{number:02d}", SOURCE_LENGTH) for number in encoders),
                 embedding_size(self, self.target, "embedding_target", "tev_target", input=1),
-                *(decoder_size(self, f"decoder_{number:02d}") for number in numbers),
+                *(decoder_size(self, f"decoder_{number:02d}") for number in decoders),
                 final_norm_size(self),
                 head_size(self, self.target, TARGET_LENGTH, tied_to="embedding_target"),
             )
@@ -168,12 +172,12 @@ class Pair(Task[PairConfig]):
         shared = {"context": LayerContext(model, materials)}
         tie = "target" if model.tied_embeddings else None
         target = {**shared, "vocabulary": model.target}
-        numbers = range(model.num_layers)
+        encoders, decoders = range(model.encoder_layers), range(model.num_layers)
         return [
             LayerSpec(SourceEmbedding, {**shared, "vocabulary": model.source, "name": "source"}),
-            *(LayerSpec(EncoderBlock, {**shared, "index": number}) for number in numbers),
+            *(LayerSpec(EncoderBlock, {**shared, "index": number}) for number in encoders),
             LayerSpec(TargetEmbedding, {**target, "name": "target"}, tie=tie),
-            *(LayerSpec(DecoderBlock, {**shared, "index": number}) for number in numbers),
+            *(LayerSpec(DecoderBlock, {**shared, "index": number}) for number in decoders),
             LayerSpec(StreamNorm, shared),
             LayerSpec(VocabularyHead, target, tie=tie),
         ]
@@ -246,19 +250,14 @@ def padded(samples: int, length: int, vocabulary: int, generator: torch.Generato
     return ids * (torch.arange(length) < ends[:, None])
 
 
-def whole_activations(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """The DeepSpeed JSON, with what flows between stages not cut over tensor ranks: DeepSpeed can cut but one tensor
-    that has a gradient, and here two have one."""
-    return {
-        **deepspeed_json(config, plan),
-        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
-    }
-
-
 def pair_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
-    """The engine of a run, with the task in the registry."""
-    with (
-        patch.dict(TASKS, {"pair": Pair()}),  # type: ignore[arg-type]
-        patch("pretrain.engine.build.deepspeed_json", whole_activations),
-    ):
-        return make_engine(config, mesh)
+    """The engine of a run, with the task in the registry.
+
+    What flows between stages is not cut over tensor ranks: DeepSpeed can cut but one tensor that has a gradient, and
+    here two have one.
+    """
+    planned = plan(config, mesh.world_size)
+    whole = {"pipe_partitioned": False, "grad_partitioned": False}
+    planned = replace(planned, deepspeed={**planned.deepspeed, "pipeline": whole})
+    with patch.dict(TASKS, {"pair": Pair()}):  # type: ignore[arg-type]
+        return assemble_engine(config, planned, mesh, detect_kernels())

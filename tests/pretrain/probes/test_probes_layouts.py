@@ -28,6 +28,7 @@ from pretrain.config.run import ProbesConfig, RunConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.models.attention import AttentionCore
 from pretrain.step import StepReport
+from pretrain.tasks.gpt.objective import NextToken
 
 STEPS = 4
 PROBES = {"every_steps": 2, "histogram_every_steps": 4, "attention_entropy_rows": "all", "tev_head": True}
@@ -179,7 +180,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     batches = make_batches(config, mesh, 2)
     module.eval()
     facts |= weight_facts(config, module) | forward_facts(config, module, batches[0])
-    facts |= gradient_facts(config, module, engine.evaluator._objective, batches)
+    facts |= gradient_facts(config, module, NextToken(mesh.tensor), batches)
     reports = [take(engine, config, mesh, step) for step in range(2, 9)]
     slack = [r.measures["attention_entropy_slack_min"] for r in reports if r.step % 2 == 0]
     return dict(reports[0].measures), facts, slack

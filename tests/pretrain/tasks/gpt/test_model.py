@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.distributed import run_distributed
-from support.training import SEQUENCE, Layout, make_batches, make_config, make_mesh
+from support.training import Layout, make_batches, make_config, make_mesh
 from torch import Tensor
 from torch.nn import functional as F
 
