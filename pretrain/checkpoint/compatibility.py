@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from parallel.mesh import ParallelMesh
 from pretrain.checkpoint.manifest import CheckpointLayout, Manifest
 from pretrain.config.run import RunConfig
+from pretrain.optim.config import OPTIMIZERS
+from pretrain.section import kind_of
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Compatibility:
     architecture: str
     """Digest of the model's shape."""
     data_fingerprint: str
+    optimizer: str
+    """Its kind: the state of one means nothing to another."""
 
     @classmethod
     def of(cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str) -> "Compatibility":
@@ -31,6 +35,7 @@ class Compatibility:
             ),
             architecture=hashlib.sha256(shape.encode()).hexdigest(),
             data_fingerprint=data_fingerprint,
+            optimizer=config.optimizer.kind,
         )
 
     def reason(self, manifest: Manifest) -> str:
@@ -47,6 +52,9 @@ class Compatibility:
                 "holds another model; restore [model] and data.sequence_length as they were, or choose another "
                 "run.name"
             )
+        held = manifest.optimizer or kind_of(OPTIMIZERS[0])
+        if held != self.optimizer:
+            return f"holds the state of another optimizer, {held}; restore optimizer.kind, or choose another run.name"
         if manifest.data_fingerprint != self.data_fingerprint:
             return (
                 "belongs to other data or another tokenizer than the run's, so its data position means nothing; "

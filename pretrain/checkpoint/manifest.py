@@ -62,6 +62,8 @@ class Manifest(Document):
     """Digest of the resolved configuration."""
     data_fingerprint: str
     """Fingerprint of the data and its tokenizer: what the data position in the checkpoint refers to."""
+    optimizer: str = ""
+    """Kind of the optimizer whose state it holds; empty in checkpoints of earlier versions, which knew but one."""
     state: TrainState
     files: dict[FileName, FileRecord]
     versions: dict[str, str]

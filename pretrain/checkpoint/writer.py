@@ -166,6 +166,7 @@ class CheckpointWriter:
             layout=self._compatibility.layout,
             config_digest=self._compatibility.architecture,
             data_fingerprint=self._compatibility.data_fingerprint,
+            optimizer=self._compatibility.optimizer,
             state=state,
             files={name: record for own in ranks for name, record in own.files.items()},
             versions=self._versions,

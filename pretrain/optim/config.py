@@ -37,7 +37,7 @@ class OptimizerConfig(Section):
     @property
     @abstractmethod
     def state(self) -> tuple[str, ...]:
-        """What it keeps of each weight, an fp32 number each, by its name in the optimizer's state."""
+        """What it keeps of each weight by name, an fp32 number each: the memory estimate counts them."""
 
     @property
     def update_bound(self) -> float | None:
@@ -46,7 +46,7 @@ class OptimizerConfig(Section):
         return None
 
     def problems(self) -> Iterator[Problem]:
-        """Everything about these settings that cannot work together."""
+        """It yields everything about these settings that cannot work together."""
         yield from ()
 
 
@@ -67,7 +67,7 @@ class AdamWConfig(OptimizerConfig):
 
     @property
     def state(self) -> tuple[str, ...]:
-        """Both moments."""
+        """It keeps both moments."""
         return "exp_avg", "exp_avg_sq"
 
     @property
@@ -93,11 +93,11 @@ class SGDConfig(OptimizerConfig):
 
     @property
     def state(self) -> tuple[str, ...]:
-        """The momentum, if there is any."""
+        """It keeps the momentum, if there is any."""
         return ("momentum_buffer",) if self.momentum else ()
 
     def problems(self) -> Iterator[Problem]:
-        """Nesterov's momentum is a momentum."""
+        """It refuses Nesterov's momentum without momentum."""
         if self.nesterov and not self.momentum:
             rule = "must be false without momentum: it says how momentum is used"
             yield Problem(

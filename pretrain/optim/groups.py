@@ -10,7 +10,7 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> Groups:
-    """Matrices decay; biases and normalization gains, which have one dimension, do not."""
+    """It returns two groups: matrices decay; biases and normalization gains, which have one dimension, do not."""
     trained = [p for p in parameters if p.requires_grad]
     groups: Groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

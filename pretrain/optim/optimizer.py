@@ -46,7 +46,7 @@ class Optimizer(ABC, Generic[Config]):
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The settings of an optimizer that was just made, by group: they follow from the configuration."""
+    """It returns the settings of an optimizer that was just made, by group: they follow from the configuration."""
     return [
         {key: value for key, value in group.items() if key not in NOT_SETTINGS}
         for group in optimizer.param_groups

@@ -16,5 +16,5 @@ IMPLEMENTATIONS: Mapping[str, type[Optimizer[Any]]] = {
 
 
 def make_optimizer(config: OptimizerConfig) -> Optimizer[Any]:
-    """The optimizer that a configuration asks for; raises ConfigurationError where it is not to be had here."""
+    """It makes what a configuration asks for, and raises ConfigurationError where that is not to be had here."""
     return IMPLEMENTATIONS[config.kind](config)

@@ -1,14 +1,15 @@
 """Thresholds from the run's own residuals.
 
-Residuals of real signals are neither normal nor independent, and a threshold from a formula that takes them so gave
-hundreds of false alarms in 100,000 steps. What is sought is the level that the sum crosses at most `RATE` times a
-step. Two estimates are made of it, and the higher one counts:
+Residuals of real signals are neither normal nor independent, so that no formula that takes them so will do
+(docs/watchdog.md). What is sought is the level that the sum crosses at most `RATE` times a step. Two estimates are made
+of it, and the higher one counts:
 
-- Past residuals come again, in blocks, which keep their dependence over short times. Sees skew and a mean that is off.
+- Past residuals come again, in blocks, which keep their dependence over short times. This sees skew and a mean that is
+  off.
 - A random walk of drift -1 and variance F a step stays above h at a rate of about exp(-2 h / F), which makes
   h = F / 2 ln(1 / RATE) = 8 F; F is the long-run variance of residuals over their variance, 1 where they are
-  independent, 3 for a correlation of 0.5 from one to the next. Sees dependence, of which two thousand residuals have
-  too few long excursions for the bootstrap: at this correlation it found 12 where 20 are needed.
+  independent, 3 for a correlation of 0.5 from one to the next. This sees dependence, of which two thousand residuals
+  have too few long excursions for the bootstrap.
 """
 
 import math

@@ -143,7 +143,7 @@ class Detectors:
 
 
 def checks(config: RunConfig) -> Iterator[Check]:
-    """The checks of the weights."""
+    """It yields the checks of the weights: of every table, and of copies."""
     if config.watchdog.reach:
         for prefix in watched_tables(config):
             yield Check(f"{prefix}_reach", "reach", 1.0)
@@ -151,19 +151,19 @@ def checks(config: RunConfig) -> Iterator[Check]:
 
 
 def _growth_key(signal: str) -> str:
-    """Where the state of a signal of growth lies: that of the first tasks, which had one table, is called `growth`."""
+    """It returns where the state of a signal of growth lies; that of `tev` has its name from when it was alone."""
     return "growth" if signal == "tev_growth" else signal
 
 
 def _numbers(report: StepReport, watched: Sequence[Signal]) -> dict[str, float]:
-    """What is watched of a report, by measure."""
+    """It returns what is watched of a report, by measure."""
     numbers = {"loss": report.loss, "gradient_norm": report.gradient_norm}
     names = [signal.measure for signal in watched if signal.measure in report.measures]
     return numbers | {name: report.measures[name] for name in names}
 
 
 def _nonfinite(report: StepReport, watched: Sequence[Signal]) -> Iterator[Alarm]:
-    """Numbers that are none, among what is watched."""
+    """It yields an alarm for each number that is none, among what is watched."""
     numbers = _numbers(report, watched)
     bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
     if not report.finite and not bad:

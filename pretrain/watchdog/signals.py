@@ -60,7 +60,7 @@ class Signal:
         return self.growth_of or self.name
 
     def value(self, number: float, last_rate: float) -> float | None:
-        """What the channel looks at; none where there is no logarithm. `last_rate` has led to this step."""
+        """It returns what the channel looks at, none where there is no logarithm; `last_rate` has led to this step."""
         if self.by_rate:
             if not last_rate:
                 return None
@@ -81,7 +81,7 @@ class Growth:
     steps: int = 0
 
     def after(self, tev: float, learning_rate: float) -> float | None:
-        """The growth of the block that ends with `tev`, or none; `learning_rate` is that of the update to come."""
+        """It returns the growth of the block that ends with `tev`, or none; `learning_rate` is the next update's."""
         growth = None
         if self.start is None or (self.steps == GROWTH_STEPS and self.reach == 0):
             self.start, self.steps, self.reach = tev, 0, 0.0
@@ -94,7 +94,7 @@ class Growth:
 
 
 def signals(config: RunConfig) -> tuple[Signal, ...]:
-    """The table of a run."""
+    """It returns the table of a run."""
     always = ChannelSettings(config.watchdog.window, config.watchdog.threshold)
     stride = config.probes.every_steps
     probed = replace(always, window=max(SHORT_WINDOW, always.window // stride), stride=stride)
@@ -115,7 +115,7 @@ def signals(config: RunConfig) -> tuple[Signal, ...]:
 
 
 def table_signals(prefix: str, always: ChannelSettings, config: RunConfig) -> Iterator[Signal]:
-    """The rows of one table, whose measures are called `prefix_mean` and so on."""
+    """It yields the rows of one table of the model, whose measures are called `prefix_mean` and so on."""
     learning_rate, scale = config.optimizer.learning_rate, config.optimizer.update_scale
     waves = 0.0 if scale is None else _LEVEL_UPDATES * scale * learning_rate
     level = replace(always, window=min(always.window, SHORT_WINDOW), floor=max(_LEVEL_FLOOR, waves))
@@ -135,7 +135,7 @@ def table_signals(prefix: str, always: ChannelSettings, config: RunConfig) -> It
 
 
 def watched_tables(config: RunConfig) -> dict[str, LayerSize]:
-    """The layers with a table that inputs are looked up in, by what its measures are called."""
+    """It returns the layers with a table that inputs are looked up in, by what its measures are called."""
     outline = config.model.outline(config.data)
     layers = [outline.layers[index] for index in outline.tables]
     return {layer.table.measures: layer for layer in layers if layer.table and layer.table.watched}

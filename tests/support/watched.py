@@ -4,9 +4,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.runs import run_config
-from support.training import Layout, make_config, make_mesh
+from support.training import Layout, make_mesh
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, TrainingDiverged
@@ -72,8 +71,3 @@ def one(folder: Path, kind: Kind) -> Record:
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     base = config.model_dump(mode="json")
     return RunConfig.model_validate({**base, **{name: {**base[name], **s} for name, s in sections.items()}})
-
-
-@pytest.fixture
-def config() -> RunConfig:
-    return changed(make_config(Layout()), watchdog={"window": 32}, run={"steps": 1000})

@@ -21,7 +21,7 @@ from support.steps import train as take
 from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed, slow
 from support.watched import kinds, run, watched
 
-from pretrain.backend.live_state import copied
+from pretrain.backend.host_copy import copied
 from pretrain.checkpoint.snapshots import SnapshotStore
 from pretrain.config.run import RunConfig
 from pretrain.optim.config import SGDConfig
@@ -49,7 +49,8 @@ def course(layout: Layout, model: dict[str, Any], settings: dict[str, Any]) -> L
     for step in range(1, STEPS + 1):
         report, _ = engine.step(make_batches(config, mesh, step), proceed, step=step, learning_rate=RATE)
         losses.append((report.loss, report.gradient_norm))
-    return [*losses, engine.evaluate(make_batches(config, mesh, 0))]
+    validation = engine.evaluate(make_batches(config, mesh, 0))
+    return [*losses, (validation.loss, validation.targets)]
 
 
 AGREE = [

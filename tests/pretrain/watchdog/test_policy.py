@@ -181,7 +181,7 @@ def test_what_nothing_helps_against_ends_a_run_only_with_its_loss() -> None:
 def test_a_run_that_gets_better_is_not_taken_back_for_other_signals() -> None:
     falling = LossTrend.of((step, 5 - 0.01 * step) for step in range(373, 501))
     for event, action in (("tev_mean gradient_norm", Action.PROCEED), ("loss", Action.ROLLBACK)):
-        verdict = judge(replace(judge_input(event), course=falling), CONFIG)
+        verdict = judge(replace(judge_input(event), trend=falling), CONFIG)
         assert verdict.action is action
         assert ("the loss still falls" in verdict.reason) is (action is Action.PROCEED)
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from support.distributed import run_distributed
 from support.runs import run_and_stop
-from support.training import Layout
+from support.training import Layout, make_config
 from support.watched import changed, kinds, one, run, watched
 
 from pretrain.config.run import RunConfig
@@ -12,6 +13,11 @@ from pretrain.ledger.history import RunHistory
 from pretrain.ledger.record import Kind, Record
 from pretrain.step import StepReport, TrainState
 from pretrain.watchdog.watchdog import Watchdog
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return changed(make_config(Layout()), watchdog={"window": 32}, run={"steps": 1000})
 
 
 def test_a_session_with_other_settings_begins_with_new_baselines(corpus: Path, tmp_path: Path) -> None:

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 from support.distributed import run_distributed
-from support.training import SEQUENCE, Layout, make_batches, make_config, make_mesh
+from support.training import Layout, make_batches, make_config, make_mesh
 from torch import Tensor
 from torch.nn import functional as F
 
 from parallel.pipeline import SequentialLayers
-from pretrain.config.run import ModelConfig
 from pretrain.engine.build import model_parts
 from pretrain.runtime.kernels import detect_kernels
-from pretrain.tasks.gpt.sizes import parameter_shapes
+from pretrain.tasks.gpt.config import GPTConfig
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"positions": "learned"},
@@ -42,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 EPSILON = 1e-5
 
 
-def norm(model: ModelConfig, weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+def norm(model: GPTConfig, weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     if model.normalization == "layer_norm":
         x = x - x.mean(-1, keepdim=True)
     x = x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * weights[f"{name}.weight"]
@@ -63,7 +62,7 @@ def rotate(x_BHSK: Tensor) -> Tensor:
     return torch.cat([pairs.real, pairs.imag], dim=-1)
 
 
-def project(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Sequence[Tensor]:
+def project(model: GPTConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Sequence[Tensor]:
     """Queries, keys and values of all heads."""
     if model.attention.kind == "mlra":
         latents = linear(weights, f"{name}.down", x_BSD).split(model.attention_rank, dim=-1)
@@ -74,7 +73,7 @@ def project(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Te
     )
 
 
-def attention(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
+def attention(model: GPTConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
     size, heads, groups = model.head_size, model.attention.num_heads, model.num_key_value_heads
     projected = project(model, weights, f"{name}.qkv", x_BSD)
     q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in projected)
@@ -87,7 +86,7 @@ def attention(model: ModelConfig, weights: dict[str, Tensor], name: str, x_BSD: 
     return linear(weights, f"{name}.output", y.transpose(1, 2).flatten(2))
 
 
-def feed_forward(model: ModelConfig, weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+def feed_forward(model: GPTConfig, weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     h = linear(weights, f"{name}.up", x)
     if model.activation == "swiglu":
         gate, value = h.chunk(2, dim=-1)
@@ -95,7 +94,7 @@ def feed_forward(model: ModelConfig, weights: dict[str, Tensor], name: str, x: T
     return linear(weights, f"{name}.down", 0.5 * h * (1 + torch.erf(h / 2**0.5)))
 
 
-def reference(model: ModelConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+def reference(model: GPTConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits over the real vocabulary."""
     last = model.num_layers + 3
     x = weights["layers.0.weight"][tokens]
@@ -159,7 +158,9 @@ def shapes(name: str) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_plan(name: str) -> None:
     (built,) = run_distributed(shapes, 1, name)
-    planned = parameter_shapes(make_config(Layout(), **MODELS[name]).model, SEQUENCE)
+    config = make_config(Layout(), **MODELS[name])
+    layers = config.model.outline(config.data).layers
+    planned = [parameter for layer in layers for parameter in layer.parameters]
     assert sorted(built) == sorted(shape.shape for shape in planned)
 
 

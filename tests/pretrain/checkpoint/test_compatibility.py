@@ -1,0 +1,45 @@
+"""What a checkpoint must agree with, each with its own reason."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pretrain.checkpoint.compatibility import Compatibility
+from pretrain.checkpoint.manifest import CheckpointLayout, Manifest
+from pretrain.step import TrainState
+
+LAYOUT = CheckpointLayout(tensor=2, pipeline=1, data=1, zero_stage=1, dtype="bf16")
+RUN = Compatibility(LAYOUT, architecture="c0ffee", data_fingerprint="f00d", optimizer="adamw")
+
+
+def manifest(**fields: Any) -> Manifest:
+    return Manifest(
+        tag="step00000100-a1",
+        layout=LAYOUT,
+        config_digest="c0ffee",
+        data_fingerprint="f00d",
+        state=TrainState(step=100),
+        files={},
+        versions={},
+        **fields,
+    )
+
+
+def test_a_checkpoint_of_the_same_run_is_taken() -> None:
+    assert RUN.reason(manifest(optimizer="adamw")) == ""
+    assert RUN.reason(manifest()) == "", "before there was a choice all were of AdamW"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"layout": LAYOUT.model_copy(update={"tensor": 1})}, "another layout (tensor 2 -> 1)"),
+        ({"architecture": "decaf"}, "another model"),
+        ({"data_fingerprint": "dead"}, "other data"),
+        ({"optimizer": "sgd"}, "the state of another optimizer, adamw; restore optimizer.kind"),
+    ],
+)
+def test_another_run_is_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
+    assert reason in replace(RUN, **change).reason(manifest())
+    assert reason in replace(RUN, **change).reason(manifest(optimizer="adamw"))
