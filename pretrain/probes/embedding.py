@@ -99,7 +99,7 @@ class EmbeddingProbe(Probe):
 
     def reset(self) -> None:
         if self._reach:
-            self._reach.forget()
+            self._reach.reset()
 
     def _finish(self, slots: Tensor) -> Measures:
         if self._step.full:

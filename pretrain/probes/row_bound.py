@@ -55,7 +55,7 @@ class RowBound:
         """The rows of this step have been updated; 0: they stay as they are."""
         self._before, self._learning_rate, self.known = self._now, learning_rate, True
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The rows have been replaced."""
         self._now = self._before = None
         self.known = False
