@@ -14,7 +14,7 @@ import pytest
 from launch.ranks import find_orphans, find_ranks, is_launcher, send
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60.0
+SECONDS = 120.0
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 

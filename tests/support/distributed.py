@@ -1,8 +1,8 @@
 """The rig: run a plain function on several gloo ranks of this machine.
 
 Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (`rank_imports`) and take one
-function after the other. Every engine leaves process groups behind, with threads of gloo that
-spin once a peer has dropped its end: so after some functions the ranks are replaced by fresh ones.
+function after the other. Every engine leaves process groups behind, with threads of gloo that spin once a peer has
+dropped its end: so after some functions the ranks are replaced by fresh ones.
 """
 
 import atexit
@@ -158,9 +158,9 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
         raise ImportError("the server of ranks could not import support.rank_imports")
     faulthandler.register(ASK_FOR_STACK, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world_size)
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    # As DeepSpeed's launcher does. Without the size it calls `numactl` in every reduction of ZeRO-3 to count devices.
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group(
         "gloo",

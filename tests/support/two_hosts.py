@@ -16,7 +16,7 @@ from pathlib import Path
 PROGRAMS = ("ip", "/usr/sbin/sshd", "ssh", "ssh-keygen", "pdsh")
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 INTERFACE = "eth0"
-SECONDS = 20.0
+SECONDS = 60.0
 
 SSHD_CONFIG = """
 ListenAddress {address}
