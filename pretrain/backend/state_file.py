@@ -1,4 +1,4 @@
-"""Files of state: torch writes them while the run waits; they are forced to disk and described while it goes on."""
+"""torch writes files of state while the run waits; they are forced to disk and described while it goes on."""
 
 import os
 from collections.abc import Iterator
