@@ -1,4 +1,4 @@
-"""Which checkpoints are kept is decided here, by pure functions of tags.
+"""Pure functions of tags decide which checkpoints are kept.
 
 A run without a watchdog keeps what is configured. One with a watchdog keeps in addition what it may go back to:
 

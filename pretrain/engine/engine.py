@@ -156,7 +156,7 @@ class TrainEngine:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """The names of all layers, by index."""
+        """It returns the names of all layers, by index."""
         return self._model.names
 
     def reset(self) -> None:

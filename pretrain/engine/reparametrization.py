@@ -1,4 +1,4 @@
-"""In a training run, sigmaReparam has parts that happen around an update, and an optimizer for its gammas.
+"""In a training run, the parts of sigmaReparam happen around an update, and its gammas have an optimizer.
 
 Gammas are scalars in fp32, also in a bf16 model, and every rank of a stage knows their gradient. So they are
 buffers with an optimizer of their own: of the weights' kind, without weight decay, clipped by the global norm as all
