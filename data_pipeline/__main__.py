@@ -1,4 +1,4 @@
-"""`python -m data_pipeline KIND ...`, which `surefoot prepare` runs: prepare raw files for training.
+"""`python -m data_pipeline KIND ...`, which `surefoot prepare` runs, prepares raw files for training.
 
 A kind of data can be prepared when its room has a `command.py`: a first docstring line for the list of kinds, and
 `main(arguments)`, which returns the exit code. No room is imported that was not asked for.

@@ -1,4 +1,4 @@
-"""Batches: the contract between the data and everything that computes."""
+"""A batch is the contract between the data and everything that computes."""
 
 from typing import Protocol, TypeVar
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Batch(Protocol):
-    """One micro-batch of any task.
+    """It is one micro-batch of any task.
 
     `inputs` feeds the first layer of the model and `labels` the objective; under pipeline parallelism
     these are different processes, so neither may need the other.
@@ -20,22 +20,22 @@ class Batch(Protocol):
 
     @property
     def samples(self) -> int:
-        """Samples in this micro-batch, the masked ones included."""
+        """It counts the samples in this micro-batch, the masked ones included."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model reads for this micro-batch, for throughput and budgets."""
+        """It counts the tokens that the model reads for this micro-batch, for throughput and budgets."""
 
     @property
     def target_weight(self) -> float:
-        """Sum of the weights of all targets: what the summed loss is divided by."""
+        """It is the sum of the weights of all targets, by which the summed loss is divided."""
 
     @property
     def damaged(self) -> tuple[str, ...]:
-        """Names of samples that were found damaged and are masked (weight 0) here."""
+        """It names the samples that were found damaged and are masked (weight 0) here."""
 
     def scaled(self, factor: float) -> "Batch":
-        """The same batch with all target weights multiplied."""
+        """It returns the same batch with all target weights multiplied."""
 
 
 BatchType = TypeVar("BatchType", bound=Batch)

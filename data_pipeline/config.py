@@ -1,4 +1,4 @@
-"""What a run reads, whatever the kind of data: prepared datasets, how they are mixed, and the batch equation.
+"""A run says with these keys what it reads, whatever the kind of data: datasets, their mixture, and the batch equation.
 
 A kind of data adds the keys of its own in a subclass, in the `config.py` of its room.
 """
@@ -48,7 +48,7 @@ class DataConfig(BaseModel):
 
     @property
     def tokens_per_sample(self) -> int:
-        """About how many tokens the model reads for a sample, for plans and budgets; each subclass says it."""
+        """It tells about how many tokens the model reads for a sample, for plans and budgets; each subclass says it."""
         raise NotImplementedError
 
 

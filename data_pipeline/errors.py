@@ -1,5 +1,5 @@
-"""Errors about data that end a run with exit code 3."""
+"""These errors about data end a run with exit code 3."""
 
 
 class DataError(Exception):
-    """Data that is missing, damaged or not what it claims to be; the message names file, key or sample."""
+    """Data is missing, damaged or not what it claims to be; the message names file, key or sample."""

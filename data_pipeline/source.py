@@ -1,4 +1,4 @@
-"""The contract of a kind of data: what storing and reading need to know of it, and nothing else.
+"""A source is the contract of a kind of data: what storing and reading need to know of it, and nothing else.
 
 Each room (`text/`, ...) implements it in its `source.py`. A task hands its source to the streams, so there is no list
 of sources here.
@@ -20,7 +20,7 @@ from data_pipeline.shards.manifest import ManifestType
 
 @dataclass(frozen=True)
 class Baseline:
-    """A loss that the data itself knows, for a model's to be compared with."""
+    """It is a loss that the data itself knows, for a model's to be compared with."""
 
     name: str
     """What has this loss, as in `a unigram model`."""
@@ -29,7 +29,7 @@ class Baseline:
 
 
 class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
-    """One kind of data, from what lies in its shards to batches. It has no state of its own."""
+    """A source takes one kind of data from what lies in its shards to batches. It has no state of its own."""
 
     manifest_type: type[ManifestType]
     """Manifests of another type are refused."""

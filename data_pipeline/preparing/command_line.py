@@ -1,4 +1,4 @@
-"""What the command lines of all rooms that prepare data have in common: exit codes and types of arguments."""
+"""The command lines of all rooms that prepare data have this in common: exit codes and types of arguments."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Progress of a long task: a bar on a terminal, plain lines elsewhere."""
+"""A long task shows its progress: as a bar on a terminal, as plain lines elsewhere."""
 
 import sys
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ LINES = 5
 
 
 class Advance(Protocol):
-    """Tells how far a task is."""
+    """It tells how far a task is."""
 
     def __call__(self, done: int) -> None:
-        """`done` more bytes are done."""
+        """It is told that `done` more bytes are done."""
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
-    """Show the progress of a task of `total` bytes on standard error."""
+    """It shows the progress of a task of `total` bytes on standard error."""
     if not sys.stderr.isatty():
         yield _PlainProgress(title, total)
         return

@@ -1,4 +1,4 @@
-"""The record of a prepared folder, what it was made with and from: nothing is made twice or replaced in error."""
+"""A prepared folder records what it was made with and from, so that nothing is made twice or replaced in error."""
 
 import hashlib
 import json

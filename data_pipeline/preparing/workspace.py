@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all."""
+"""A workspace is a folder that appears complete or not at all."""
 
 import fcntl
 import shutil
@@ -14,7 +14,7 @@ LOCK = "lock"
 
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its place when the block ends well, and else is removed.
+    """It gives an empty folder beside `target` that takes its place when the block ends well, and else is removed.
 
     What a killed process left there is cleared first. Raises DataError when another process is at work.
     """
@@ -43,7 +43,7 @@ def _clear(folder: Path) -> None:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Rename `folder` to `target`; what was there goes only when the new is complete."""
+    """It renames `folder` to `target`; what was there goes only when the new is complete."""
     (folder / LOCK).unlink()
     replaced = target.with_name(f".{target.name}.replaced")
     if target.exists():

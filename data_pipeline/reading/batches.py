@@ -1,4 +1,4 @@
-"""What a training loop uses of a stream of batches, and a stream around another one."""
+"""This is what a training loop uses of a stream of batches, and a stream that goes around another one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -9,8 +9,8 @@ from data_pipeline.reading.ranges import SampleRange
 
 
 class Batches(Protocol):
-    """Endless optimizer steps of micro-batches, with a position that can be saved and sought; `BatchStream` has the
-    words behind each method."""
+    """It yields endless optimizer steps of micro-batches, and has a position that can be saved and sought;
+    `BatchStream` has the words behind each method."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -27,7 +27,7 @@ class Batches(Protocol):
 
 
 class WrappedBatches:
-    """A stream that passes everything on to the one within; a subclass alters what it is there to alter."""
+    """It passes everything on to the stream within; a subclass alters what it is there to alter."""
 
     def __init__(self, within: Batches) -> None:
         self.within = within

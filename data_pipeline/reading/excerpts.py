@@ -1,4 +1,4 @@
-"""Samples as people read them: where a draw leads, and what the sample there says."""
+"""Samples are shown as people read them: where a draw leads, and what the sample there says."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from data_pipeline.shards.dataset import Sample
 
 @dataclass(frozen=True)
 class Excerpt:
-    """One sample of the training data."""
+    """It is one sample of the training data."""
 
     draw: int
     """Its place in the endless order, which skip lists speak of."""

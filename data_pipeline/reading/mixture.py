@@ -1,4 +1,4 @@
-"""The datasets of a run, opened and checked against the configuration and each other."""
+"""The datasets of a run are opened here, and checked against the configuration and each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from data_pipeline.source import Source
 
 @dataclass(frozen=True)
 class Mixture(Generic[ManifestType]):
-    """Opened datasets with their weights."""
+    """It holds opened datasets with their weights."""
 
     datasets: tuple[Dataset[ManifestType], ...]
     weights: tuple[float, ...]

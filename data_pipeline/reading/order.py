@@ -1,4 +1,4 @@
-"""Sample order: pure functions from a position in the stream to a sample.
+"""The sample order is made of pure functions that lead from a position in the stream to a sample.
 
     position --skip list--> draw --mixture--> (source, turn) --permutation--> (source, epoch, index)
 
@@ -30,7 +30,7 @@ FEISTEL_ROUNDS = 8
 
 @dataclass(frozen=True)
 class SourceShape:
-    """What the order needs to know of one source."""
+    """It holds what the order needs to know of one source."""
 
     fingerprint: str
     samples: int
@@ -39,7 +39,7 @@ class SourceShape:
 
 @dataclass(frozen=True)
 class Draws:
-    """Where draws lead: three arrays of one length."""
+    """It says where draws lead, in three arrays of one length."""
 
     source: Integers
     epoch: Integers
@@ -48,7 +48,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The endless sequence of samples of a mixture.
+    """It is the endless sequence of samples of a mixture.
 
     Raises ValueError where a weight is too small to be drawn once in a cycle.
     """
@@ -65,11 +65,11 @@ class SampleOrder:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Draws of each source in a cycle."""
+        """It counts the draws of each source in a cycle."""
         return apportion([source.weight for source in self.sources], CYCLE)
 
     def locate(self, draws: Integers) -> Draws:
-        """Find the samples of `draws` (any order, repeats allowed)."""
+        """It finds the samples of `draws` (any order, repeats allowed)."""
         source, turn = self._turns(draws)
         epoch, index = np.empty_like(draws), np.empty_like(draws)
         for number, shape in enumerate(self.sources):
@@ -79,7 +79,7 @@ class SampleOrder:
         return Draws(source, epoch, index)
 
     def _turns(self, draws: Integers) -> tuple[Integers, Integers]:
-        """Source of each draw, and how many draws of that source come before it."""
+        """It returns the source of each draw, and how many draws of that source come before it."""
         if len(self.sources) == 1:
             return np.zeros_like(draws), draws
         cycle, place = np.divmod(draws, CYCLE)
@@ -92,7 +92,7 @@ class SampleOrder:
         return source, turn
 
     def _cycle(self, number: int) -> Integers:
-        """Source of each draw of a cycle: shuffled, or spread evenly where the order is kept."""
+        """It returns the source of each draw of a cycle: shuffled, or spread evenly where the order is kept."""
         sources = np.repeat(np.arange(len(self.counts)), self.counts)
         if self.shuffle:
             return sources[permute(np.arange(CYCLE), CYCLE, _key("mixture", self.seed, number))]
@@ -111,7 +111,7 @@ class SampleOrder:
 
 
 def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
-    """Split `total` by weight into whole numbers: floors, then by largest remainder, ties to the first."""
+    """It splits `total` by weight into whole numbers: floors, then by largest remainder, ties to the first."""
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights) * total
     counts = np.floor(shares).astype(np.int64)
     largest = np.argsort(counts - shares, kind="stable")[: total - int(counts.sum())]
@@ -120,7 +120,7 @@ def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
 
 
 def permute(indices: Integers, length: int, key: bytes) -> Integers:
-    """Map `indices` through a pseudo-random permutation of range(length) that `key` selects.
+    """It maps `indices` through a pseudo-random permutation of range(length) that `key` selects.
 
     A Feistel network on the smallest square grid that holds the range, applied again to what falls outside
     (cycle walking): Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
@@ -134,7 +134,7 @@ def permute(indices: Integers, length: int, key: bytes) -> Integers:
 
 
 def draws_at(positions: Integers, skip: Sequence[SampleRange]) -> Integers:
-    """Draws that stand at `positions` when the merged ranges of `skip` are jumped over."""
+    """It returns the draws that stand at `positions` when the merged ranges of `skip` are jumped over."""
     if not skip:
         return positions
     starts, ends = np.asarray(skip, dtype=np.int64).T
@@ -143,7 +143,7 @@ def draws_at(positions: Integers, skip: Sequence[SampleRange]) -> Integers:
 
 
 def _occurrence(sources: Integers) -> Integers:
-    """How many equal entries come before each entry."""
+    """It counts how many equal entries come before each entry."""
     before = np.empty_like(sources)
     for source in np.unique(sources):
         here = sources == source
@@ -152,7 +152,7 @@ def _occurrence(sources: Integers) -> Integers:
 
 
 def _feistel(values: NDArray[np.uint64], side: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One pass of the network over the grid of side x side."""
+    """It takes the values once through the network over the grid of side x side."""
     left, right = np.divmod(values, np.uint64(side))
     for key in keys:
         left, right = right, (left + _mix(right + key) % np.uint64(side)) % np.uint64(side)
@@ -160,7 +160,7 @@ def _feistel(values: NDArray[np.uint64], side: int, keys: NDArray[np.uint64]) ->
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    """It is the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Half-open ranges of draws, as skip lists hold them."""
+"""Skip lists hold half-open ranges of draws."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ SampleRange = tuple[int, int]
 
 
 def merge_ranges(ranges: Iterable[Sequence[int]]) -> tuple[SampleRange, ...]:
-    """Sort half-open ranges, join those that touch, drop the empty ones.
+    """It sorts half-open ranges, joins those that touch, and drops the empty ones.
 
     Raises ValueError for a range that starts below zero or ends before it starts.
     """

@@ -1,4 +1,4 @@
-"""What one data-parallel rank takes of every global batch, and how that is cut into micro-batches."""
+"""Each data-parallel rank takes a share of every global batch, and cuts it into micro-batches."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from data_pipeline.shards.dataset import Sample
 
 
 class BatchShare:
-    """One rank's share. Raises ValueError for a global batch that cannot be cut evenly."""
+    """It is one rank's share. Raises ValueError for a global batch that cannot be cut evenly."""
 
     def __init__(self, data: DataConfig, rank: int, size: int) -> None:
         if data.global_batch_size % (data.micro_batch_size * size):

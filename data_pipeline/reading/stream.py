@@ -1,4 +1,4 @@
-"""Streams of micro-batches: endless and exact for training, fixed for validation.
+"""Streams give micro-batches: endless and exact for training, fixed for validation.
 
 Example: two datasets of text, shared by two data-parallel ranks, of which this is the first.
 
@@ -37,7 +37,7 @@ STATE_FORMAT = 1
 
 @dataclass(frozen=True)
 class _Step(Generic[BatchType]):
-    """One optimizer step of this rank, ready to be handed out."""
+    """It is one optimizer step of this rank, ready to be handed out."""
 
     batches: list[BatchType]
     sample_range: SampleRange
@@ -45,7 +45,7 @@ class _Step(Generic[BatchType]):
 
 
 class BatchStream(Generic[ManifestType, BatchType]):
-    """Endless stream of optimizer steps of micro-batches for one data-parallel rank.
+    """It is an endless stream of optimizer steps of micro-batches for one data-parallel rank.
 
     The samples of a step follow from the seed, the data and the position alone: micro-batch size, number of
     ranks and prefetching only decide who reads which of them, and when. Damaged samples come masked (weight 0)
@@ -216,7 +216,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
 
 class ValidationSet:
-    """The fixed validation set of one data-parallel rank: the first `samples` samples in shard order.
+    """It is the fixed validation set of one data-parallel rank: the first `samples` samples in shard order.
 
     The tail of the last step is padded with samples of weight 0, so every rank has the same steps.
     Raises DataError when the data is missing or not what the configuration says.

@@ -1,4 +1,4 @@
-"""Compressed text files as streams of bytes."""
+"""Compressed text files are read as streams of bytes."""
 
 import gzip
 import io
@@ -11,7 +11,7 @@ CHUNK_BYTES = 1 << 17
 
 
 def decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
-    """The content of the open file `raw`, decompressed where the name of `path` says so.
+    """It returns the content of the open file `raw`, decompressed where the name of `path` says so.
 
     A file that is cut raises EOFError when it is read, a damaged one BadGzipFile, zlib.error or ZstdError.
     """
@@ -25,7 +25,7 @@ def decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Zstandard frames, one after another; the library's own reader takes a cut file for a complete one."""
+    """It reads Zstandard frames, one after another; the library's own reader takes a cut file for a complete one."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw

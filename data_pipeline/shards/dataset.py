@@ -1,4 +1,4 @@
-"""A prepared split, opened for reading: any sample by its number."""
+"""A prepared split is opened for reading any sample by its number."""
 
 import hashlib
 from bisect import bisect_right
@@ -19,7 +19,7 @@ OPEN_SHARDS = 256
 
 @dataclass(frozen=True)
 class Sample:
-    """What was read: the fields, or none of a sample that is damaged."""
+    """It holds the fields that were read, or none where the sample is damaged."""
 
     source: str
     """Name of the dataset, for messages."""
@@ -29,7 +29,7 @@ class Sample:
 
 
 class Dataset(Generic[ManifestType]):
-    """One split of prepared data. Not for concurrent use; `close` it.
+    """It is one split of prepared data, not for concurrent use; `close` it.
 
     Raises DataError, at the start for what the manifest and the sizes of local files tell, later when a shard
     cannot be fetched or opened. A damaged sample is no error: it is returned as such.
@@ -47,14 +47,14 @@ class Dataset(Generic[ManifestType]):
 
     @property
     def name(self) -> str:
-        """Path or URL, for messages."""
+        """It is the path or URL, for messages."""
         return self.folder.name
 
     def __len__(self) -> int:
         return self.manifest.samples
 
     def read(self, number: int) -> Sample:
-        """Sample `number` in the order of the shards."""
+        """It returns sample `number` in the order of the shards."""
         shard, place = self._locate(number)
         try:
             return Sample(self.name, self._reader(shard).read(place))
@@ -62,17 +62,17 @@ class Dataset(Generic[ManifestType]):
             return Sample(self.name, damage=str(error))
 
     def place(self, number: int) -> tuple[str, int]:
-        """Shard of a sample, and its number in it, from 0."""
+        """It returns the shard of a sample, and its number in it, from 0."""
         shard, place = self._locate(number)
         return self.manifest.shards[shard].name, place
 
     def close(self) -> None:
-        """Close all files."""
+        """It closes all files."""
         while self._open:
             self._open.popitem()[1].close()
 
     def _locate(self, number: int) -> tuple[int, int]:
-        """Number of the shard, and of the sample in it."""
+        """It returns the number of the shard, and of the sample in it."""
         shard = bisect_right(self._ends, number)
         return shard, number - (self._ends[shard - 1] if shard else 0)
 
@@ -96,7 +96,7 @@ class Dataset(Generic[ManifestType]):
         return ShardReader(path, index, f"{self.name}/{entry.name}")
 
     def _files(self, number: int) -> tuple[Path, Path]:
-        """Local paths of a shard and its index, of the right size."""
+        """It returns the local paths of a shard and its index, of the right size."""
         entry = self.manifest.shards[number]
         return (
             self.folder.local(entry.name, entry.bytes, entry.sha256),
@@ -105,7 +105,7 @@ class Dataset(Generic[ManifestType]):
 
 
 def split_folder(path: str, split: str, cache: Path | None) -> Folder:
-    """The folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
+    """It returns the folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
 
     Raises DataError when there is neither.
     """

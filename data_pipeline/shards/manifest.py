@@ -1,4 +1,4 @@
-"""manifest.json: what a folder of shards holds, with the checksum of every file."""
+"""manifest.json says what a folder of shards holds, with the checksum of every file."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ ManifestType = TypeVar("ManifestType", bound="Manifest")
 
 
 class ShardEntry(BaseModel):
-    """One tar file and its index."""
+    """It describes one tar file and its index."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -31,7 +31,7 @@ class ShardEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What every kind of data has; each kind adds its own facts in a subclass, in the `manifest.py` of its room."""
+    """Every kind of data has these facts; each kind adds its own in a subclass, in the `manifest.py` of its room."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -50,7 +50,7 @@ class Manifest(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything above: equal fingerprints mean equal samples in equal order."""
+        """It is a SHA-256 over everything above: equal fingerprints mean equal samples in equal order."""
         facts = self.model_dump(mode="json", exclude={"fingerprint"})
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -62,19 +62,19 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _fields_are_sorted(self) -> Self:
-        """Shards are written that way, and fields are found by their place."""
+        """It refuses fields out of order: shards are written that way, and fields are found by their place."""
         if list(self.fields) != sorted(self.fields):
             raise ValueError(f"fields must be in the order of the tar file, {', '.join(sorted(self.fields))}")
         return self
 
 
 def index_name(shard: str) -> str:
-    """File name of a shard's index."""
+    """It returns the file name of a shard's index."""
     return shard.removesuffix(".tar") + ".index.npy"
 
 
 def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
-    """Read and check the manifest of a folder.
+    """It reads and checks the manifest of a folder.
 
     Raises DataError when it is missing, malformed, of another version or kind, or edited by hand.
     """

@@ -1,4 +1,4 @@
-"""Tar shards with an index of every sample: write, index, verify, read by byte offset.
+"""Tar shards have an index of every sample; this writes, indexes and verifies them, and reads by byte offset.
 
 A shard is a plain webdataset: samples are runs of members `KEY.EXTENSION`. Its index has one row a sample:
 where its first header starts, how many bytes it takes with headers and padding, their CRC-32, and the sizes
@@ -40,7 +40,7 @@ UNPICKLED = {"pyd", "pkl", "pickle", "pth", "pt"}
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Rows of one shard's index."""
+    """It holds the rows of one shard's index."""
 
     fields: tuple[str, ...]
     """Extensions of every sample's members, in the order of the tar file."""
@@ -52,12 +52,12 @@ class ShardIndex:
 
     @staticmethod
     def dtype(fields: int) -> np.dtype[np.void]:
-        """Layout of a row for samples of so many fields."""
+        """It returns the layout of a row for samples of so many fields."""
         return np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("fields", "<u4", (fields,))])
 
     @classmethod
     def load(cls, path: Path, fields: tuple[str, ...]) -> Self:
-        """Map an index file into memory. Raises DataError when it is none."""
+        """It maps an index file into memory. Raises DataError when it is none."""
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, EOFError, ValueError) as error:
@@ -67,17 +67,17 @@ class ShardIndex:
         return cls(fields, rows)
 
     def save(self, path: Path) -> None:
-        """Write an index file."""
+        """It writes an index file."""
         with path.open("wb") as file:
             np.save(file, self.rows, allow_pickle=False)
 
 
 class SampleDamaged(Exception):
-    """A sample whose bytes are not those that were indexed; the message names shard and sample."""
+    """The bytes of a sample are not those that were indexed; the message names shard and sample."""
 
 
 class ShardReader:
-    """An open shard. Not for concurrent use; `close` it."""
+    """It reads an open shard. It is not for concurrent use; `close` it."""
 
     def __init__(self, path: Path, index: ShardIndex, name: str) -> None:
         self._name = name
@@ -87,7 +87,7 @@ class ShardReader:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, number: int) -> tuple[memoryview, ...]:
-        """The fields of sample `number`. Raises SampleDamaged, and DataError when it cannot be read."""
+        """It returns the fields of sample `number`. Raises SampleDamaged, and DataError when it cannot be read."""
         offset, size, crc32, fields = self._rows[number].item()
         # What cannot be read is not what is damaged: other ranks may read it, and must not see another sample.
         with data_errors(self._path):
@@ -99,7 +99,7 @@ class ShardReader:
         return tuple(_payloads(memoryview(content), fields.tolist()))
 
     def close(self) -> None:
-        """Close the file."""
+        """It closes the file."""
         os.close(self._file)
 
     def _damaged(self, number: int, offset: int, what: str) -> SampleDamaged:
@@ -118,7 +118,7 @@ def _padded(size: int) -> int:
 
 
 def check_sample(key: str, fields: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key or an extension that other readers would misread or run."""
+    """It raises ValueError for a key or an extension that other readers would misread or run."""
     if not KEY.fullmatch(key):
         raise ValueError(f"key {key!r}: only letters, digits, _ and - in parts divided by /, no __ in front")
     for extension in fields:
@@ -131,7 +131,7 @@ def check_sample(key: str, fields: Mapping[str, Any]) -> None:
 
 
 def index_shard(path: Path) -> tuple[ShardIndex, str]:
-    """Index a tar file; the index and the shard's SHA-256.
+    """It indexes a tar file, and returns the index and the shard's SHA-256.
 
     Raises DataError when the tar is damaged or cut, or has members other than plain files, keys or extensions
     that are refused, a key twice, or samples with different fields.
@@ -148,7 +148,7 @@ def index_shard(path: Path) -> tuple[ShardIndex, str]:
 
 
 def _members(content: mmap.mmap) -> list[tarfile.TarInfo]:
-    """Headers of all members, once it is sure that they are plain files and none is missing."""
+    """It returns the headers of all members, once it is sure that they are plain files and none is missing."""
     with tarfile.open(fileobj=content, mode="r:") as tar:
         members = list(tar)
     for member in members:

@@ -1,4 +1,4 @@
-"""Where prepared data lies: a local folder, or an fsspec URL whose large files are cached on this machine."""
+"""Prepared data lies in a local folder, or at an fsspec URL whose large files are cached on this machine."""
 
 import fcntl
 import hashlib
@@ -17,37 +17,37 @@ DOWNLOAD_ATTEMPTS = 3
 
 
 class Folder(Protocol):
-    """A folder with prepared data. What is missing or unreadable raises DataError with its full name."""
+    """It holds prepared data. What is missing or unreadable raises DataError with its full name."""
 
     @property
     def name(self) -> str:
-        """Path or URL, for messages."""
+        """It is the path or URL, for messages."""
 
     def child(self, name: str) -> "Folder":
-        """The folder `name` in this one."""
+        """It returns the folder `name` in this one."""
 
     def parent(self) -> "Folder":
-        """The folder above; a root is its own parent."""
+        """It returns the folder above; a root is its own parent."""
 
     def has(self, name: str) -> bool:
-        """Whether there is a file or folder `name`."""
+        """It tells whether there is a file or folder `name`."""
 
     def read(self, name: str) -> bytes:
-        """The whole of a small file."""
+        """It returns the whole of a small file."""
 
     def local(self, name: str, size: int, sha256: str) -> Path:
-        """A path on this machine with the file of that size and content."""
+        """It returns a path on this machine with the file of that size and content."""
 
 
 def open_folder(path: str, cache: Path | None) -> Folder:
-    """The folder at a path or URL; `cache` (default: `~/.cache/surefoot`) keeps the files of a remote one."""
+    """It opens the folder at a path or URL; `cache` (default: `~/.cache/surefoot`) keeps the files of a remote one."""
     if "://" not in path or path.startswith("file://"):
         return LocalFolder(Path(path.removeprefix("file://")))
     return RemoteFolder(path.rstrip("/"), cache or Path.home() / ".cache" / "surefoot")
 
 
 class LocalFolder:
-    """A folder on this machine."""
+    """It is a folder on this machine."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -79,7 +79,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder behind a URL; files are cached by their content, so several runs and ranks share one copy."""
+    """It is a folder behind a URL; files are cached by their content, so several runs and ranks share one copy."""
 
     def __init__(self, url: str, cache: Path) -> None:
         self._url = url
@@ -114,7 +114,7 @@ class RemoteFolder:
         return path
 
     def _fetch(self, name: str, path: Path, sha256: str) -> None:
-        """Download, again when the connection breaks; only a complete and verified file gets its name."""
+        """It downloads, again when the connection breaks; only a complete and verified file gets its name."""
         partial = path.with_suffix(".partial")
         try:
             for left in reversed(range(DOWNLOAD_ATTEMPTS)):
@@ -146,7 +146,7 @@ class RemoteFolder:
 
 @contextmanager
 def data_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about `path` into a DataError that names it."""
+    """It turns an OSError about `path` into a DataError that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -157,7 +157,7 @@ def data_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def remote_errors(url: str) -> Iterator[None]:
-    """Turn whatever an fsspec protocol raises about `url` into a DataError that names it."""
+    """It turns whatever an fsspec protocol raises about `url` into a DataError that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -168,7 +168,7 @@ def remote_errors(url: str) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` against other processes; a dead process holds nothing."""
+    """It holds an exclusive lock on `path` against other processes; a dead process holds nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

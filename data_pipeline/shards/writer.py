@@ -1,4 +1,4 @@
-"""Write samples into numbered tar shards, each with its index."""
+"""Samples are written into numbered tar shards, each with its index."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from data_pipeline.shards.storage import data_errors
 
 
 class ShardWriter:
-    """Writes `PREFIX-000000.tar`, `PREFIX-000001.tar`, ... of `shard_samples` samples each into `folder`.
+    """It writes `PREFIX-000000.tar`, `PREFIX-000001.tar`, ... of `shard_samples` samples each into `folder`.
 
     As a context manager it closes its file when something goes wrong; the shard is then without an index.
     """
@@ -38,7 +38,7 @@ class ShardWriter:
             self._shard.abandon()
 
     def write(self, key: str, fields: Mapping[str, bytes]) -> None:
-        """Append a sample of encoded fields, named by their extensions.
+        """It appends a sample of encoded fields, named by their extensions.
 
         Raises DataError for a key or extension that is refused, and when the disk is full.
         """
@@ -49,7 +49,7 @@ class ShardWriter:
             self._finish_shard()
 
     def finish(self) -> tuple[ShardEntry, ...]:
-        """Close and index the last shard; all that were written."""
+        """It closes and indexes the last shard, and returns all that were written."""
         if self._shard is not None:
             self._finish_shard()
         return tuple(self._entries)
@@ -61,7 +61,7 @@ class ShardWriter:
 
 
 class _OpenShard:
-    """A shard that is being written."""
+    """It is a shard that is being written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -80,12 +80,12 @@ class _OpenShard:
         self.samples += 1
 
     def abandon(self) -> None:
-        """Close the files, whatever can still be written."""
+        """It closes the files, whatever can still be written."""
         with suppress(OSError), self._file:
             self._tar.close()
 
     def finish(self) -> ShardEntry:
-        """Close the shard and index what is on the disk."""
+        """It closes the shard and indexes what is on the disk."""
         with data_errors(self._path):
             self._tar.close()
             self._file.close()

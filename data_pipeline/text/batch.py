@@ -1,4 +1,4 @@
-"""Sequences of tokens as one micro-batch.
+"""Sequences of tokens form one micro-batch.
 
 B  samples in a micro-batch
 S  tokens in a sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences for next-token prediction."""
+    """It holds sequences for next-token prediction."""
 
     tokens_BS: Tensor
     """int64; what the model reads."""

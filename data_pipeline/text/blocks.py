@@ -1,4 +1,4 @@
-"""Text as samples: documents of token ids packed into blocks, and blocks as bytes in a shard.
+"""Text becomes samples here: documents of token ids are packed into blocks, and blocks become bytes in a shard.
 
 S  targets in a sequence; a block holds S + 1 ids
 V  vocabulary size
@@ -20,12 +20,12 @@ TokenType = Literal["uint16", "uint32"]
 
 
 def token_type(vocabulary_size: int) -> TokenType:
-    """The smallest type that holds every id."""
+    """It returns the smallest type that holds every id."""
     return "uint16" if vocabulary_size <= 1 << 16 else "uint32"
 
 
 class BlockPacker:
-    """Packs documents into blocks of S + 1 ids with stride S: every id but the very first is a target once.
+    """It packs documents into blocks of S + 1 ids with stride S: every id but the very first is a target once.
 
     The stream opens with the end-of-text id and has one after each document, so that a document's first token
     is predicted from it. What is left at the end, less than a block, is dropped.
@@ -38,7 +38,7 @@ class BlockPacker:
         self._size = 1
 
     def add(self, document: NDArray[np.unsignedinteger]) -> list[NDArray[np.unsignedinteger]]:
-        """Append a document's ids; the blocks that are complete now."""
+        """It appends a document's ids, and returns the blocks that are complete now."""
         self._pending += [document, self._separator]
         self._size += len(document) + 1
         if self._size <= self._stride:
@@ -54,17 +54,17 @@ class BlockPacker:
 
 @dataclass(frozen=True)
 class BlockCodec:
-    """Blocks as the `.npy` member of a sample, which any webdataset decoder reads."""
+    """It stores blocks as the `.npy` member of a sample, which any webdataset decoder reads."""
 
     sequence_length: int
     dtype: TokenType
 
     def encode(self, block_S1: NDArray[np.unsignedinteger]) -> dict[str, bytes]:
-        """Fields of a sample."""
+        """It returns the fields of a sample."""
         return {FIELDS[0]: self._header + block_S1.astype(self._stored).tobytes()}
 
     def decode(self, fields: Sequence[memoryview]) -> NDArray[np.unsignedinteger]:
-        """The block [S + 1] of a sample's fields. Raises ValueError when they hold something else."""
+        """It returns the block [S + 1] of a sample's fields. Raises ValueError when they hold something else."""
         content = fields[0]
         if content[: len(self._header)] != self._header or len(content) != len(self._header) + self._bytes:
             raise ValueError(f"not {self.sequence_length + 1} ids of type {self.dtype}")
@@ -80,7 +80,7 @@ class BlockCodec:
 
     @cached_property
     def _header(self) -> bytes:
-        """What `numpy.save` writes before the ids: the same for every block."""
+        """It is what `numpy.save` writes before the ids: the same for every block."""
         file = io.BytesIO()
         np.save(file, np.zeros(self.sequence_length + 1, self._stored))
         return file.getvalue()[: -self._bytes]

@@ -1,4 +1,4 @@
-"""Samples of text as batches of tensors.
+"""Samples of text become batches of tensors here.
 
 B  samples in a micro-batch
 S  targets in a sequence; a block holds S + 1 ids
@@ -17,7 +17,7 @@ from data_pipeline.text.manifest import TextManifest
 
 
 class TokenCollator:
-    """Stacks token blocks into `TokenBatch`es; a sample without fields becomes zeros of weight 0.
+    """It stacks token blocks into `TokenBatch`es; a sample without fields becomes zeros of weight 0.
 
     Raises DataError for a sound sample that is not what its manifest says.
     """

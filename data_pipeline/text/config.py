@@ -1,4 +1,4 @@
-"""The keys of `[data]` for a run that reads text."""
+"""These are the keys of `[data]` for a run that reads text."""
 
 from typing import Literal
 
@@ -16,5 +16,5 @@ class TextConfig(DataConfig):
 
     @property
     def tokens_per_sample(self) -> int:
-        """All samples have the same length."""
+        """It is the sequence length, since all samples have the same."""
         return self.sequence_length

@@ -1,4 +1,4 @@
-"""Raw text: sources as a user names them, found as files and read as documents."""
+"""Raw text comes from sources as a user names them; they are found as files and read as documents."""
 
 import glob
 import gzip
@@ -31,7 +31,7 @@ LONGEST_PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """One text."""
+    """It is one text of the corpus."""
 
     text: str
     consumed: int
@@ -39,7 +39,7 @@ class Document:
 
 
 class Corpus:
-    """The documents of some sources, in an order that depends on names and contents alone.
+    """It yields the documents of some sources, in an order that depends on names and contents alone.
 
     A plain text file is one document (a long one several), a JSONL file has one a line in `field`.
     Files that are not UTF-8 and were found in a folder or by a pattern, and texts with half a surrogate
@@ -56,7 +56,7 @@ class Corpus:
         self._field = field
 
     def documents(self) -> Iterator[Document]:
-        """Read everything once."""
+        """It reads everything once."""
         self.skipped.clear()
         for path in self.files:
             with data_errors(path), path.open("rb") as raw:
@@ -110,7 +110,7 @@ class Corpus:
 
 
 def _find(sources: Sequence[str]) -> tuple[Path, ...]:
-    """Files of all sources, each once. Raises DataError for a source without any."""
+    """It returns the files of all sources, each once. Raises DataError for a source without any."""
     files: dict[Path, None] = {}
     for source in sources:
         found = list(_files_of(source))
@@ -137,7 +137,7 @@ def _files_of(source: str) -> Iterable[Path]:
 
 
 def _walk(root: Path, paths: Iterable[Path]) -> list[Path]:
-    """Files below `root`, without hidden ones, sorted."""
+    """It returns the files below `root`, without hidden ones, sorted."""
     visible = (
         path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
@@ -145,7 +145,7 @@ def _walk(root: Path, paths: Iterable[Path]) -> list[Path]:
 
 
 def _plain_texts(file: BinaryIO, size: int) -> Iterator[str]:
-    """The whole text, or of a long one pieces that end with a line."""
+    """It yields the whole text, or of a long one pieces that end with a line."""
     piece = min(max(size // PIECES, 1), LONGEST_PIECE) if size > LONG_FILE else LONG_FILE
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     while lines := text.readlines(piece):

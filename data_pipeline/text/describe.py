@@ -1,4 +1,4 @@
-"""Text samples as people read them."""
+"""Text samples are written out here as people read them."""
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Dataset, Sample
@@ -8,7 +8,7 @@ from data_pipeline.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 class TextDescriber:
-    """Tells the text of a sample. Raises DataError when the tokenizer does not lie beside the dataset any more."""
+    """It tells the text of a sample. Raises DataError when the tokenizer does not lie beside the dataset any more."""
 
     def __init__(self, dataset: Dataset[TextManifest]) -> None:
         self._tokenizer = tokenizer_of(dataset)

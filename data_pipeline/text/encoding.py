@@ -1,4 +1,4 @@
-"""Documents to token ids in several processes, in order."""
+"""Documents become token ids in several processes, in order."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ CHUNKS_AHEAD = 2
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some documents and how many source bytes they took."""
+    """It holds some documents, and how many source bytes they took."""
 
     texts: tuple[str, ...]
     consumed: int = 0
@@ -37,7 +37,7 @@ Ids = NDArray[np.unsignedinteger]
 
 
 def encode_texts(tokenizer: Tokenizer, texts: tuple[str, ...]) -> list[Ids]:
-    """Ids of each text, in the smallest type."""
+    """It returns the ids of each text, in the smallest type."""
     dtype = token_type(tokenizer.vocabulary_size)
     return [np.array(tokenizer.encode(text), dtype) for text in texts]
 
@@ -45,7 +45,7 @@ def encode_texts(tokenizer: Tokenizer, texts: tuple[str, ...]) -> list[Ids]:
 def encode_chunks(
     tokenizer: Tokenizer, chunks: Iterable[Chunk], workers: int
 ) -> Iterator[tuple[Chunk, list[Ids]]]:
-    """Encode in `workers` processes (1: in this one); results come in the order of `chunks`.
+    """It encodes in `workers` processes (1: in this one); results come in the order of `chunks`.
 
     Raises DataError when a worker dies.
     """
@@ -75,7 +75,7 @@ def _result(pending: deque[tuple[Chunk, Future[list[Ids]]]]) -> tuple[Chunk, lis
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while workers are started: they inherit it held, and none dies of it before it is ready.
+    """It holds Ctrl-C back while workers are started: they inherit it held, and none dies of it before it is ready.
 
     The pool of Python 3.11.2 can wait for such a worker for ever when it is shut down.
     """
@@ -87,7 +87,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
+    """It leaves Ctrl-C to the parent, and has the worker end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""What a folder of text shards holds: how it was packed, and with which tokenizer."""
+"""A folder of text shards says in its manifest how it was packed, and with which tokenizer."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from data_pipeline.shards.manifest import Manifest
 
 
 class TokenizerEntry(BaseModel):
-    """The tokenizer that the shards were made with."""
+    """It names the tokenizer that the shards were made with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -19,7 +19,7 @@ class TokenizerEntry(BaseModel):
 
 
 class TextManifest(Manifest):
-    """Token blocks for next-token prediction."""
+    """It describes token blocks for next-token prediction."""
 
     kind: Literal["text"] = "text"
     sequence_length: int = Field(gt=0)

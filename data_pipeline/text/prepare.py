@@ -1,4 +1,4 @@
-"""Raw text to a prepared dataset: tokenizer, train and validation splits, complete or not at all."""
+"""Raw text becomes a prepared dataset: tokenizer, train and validation splits, complete or not at all."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ TRAINING_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What to prepare, and how."""
+    """It says what to prepare, and how."""
 
     sources: tuple[str, ...]
     out: Path
@@ -38,7 +38,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written: the manifests, of train first, and what was left out."""
+    """It tells what was written, with the manifest of train first, and what was left out."""
 
     manifests: tuple[TextManifest, ...]
     skipped: tuple[str, ...]
@@ -109,7 +109,7 @@ def _write_splits(
 
 
 def _chunks(corpus: Corpus) -> Iterator[Chunk]:
-    """Documents in portions that are worth a trip to another process."""
+    """It yields documents in portions that are worth a trip to another process."""
     texts: list[str] = []
     consumed = characters = 0
     for document in corpus.documents():
@@ -124,12 +124,12 @@ def _chunks(corpus: Corpus) -> Iterator[Chunk]:
 
 
 def _is_held_out(settings: TextSettings, text: str) -> bool:
-    """Whether a document belongs to the validation split: by its content, so that copies stay together."""
+    """It tells whether a document belongs to the validation split: by its content, so that copies stay together."""
     return fraction(f"validation/{settings.seed}", text) < settings.validation_fraction
 
 
 def fraction(purpose: str, text: str) -> float:
-    """A number in [0, 1) that follows from `text` and differs between purposes."""
+    """It returns a number in [0, 1) that follows from `text` and differs between purposes."""
     digest = hashlib.blake2b(
         text.encode(), digest_size=8, person=hashlib.sha256(purpose.encode()).digest()[:16]
     )

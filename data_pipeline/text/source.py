@@ -1,4 +1,4 @@
-"""Text for next-token prediction, as a kind of data.
+"""Text for next-token prediction is one kind of data.
 
 B  samples in a micro-batch
 S  tokens in a sequence
@@ -22,7 +22,7 @@ from data_pipeline.text.manifest import TextManifest
 
 
 class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
-    """Blocks of token ids of one length, made with one tokenizer."""
+    """It reads blocks of token ids of one length, made with one tokenizer."""
 
     manifest_type = TextManifest
 

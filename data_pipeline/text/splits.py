@@ -1,4 +1,4 @@
-"""Write encoded documents as the train and validation splits of a text dataset.
+"""Encoded documents are written here as the train and validation splits of a text dataset.
 
 S  targets in a sequence; a block holds S + 1 ids
 V  vocabulary size
@@ -29,14 +29,14 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Packing:
-    """How ids become samples and shards."""
+    """It says how ids become samples and shards."""
 
     sequence_length: int
     shard_samples: int
 
 
 class SplitWriter:
-    """Packs the documents of one split into `folder/SPLIT/`."""
+    """It packs the documents of one split into `folder/SPLIT/`."""
 
     def __init__(self, folder: Path, split: Split, tokenizer: Tokenizer, packing: Packing) -> None:
         self._folder = folder / split
@@ -64,7 +64,7 @@ class SplitWriter:
         self._shards.__exit__(kind, error, trace)
 
     def add(self, document: Ids) -> None:
-        """Append a document."""
+        """It appends a document."""
         self._documents += 1
         self._ids += len(document)
         for block_S1 in self._packer.add(document):
@@ -73,7 +73,7 @@ class SplitWriter:
             self.counts_V += np.bincount(block_S1[1:], minlength=len(self.counts_V))
 
     def finish(self, train_counts_V: NDArray[np.int64] | None = None) -> TextManifest:
-        """Finish the shards and write the manifest; `train_counts_V` are for a validation split.
+        """It finishes the shards and writes the manifest; `train_counts_V` are for a validation split.
 
         Raises DataError when the documents do not fill a block.
         """
@@ -102,7 +102,7 @@ class SplitWriter:
 
 
 def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
-    """What a manifest says of the tokenizer, which lies one folder up."""
+    """It returns what a manifest says of the tokenizer, which lies one folder up."""
     return TokenizerEntry(
         file=TOKENIZER_FILE, sha256=tokenizer.digest, vocabulary_size=tokenizer.vocabulary_size
     )
@@ -111,7 +111,7 @@ def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
 def unigram_cross_entropy(
     counts_V: NDArray[np.int64], train_counts_V: NDArray[np.int64] | None
 ) -> float | None:
-    """Nats per target of a split under the train split's frequencies, one added to each count."""
+    """It returns the nats per target of a split under the train split's frequencies, one added to each count."""
     if train_counts_V is None:
         return None
     log_probabilities_V = np.log(train_counts_V + 1) - math.log(train_counts_V.sum() + len(train_counts_V))

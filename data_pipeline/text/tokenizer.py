@@ -1,4 +1,4 @@
-"""A lossless sub-word tokenizer: what was encoded is decoded to the same characters, whatever they are."""
+"""This sub-word tokenizer is lossless: what was encoded is decoded to the same characters, whatever they are."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ TRAINING_LINE = 2048
 
 
 class Tokenizer:
-    """A trained sentencepiece model; picklable, so that worker processes can have it.
+    """It is a trained sentencepiece model, and picklable, so that worker processes can have it.
 
     Raises DataError when `model` is no such model or lacks the byte pieces that make it lossless.
     """
@@ -40,7 +40,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a model file. Raises DataError when it cannot be read or is no lossless model."""
+        """It reads a model file. Raises DataError when it cannot be read or is no lossless model."""
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
@@ -51,21 +51,21 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids, the control pieces included."""
+        """It is the number of ids, the control pieces included."""
         return self._processor.vocab_size()
 
     @property
     def end_of_text(self) -> int:
-        """Id of the piece between documents."""
+        """It is the id of the piece between documents."""
         return self._processor.piece_to_id(END_OF_TEXT)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the model's bytes, in hexadecimal."""
+        """It is the SHA-256 of the model's bytes, in hexadecimal."""
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without control pieces."""
+        """It returns the ids of `text`, without control pieces."""
         first, *rest = text.split(SPACE_MARK)
         ids: list[int] = self._processor.encode(first)
         for part in rest:
@@ -74,7 +74,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that `encode` was given."""
+        """It returns the text that `encode` was given."""
         return str(self._processor.decode(list(ids)))
 
     @cached_property
@@ -82,7 +82,7 @@ class Tokenizer:
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
 
     def _check(self, name: str) -> None:
-        """Refuse a model that would lose characters or cannot separate documents."""
+        """It refuses a model that would lose characters or cannot separate documents."""
         if self._processor.piece_to_id(END_OF_TEXT) == self._processor.unk_id():
             raise DataError(
                 f"{name}: has no control piece {END_OF_TEXT}; make one with `surefoot prepare text`"
@@ -95,7 +95,7 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """Train byte-pair encoding on `texts`; the same texts give the same bytes.
+    """It trains byte-pair encoding on `texts`; the same texts give the same bytes.
 
     Raises DataError when there is no text, or `vocabulary_size` is too small or too large for it.
     """
@@ -133,7 +133,7 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _explain(error: str, vocabulary_size: int) -> str:
-    """Say what sentencepiece means, and a vocabulary size that works."""
+    """It says what sentencepiece means, and a vocabulary size that works."""
     if largest := re.search(r"too high .* <= (\d+)", error):
         return f"vocabulary size {vocabulary_size} is too large for the text: at most {largest[1]} works"
     if smallest := re.search(r"smaller than required_chars. \d+ vs (\d+)", error):

@@ -1,4 +1,4 @@
-"""How a DeepSpeed engine writes and reads checkpoint files: no rank hangs, and nothing foreign runs."""
+"""A DeepSpeed engine writes and reads checkpoint files so that no rank hangs and nothing foreign runs."""
 
 import copyreg
 from collections.abc import Mapping

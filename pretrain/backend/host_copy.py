@@ -1,4 +1,4 @@
-"""Copies of state in host memory that is used again and again: a run waits for the copy, a thread writes it to disk.
+"""Copies of state lie in host memory that is used again and again: a run waits for them, a thread writes them to disk.
 
 Memory that was never touched costs more than the copy; hence it is kept from one copy to the next.
 """

@@ -1,4 +1,4 @@
-"""One backward pass through a pipeline stage that hands several tensors on.
+"""A pipeline stage that hands several tensors on takes one backward pass through all of them.
 
 PipelineEngine goes backward from one output after the other (0.19.8). Where two of them come from the same layers, as
 an encoder's states and what a decoder has made of them do, those layers would run backward twice in a micro-batch, and
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class _Joined(torch.autograd.Function):
-    """A zero that stands for several tensors: its backward pass hands each of them the gradient that is known."""
+    """It is a zero that stands for several tensors: its backward pass hands each of them the gradient that is known."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Sequence[Tensor], *outputs: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class _Joined(torch.autograd.Function):
 
 
 def backward_at_once(engine: PipelineEngine, buffer_id: int) -> None:
-    """It is the engine's BackwardPass, from all outputs of a stage together."""
+    """It takes the place of the engine's BackwardPass, and goes back from all outputs of a stage together."""
     outputs, received = engine.pipe_buffers["outputs"][buffer_id], engine.grad_layer
     several = isinstance(outputs, tuple) and not (engine.is_last_stage() or engine.is_grad_partitioned)
     if not several:

@@ -1,5 +1,5 @@
-"""All that training changes on a rank, as one tree of tensors and plain values: where it lies in DeepSpeed's engines,
-how it is put back in place, and summed up.
+"""All that training changes on a rank is seen here as one tree of tensors and plain values: where it lies in
+DeepSpeed's engines, how it is put back in place, and summed up.
 
 | precision, ZeRO | weights of the model        | what the base optimizer moves, and keys its moments by  |
 |-----------------|-----------------------------|---------------------------------------------------------|
@@ -93,12 +93,12 @@ def _restore_moments(optimizer: torch.optim.Optimizer, master: Tensor, moments: 
 
 
 def _is_unfused(engine: DeepSpeedEngine) -> bool:
-    """Whether the wrapper is the one that counts its steps."""
+    """It tells whether the wrapper is the one that counts its steps."""
     return isinstance(engine.optimizer, FP16_UnfusedOptimizer)
 
 
 def _renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
-    """Small parameters stay whole on every rank between steps: they are gathered from the shards again."""
+    """It gathers small parameters from the shards again: they stay whole on every rank between steps."""
     optimizer.invalidate_secondary_tensor()
     if parameters := optimizer.persistent_parameters:
         parameters[0].partition(parameters)

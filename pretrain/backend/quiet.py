@@ -1,4 +1,4 @@
-"""What DeepSpeed prints and warns of on its own (seen in 0.19.8): the metrics logger is the one voice of a run."""
+"""DeepSpeed prints and warns on its own (seen in 0.19.8); this keeps it quiet: the metrics logger speaks for a run."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""How micro-batches run on a DeepSpeed engine, with and without pipeline: for training and for evaluation."""
+"""A schedule runs micro-batches on a DeepSpeed engine, with and without pipeline: for training and for evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How DeepSpeed's engines are made, and its faults in doing so that are absorbed here (seen in 0.19.8)."""
+"""DeepSpeed's engines are made here, and its faults in doing so are absorbed (seen in 0.19.8)."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ class MeshAsMpu:
 
 
 class PlannedPipeline(PipelineModule):
-    """A PipelineModule whose stages begin where we say (`boundaries`, one more than there are stages)."""
+    """The stages of this PipelineModule begin where we say (`boundaries`, one more than there are stages)."""
 
     def __init__(self, *args: Any, boundaries: Sequence[int], **kwargs: Any) -> None:
         self._boundaries = list(boundaries)
@@ -93,7 +93,7 @@ class PlannedPipeline(PipelineModule):
 
 
 def join_deepspeed(timeout: timedelta) -> None:
-    """DeepSpeed wraps the torch.distributed world that the mesh has joined.
+    """It has DeepSpeed wrap the torch.distributed world that the mesh has joined.
 
     It makes its groups with torch's own timeout, half an hour for gloo: in one of them, such as that of tied weights,
     a rank would wait so long for a host that was cut off. They get ours.

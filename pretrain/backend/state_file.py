@@ -1,4 +1,4 @@
-"""Files of state: torch writes them while the run waits; they are forced to disk and described while it goes on."""
+"""torch writes files of state while the run waits; they are forced to disk and described while it goes on."""
 
 import os
 from collections.abc import Iterator
@@ -73,8 +73,8 @@ def write_state(state: object, path: Path) -> None:
 
 @contextmanager
 def _without_crc() -> Iterator[None]:
-    """Within, torch puts no CRC-32 into its archives (2.6 and later can do without): nobody reads them, and they take
-    a third of the time (torch 2.13, page cache)."""
+    """Within it, torch puts no CRC-32 into its archives (2.6 and later can do without): nobody reads them, and they
+    take a third of the time (torch 2.13, page cache)."""
     serialization = torch.serialization
     if not hasattr(serialization, "set_crc32_options"):
         yield

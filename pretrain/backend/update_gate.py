@@ -1,4 +1,4 @@
-"""What happens between the last backward and the update, for every optimizer that DeepSpeed wraps.
+"""An update gate acts between the last backward and the update, for every optimizer that DeepSpeed wraps.
 
 DeepSpeed judges a step by itself: it computes the gradient norm, looks for overflow and skips. `UpdateGate`
 takes the norm and the verdict out of its hands and puts ours in, through the narrowest hook of each wrapper:
@@ -32,7 +32,7 @@ from parallel.mesh import ParallelMesh
 
 
 class LocalGradient(NamedTuple):
-    """This rank holds so much of one parameter's averaged gradient."""
+    """It is what this rank holds of one parameter's averaged gradient."""
 
     parameter: nn.Parameter
     gradient: Tensor
@@ -41,7 +41,7 @@ class LocalGradient(NamedTuple):
 
 
 class LocalWeight(NamedTuple):
-    """This rank holds so much of the weights that the optimizer moves: of one parameter, all or a piece."""
+    """It is what this rank holds of the weights that the optimizer moves: of one parameter, all or a piece."""
 
     parameter: nn.Parameter
     weight: Tensor
@@ -62,7 +62,7 @@ class UpdateGate(ABC):
     @property
     @abstractmethod
     def sharded(self) -> bool:
-        """Whether each data-parallel rank holds its own share of the gradients, or all of them."""
+        """It tells whether each data-parallel rank holds its own share of the gradients, or all of them."""
 
     @abstractmethod
     def gradients(self) -> Iterator[LocalGradient]:
@@ -71,7 +71,7 @@ class UpdateGate(ABC):
     @property
     @abstractmethod
     def masters_sharded(self) -> bool:
-        """Whether each data-parallel rank holds its own share of the weights that the optimizer moves."""
+        """It tells whether each data-parallel rank holds its own share of the weights that the optimizer moves."""
 
     @abstractmethod
     def masters(self) -> Iterator[LocalWeight]:
@@ -100,7 +100,7 @@ class UpdateGate(ABC):
         self._engine.optimizer.clip_grad = self._engine.gradient_clipping()
 
     def counts(self, parameter: nn.Parameter) -> bool:
-        """Whether this rank speaks for a parameter.
+        """It tells whether this rank speaks for a parameter.
 
         Replicas count once: tensor-parallel ones on tensor rank 0, tied ones on their first stage.
         """

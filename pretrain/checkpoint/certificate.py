@@ -1,4 +1,4 @@
-"""CERTIFICATE.json: the word that a run stayed healthy after a checkpoint, and that its bytes are still right.
+"""CERTIFICATE.json says that a run stayed healthy after a checkpoint, and that its bytes are still right.
 
 It lies beside the manifest and names its digest: it vouches for that checkpoint and no other.
 """
@@ -32,7 +32,7 @@ class Certificate(Document):
 
 
 def certify(folder: Path, *, step: int, horizon: int) -> Certificate:
-    """Write the certificate of a checkpoint, durably; its bytes have been verified.
+    """It writes the certificate of a checkpoint, durably; its bytes have been verified.
 
     Raises CheckpointError without a manifest, and OSError.
     """
@@ -42,7 +42,7 @@ def certify(folder: Path, *, step: int, horizon: int) -> Certificate:
 
 
 def read_certificate(folder: Path) -> Certificate:
-    """Read a certificate; raises CheckpointError if it is missing, not understood, or vouches for another
+    """It reads a certificate; raises CheckpointError if it is missing, not understood, or vouches for another
     checkpoint."""
     path = folder / CERTIFICATE
     certificate = parse_document(path, read_text(path), Certificate)

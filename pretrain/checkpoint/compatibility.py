@@ -1,4 +1,4 @@
-"""What a checkpoint must agree with before it is loaded into a run."""
+"""This module says what a checkpoint must agree with before it is loaded into a run."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from pretrain.section import kind_of
 
 @dataclass(frozen=True)
 class Compatibility:
-    """What a checkpoint must agree with before it is loaded."""
+    """It holds what a checkpoint must agree with before it is loaded."""
 
     layout: CheckpointLayout
     architecture: str

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints as all ranks see it: rank 0 looks and acts there, and all ranks learn the same."""
+"""All ranks see the folder of a run's checkpoints alike: rank 0 looks and acts there, and all learn the same."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class CheckpointFolder:
-    """Checkpoints of a run on disk. All ranks make the same calls.
+    """This is the folder of a run's checkpoints on disk. All ranks make the same calls.
 
     With the watchdog, DeepSpeed's `latest` is the newest certified checkpoint; without it, the newest sealed one.
     """
@@ -51,7 +51,7 @@ class CheckpointFolder:
         return self.candidates().sealed
 
     def condemn(self, limit_step: int, reason: str) -> tuple[Tag, ...]:
-        """Condemn all checkpoints of later steps; returns those that were not condemned before, newest first.
+        """It condemns all checkpoints of later steps, and returns those that were not condemned before, newest first.
 
         Raises:
             CheckpointError: the marks could not be written.
@@ -59,7 +59,7 @@ class CheckpointFolder:
         return self.on_first(partial(self._condemn, lambda tag: tag.step > limit_step, reason))
 
     def reinstate(self, tag: Tag) -> None:
-        """Make a checkpoint the one that the run goes on from, also after a crash: what was taken after it is left
+        """It makes a checkpoint the one that the run goes on from, also after a crash: what was taken after it is left
         behind.
 
         Raises:
@@ -68,16 +68,16 @@ class CheckpointFolder:
         self.on_first(lambda: self._reinstate(tag))
 
     def set_aside(self, tag: Tag, problem: str) -> None:
-        """Quarantine a damaged checkpoint, and report it."""
+        """It quarantines a damaged checkpoint and reports it."""
         from_first(self.mesh, lambda: self._quarantine(tag, problem))
         self.report(f"checkpoint {tag} is damaged and was set aside: {problem}")
 
     def update_latest(self) -> None:
-        """Point `latest` to where it belongs. Rank 0 calls this after each change, the others need not."""
+        """It points `latest` to where it belongs. Rank 0 calls this after each change, the others need not."""
         update_latest(self.path, certified=self.watched)
 
     def on_first(self, action: Callable[[], Result]) -> Result:
-        """Do it on rank 0; every rank gets its result.
+        """It runs the action on rank 0; every rank gets its result.
 
         Raises:
             CheckpointError: it failed; on all ranks.

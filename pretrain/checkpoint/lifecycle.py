@@ -1,4 +1,4 @@
-"""The life of checkpoints on disk, for one process; `folder`, `writer` and `loader` make all ranks agree on it.
+"""This is the life of checkpoints on disk, for one process; `folder`, `writer` and `loader` make all ranks agree on it.
 
     writing --seal--> sealed --certify--> certified --retire--> gone
        |                 |'---------------'|
@@ -33,7 +33,7 @@ CONDEMNED = "CONDEMNED.txt"
 
 @dataclass(frozen=True)
 class Candidates:
-    """Checkpoints of a run, newest first."""
+    """It lists the checkpoints of a run, newest first."""
 
     sealed: tuple[Tag, ...]
     """With a manifest and not condemned; whether their bytes are still right, `manifest.verify` says."""
@@ -50,7 +50,7 @@ class Candidates:
 
 
 class HasStep(Protocol):
-    """Something of a step that a run can go back to, on disk or in host memory."""
+    """It is something of a step that a run can go back to, on disk or in host memory."""
 
     @property
     def step(self) -> int: ...
@@ -98,7 +98,7 @@ def _certified_at(folder: Path) -> int | None:
 
 
 def create_folder(checkpoints: Path, step: int) -> Tag:
-    """Make the folder of a new checkpoint, under the next attempt's tag.
+    """It makes the folder of a new checkpoint, under the next attempt's tag.
 
     Attempts never start again: the newest checkpoint always stays, and those set aside or discarded count.
     """
@@ -114,7 +114,7 @@ def create_folder(checkpoints: Path, step: int) -> Tag:
 
 
 def update_latest(checkpoints: Path, *, certified: bool) -> None:
-    """Point DeepSpeed's `latest` to the newest (certified) checkpoint, for stock tools; Surefoot never reads it."""
+    """It points DeepSpeed's `latest` to the newest (certified) checkpoint, for stock tools; Surefoot never reads it."""
     found = candidates(checkpoints)
     tag = next(iter(found.certified if certified else found.sealed), None)
     if tag is not None:
@@ -124,18 +124,18 @@ def update_latest(checkpoints: Path, *, certified: bool) -> None:
 
 
 def condemn(checkpoints: Path, tag: Tag, reason: str) -> None:
-    """Mark a checkpoint as one that is not to be loaded, and keep it as evidence."""
+    """It marks a checkpoint as one that is not to be loaded, and keeps it as evidence."""
     write_durably(checkpoints / str(tag) / CONDEMNED, reason.rstrip("\n") + "\n")
 
 
 def reinstate(checkpoints: Path, tag: Tag) -> None:
-    """Take the mark away."""
+    """It takes the mark away."""
     (checkpoints / str(tag) / CONDEMNED).unlink(missing_ok=True)
     sync_folder(checkpoints / str(tag))
 
 
 def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
-    """Set a damaged checkpoint aside, as evidence. Returns where it lies now."""
+    """It sets a damaged checkpoint aside, as evidence, and returns where that lies now."""
     aside = checkpoints / f"{tag}{QUARANTINED}"
     (checkpoints / str(tag)).rename(aside)
     sync_folder(checkpoints)
@@ -144,10 +144,10 @@ def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
 
 
 def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
-    """Delete the checkpoints that need not be kept, older torn ones, and leftovers of an earlier call.
+    """It deletes the checkpoints that need not be kept, older torn ones, and leftovers of an earlier call.
 
-    Returns the tags. Called after a save or a certificate. Only what is durable counts as kept: nothing is deleted
-    before what replaces it is on disk.
+    It returns their tags, and is called after a save or a certificate. Only what is durable counts as kept: nothing is
+    deleted before what replaces it is on disk.
     """
     for leftover in checkpoints.glob(f"{RETIRED}*"):
         shutil.rmtree(leftover)
@@ -162,7 +162,7 @@ def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
 
 
 def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
-    """Free the space of saves that failed. Empty folders reserve the tags until the next `retire`."""
+    """It frees the space of saves that failed. Empty folders reserve the tags until the next `retire`."""
     for tag in tags:
         retired = _take_out(checkpoints, tag)
         shutil.rmtree(retired)

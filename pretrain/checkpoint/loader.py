@@ -1,4 +1,4 @@
-"""The way of a checkpoint back into a run: all ranks load the same one, or none.
+"""A checkpoint gets back into a run here: all ranks load the same one, or none.
 
 Nothing is unpickled before its bytes have been compared with the manifest, and what was loaded must have the checksum
 of what was saved. A damaged checkpoint is set aside, and the next best one is tried.
@@ -20,7 +20,7 @@ from pretrain.runtime.agreement import first_problem, from_first
 
 
 class CheckpointLoader:
-    """Loads checkpoints that fit the run. All ranks make the same calls."""
+    """It loads checkpoints that fit the run. All ranks make the same calls."""
 
     def __init__(self, folder: CheckpointFolder, compatibility: Compatibility) -> None:
         self.folder = folder
@@ -30,7 +30,7 @@ class CheckpointLoader:
     def load_newest(
         self, engine: TrainEngine, *, sealed: bool = False, afresh: bool = False
     ) -> Restored | None:
-        """Load the newest sound checkpoint, certified or not.
+        """It loads the newest sound checkpoint, certified or not.
 
         It returns None if the run has never completed one, as far as can be seen here or the caller knows (`sealed`).
         Condemned ones are passed over; where there are none but those, and with `afresh`, it returns None too: the run
@@ -54,8 +54,8 @@ class CheckpointLoader:
         return None
 
     def load_preferred(self, engine: TrainEngine, limit_step: int) -> Restored:
-        """Load what a rollback to at most this step prefers, into an engine that may have trained; if it is damaged,
-        what comes next.
+        """It loads what a rollback to at most this step prefers, into an engine that may have trained; if that is
+        damaged, what comes next.
 
         Raises:
             CheckpointError: no sound one is left.
@@ -68,7 +68,7 @@ class CheckpointLoader:
         )
 
     def load(self, engine: TrainEngine, tag: Tag) -> Restored:
-        """Load this checkpoint; if it is damaged, what a rollback to its step prefers.
+        """It loads this checkpoint; if that is damaged, what a rollback to its step prefers.
 
         Raises:
             CheckpointError: no sound one is left.
@@ -76,7 +76,8 @@ class CheckpointLoader:
         return self._load_first(engine, [tag]) or self.load_preferred(engine, tag.step)
 
     def load_tag(self, engine: TrainEngine, name: str, *, allow_condemned: bool = False) -> Restored:
-        """Load the checkpoint that a user asks for, and condemn those of the course that is left by that.
+        """It loads the checkpoint that a user asks for, and condemns the later ones, which the run leaves behind by
+        that.
 
         Raises:
             CheckpointError: there is no such checkpoint, it is condemned and not allowed to be, it is damaged, or it
@@ -98,7 +99,7 @@ class CheckpointLoader:
         return restored
 
     def _look_around(self) -> Candidates:
-        """Do what a crash may have left undone; returns what there is then."""
+        """It does what a crash may have left undone, and returns what there is then."""
         found = self.folder.candidates()
         if found.sealed or found.condemned:
             self.folder.on_first(self.folder.update_latest)
@@ -107,7 +108,7 @@ class CheckpointLoader:
         return found
 
     def _load_first(self, engine: TrainEngine, tags: Iterable[Tag]) -> Restored | None:
-        """Load the first sound one of these; damaged ones are set aside."""
+        """It loads the first sound one of these; damaged ones are set aside."""
         for tag in tags:
             folder = self.folder.of(tag)
             manifest, problem = from_first(self._mesh, partial(read_manifest, folder))

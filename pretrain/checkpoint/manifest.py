@@ -1,4 +1,4 @@
-"""MANIFEST.json: what a checkpoint is and every byte that belongs to it.
+"""MANIFEST.json says what a checkpoint is, and names every byte that belongs to it.
 
 It is written last. A folder without it is not a checkpoint, and nothing of a checkpoint is unpickled before
 its files have been compared with it.
@@ -26,13 +26,13 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Document(BaseModel):
-    """What is written beside a checkpoint's files, as JSON."""
+    """A document is written beside a checkpoint's files, as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class FileRecord(Document):
-    """One file of a checkpoint."""
+    """It describes one file of a checkpoint."""
 
     size: int = Field(ge=0)
     """Bytes."""
@@ -42,7 +42,7 @@ class FileRecord(Document):
 
 
 class CheckpointLayout(Document):
-    """How the state is cut; a checkpoint loads only into the layout that it was saved from."""
+    """It says how the state is cut; a checkpoint loads only into the layout that it was saved from."""
 
     tensor: int
     pipeline: int
@@ -53,7 +53,7 @@ class CheckpointLayout(Document):
 
 
 class Manifest(Document):
-    """A complete checkpoint."""
+    """It describes a complete checkpoint."""
 
     format: Literal[1] = 1
     tag: str
@@ -77,7 +77,7 @@ class Manifest(Document):
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Make the folder a checkpoint; called once, after all ranks have described their files.
+    """It makes the folder a checkpoint; it is called once, after all ranks have described their files.
 
     Raises CheckpointError if a file is missing or has another size.
     """
@@ -94,7 +94,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
+    """It reads a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
     manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
     if manifest.tag != folder.name:
         raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {manifest.tag}")
@@ -162,7 +162,7 @@ def _size_problem(path: Path, record: FileRecord) -> str | None:
 
 
 def _open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading; no symbolic link, and no pipe or device that would block."""
+    """It opens a file for reading, but no symbolic link, and no pipe or device that would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

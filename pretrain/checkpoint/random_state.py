@@ -1,4 +1,4 @@
-"""The random state of a process, as plain values that `torch.load(weights_only=True)` reads.
+"""The random state of a process is held as plain values that `torch.load(weights_only=True)` reads.
 
 Dropout and data order do not need it (they are pure functions of the step); it is kept for whatever else draws.
 """
@@ -14,7 +14,7 @@ from parallel.initialization import derive_seed
 
 
 def seed_generators(seed: int, rank: int) -> None:
-    """Start Python's, NumPy's and torch's generators from the run's seed, each rank's in its own place."""
+    """It starts Python's, NumPy's and torch's generators from the run's seed, each rank's in its own place."""
     own = derive_seed(seed, "generators", rank)
     random.seed(own)
     np.random.seed(own % 2**32)
@@ -33,7 +33,8 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Undo everything drawn since `capture_random_state`. To be called last: whatever else is restored may draw."""
+    """It undoes everything drawn since `capture_random_state`. It is called last: whatever else is restored may
+    draw."""
     random.setstate(state["python"])
     name, keys, *numpy_rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *numpy_rest))

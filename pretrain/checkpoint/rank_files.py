@@ -1,4 +1,4 @@
-"""One rank's share of a checkpoint: written and described, looked through, loaded and proven."""
+"""One rank's share of a checkpoint is written and described here, looked through, loaded and proven."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from pretrain.runtime.durable_files import sync_folder
 
 @dataclass(frozen=True)
 class RankFiles:
-    """What a rank has on its disk."""
+    """It describes what a rank has on its disk."""
 
     files: dict[str, FileRecord] = field(default_factory=dict)
     checksum: int = 0
@@ -41,9 +41,9 @@ def write_files(
     *,
     deferred: bool,
 ) -> Callable[[], RankFiles]:
-    """Write this rank's files, or copy what they will hold (`deferred`); all ranks together.
+    """It writes this rank's files, or copies what they will hold (`deferred`); all ranks together.
 
-    `thread` computes meanwhile. What is returned does the rest, and may run beside training.
+    `thread` computes the checksum meanwhile. What is returned does the rest, and may run beside training.
 
     Raises:
         OSError: the disk or the host's memory has no room.
@@ -68,9 +68,9 @@ def write_files(
 
 
 def flush(rank: int, paths: Sequence[Path], deferred: Mapping[Path, object], checksum: int) -> RankFiles:
-    """Write what was deferred, force it and what lies at `paths` to disk, and describe it.
+    """It writes what was deferred, forces it and what lies at `paths` to disk, and describes it.
 
-    Needs no other rank, and may run beside training.
+    It needs no other rank, and may run beside training.
     """
     folder = next(iter(deferred)).parent
     try:
@@ -121,7 +121,8 @@ def unsafe_files(folder: Path, names: list[str]) -> str:
 
 
 def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) -> tuple[Restored, str]:
-    """Load a checkpoint whose files are sound, all ranks together; also returns what is wrong with the outcome."""
+    """It loads a checkpoint whose files are sound, all ranks together, and also returns what is wrong with the
+    outcome."""
     rank = engine.mesh.rank
     engine.load(folder.parent, folder.name)
     own = torch.load(folder / rank_file(rank), map_location="cpu", weights_only=True)

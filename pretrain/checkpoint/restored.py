@@ -1,4 +1,4 @@
-"""What a checkpoint gives back, from disk or from host memory, beside the engine's state."""
+"""A checkpoint, from disk or from host memory, gives this back beside the engine's state."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pretrain.step import TrainState
 
 @dataclass(frozen=True)
 class Restored:
-    """The run as it was, apart from the weights and the optimizer, which the engine has now."""
+    """It is the run as it was, apart from the weights and the optimizer, which the engine has now."""
 
     tag: Tag | None
     """None: it was in host memory."""
@@ -27,7 +27,7 @@ class Restored:
     """Digest of the checksums of all ranks' weights and optimizers; empty where none were saved."""
 
     def restore_random_state(self) -> None:
-        """Go on with the generators of then. To be called last, when everything else is in place."""
+        """It goes on with the generators of then. It is called last, when everything else is in place."""
         restore_random_state(self.random)
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints to keep; pure functions of tags.
+"""Pure functions of tags decide which checkpoints are kept.
 
 A run without a watchdog keeps what is configured. One with a watchdog keeps in addition what it may go back to:
 
@@ -25,7 +25,7 @@ CONDEMNED_KEPT = 3
 
 @dataclass(frozen=True)
 class Retention:
-    """What to keep."""
+    """It says what to keep."""
 
     keep_last: int
     """The newest ones, at least 1."""

@@ -1,4 +1,4 @@
-"""Snapshots of a run in host memory: a rollback to one reads no disk, and is lost with the process."""
+"""Snapshots keep a run in host memory: a rollback to one reads no disk, and they are lost with the process."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pretrain.step import TrainState
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at the boundary between two steps, as far as this rank holds it."""
+    """It holds a run at the boundary between two steps, as far as this rank has it."""
 
     state: TrainState
     data: str
@@ -37,10 +37,10 @@ class Snapshot:
 
 
 class SnapshotStore:
-    """The last few snapshots, oldest first. All ranks make the same calls and so hold the same steps."""
+    """It holds the last few snapshots, oldest first. All ranks make the same calls and so hold the same steps."""
 
     def __init__(self, keep: int, horizon: int) -> None:
-        """`keep`: how many; with 0 nothing is ever taken. `horizon`: healthy steps after which one is certified."""
+        """`keep` says how many; with 0 none is ever taken. After `horizon` healthy steps one is certified."""
         self._keep = keep
         self._horizon = horizon
         self._snapshots: list[Snapshot] = []
@@ -54,7 +54,7 @@ class SnapshotStore:
     def take(
         self, engine: TrainEngine, state: TrainState, data: Mapping[str, Any], watchdog: Mapping[str, Any]
     ) -> str:
-        """Add a snapshot, if there is room or one that can go; returns the problem, on all ranks, if a rank has no
+        """It adds a snapshot, if there is room or one that can go; returns the problem, on all ranks, if a rank has no
         memory."""
         self.drop(after_step=state.step - 1)
         if not self._make_room(state.step):
@@ -78,19 +78,19 @@ class SnapshotStore:
         return found[0] if found else None
 
     def certify(self, step: int) -> None:
-        """Mark the snapshot of this step, if there is one."""
+        """It marks the snapshot of this step as certified, if there is one."""
         self._snapshots = [
             replace(snapshot, certified=True) if snapshot.step == step else snapshot
             for snapshot in self._snapshots
         ]
 
     def drop(self, after_step: int) -> None:
-        """Forget the snapshots of later steps."""
+        """It forgets the snapshots of later steps."""
         for snapshot in [snapshot for snapshot in self._snapshots if snapshot.step > after_step]:
             self._release(snapshot)
 
     def restore(self, engine: TrainEngine, snapshot: Snapshot) -> Restored | None:
-        """Put an engine back to a snapshot; later ones are dropped, it stays itself.
+        """It puts an engine back to a snapshot; later ones are dropped, this one stays.
 
         It returns None, on all ranks, if the memory of one does not hold what was written there. The snapshot is
         dropped, and the engine must be loaded from elsewhere.
@@ -139,9 +139,9 @@ class SnapshotStore:
         return copy
 
     def _make_room(self, step: int) -> bool:
-        """Let one go if there are `keep`: the oldest certified one where newer ones leave less than two places to
-        others, else the oldest that had the time to be certified and was not. The others ripen: without them none
-        would ever be certified."""
+        """It lets one go if there are `keep`: the oldest certified one where newer ones leave less than two places to
+        others, else the oldest that had the time to be certified and was not. The others stay: without them none would
+        ever be certified."""
         if len(self._snapshots) < self._keep:
             return True
         certified = [snapshot for snapshot in self._snapshots if snapshot.certified]

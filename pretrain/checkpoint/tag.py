@@ -1,4 +1,4 @@
-"""Names of checkpoints."""
+"""Checkpoints are named by tags."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _PATTERN = re.compile(r"step(\d{8}|[1-9]\d{8,17})-a([1-9]\d{0,8})", re.ASCII)
 
 @dataclass(frozen=True, order=True)
 class Tag:
-    """Name of one attempt to save a checkpoint, for example `step00001200-a3`.
+    """It names one attempt to save a checkpoint, for example `step00001200-a3`.
 
     Attempts are counted through the whole run, so a name is never used twice and order by attempt is order by
     age: after a return to an earlier step, newer checkpoints have smaller steps than those left behind.

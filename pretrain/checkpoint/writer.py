@@ -1,4 +1,4 @@
-"""The way of a checkpoint onto the disk: all ranks save, verify and certify together, or not at all.
+"""A checkpoint gets onto the disk here: all ranks save, verify and certify together, or not at all.
 
 Every decision is taken from what all ranks have said, so that no rank goes on with a checkpoint that another one
 could not write, and a failure on one rank is a failure of the save, not the end of the run.
@@ -45,7 +45,7 @@ class Damaged(NotCertified):
 
 @dataclass(frozen=True)
 class PendingSave:
-    """A checkpoint whose content is safe from the steps to come, and that this rank's thread looks after."""
+    """The content of this checkpoint is safe from the steps to come, and this rank's thread looks after it."""
 
     tag: Tag
     state: TrainState
@@ -54,14 +54,14 @@ class PendingSave:
 
 @dataclass(frozen=True)
 class Verification:
-    """A checkpoint whose bytes on disk this rank's thread reads again."""
+    """This rank's thread is reading the bytes of a checkpoint on disk again."""
 
     tag: Tag
     problem: Future[str]
 
 
 class CheckpointWriter:
-    """Seals and certifies checkpoints, and removes those that need not be kept. All ranks make the same calls."""
+    """It seals and certifies checkpoints, and removes those that need not be kept. All ranks make the same calls."""
 
     def __init__(
         self, folder: CheckpointFolder, settings: CheckpointConfig, compatibility: Compatibility
@@ -83,8 +83,8 @@ class CheckpointWriter:
         data: Mapping[str, Any],
         watchdog: Mapping[str, Any],
     ) -> PendingSave:
-        """Write a checkpoint, or copy what it is to hold, for `finish` to seal. Training may go on in between; no other
-        save may.
+        """It writes a checkpoint, or copies what it is to hold, for `finish` to seal. Training may go on in between; no
+        other save may.
 
         `data` and `watchdog`, the states of the data stream and of the watchdog, are kept as JSON.
 
@@ -108,7 +108,7 @@ class CheckpointWriter:
         return PendingSave(tag, state, self._thread.submit(flush))
 
     def finish(self, pending: PendingSave) -> Tag:
-        """Seal what `begin` has written, once all ranks have it on disk. Its bytes are read again when it is
+        """It seals what `begin` has written, once all ranks have it on disk. Its bytes are read again when it is
         certified.
 
         Raises:
@@ -127,7 +127,7 @@ class CheckpointWriter:
         return tag
 
     def start_verify(self, tag: Tag) -> Verification:
-        """Have each rank read the files again that it wrote.
+        """It has each rank read the files again that it wrote.
 
         Raises:
             NotCertified: there is no manifest.
@@ -140,8 +140,8 @@ class CheckpointWriter:
         return Verification(tag, self._reader.submit(read_again, folder, manifest, own))
 
     def finish_certify(self, verification: Verification, horizon: int) -> None:
-        """Certify a checkpoint after `horizon` healthy steps, if its bytes are still right. To certify twice does no
-        harm.
+        """It certifies a checkpoint after `horizon` healthy steps, if its bytes are still right. To certify twice does
+        no harm.
 
         Raises:
             Damaged: they are not.
@@ -185,5 +185,6 @@ class CheckpointWriter:
         self.folder.update_latest()
 
     def _retire(self) -> None:
-        """Delete what need not be kept. What cannot be deleted now is next time: what has been saved is safe."""
+        """It deletes what need not be kept. What cannot be deleted now waits for the next time, since what was saved is
+        safe."""
         from_first(self._mesh, lambda: retire(self.folder.path, self._retention))

@@ -1,4 +1,4 @@
-"""From a configuration to a TrainEngine on this rank's mesh."""
+"""A TrainEngine is built here from a configuration, on this rank's mesh."""
 
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
@@ -14,7 +14,7 @@ from pretrain.tasks.registry import TASKS
 
 
 def assemble_engine(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernels: Kernels) -> TrainEngine:
-    """Build this rank's layers with their initial weights, the optimizer, and the DeepSpeed engine around them."""
+    """It builds this rank's layers with their initial weights, the optimizer, and the DeepSpeed engine around them."""
     parts = model_parts(config, mesh, kernels)
     return TrainEngine(parts, mesh, plan.deepspeed, make_optimizer(config.optimizer), config)
 
@@ -25,7 +25,7 @@ def assemble_evaluator(config: RunConfig, plan: Plan, mesh: ParallelMesh, kernel
 
 
 def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> ModelParts:
-    """The model of the configured task with its objective."""
+    """It returns the model of the configured task with its objective."""
     task = TASKS[config.model.kind]
     streams = RandomStreams(config.run.seed, mesh)
     materials = Materials(mesh, streams, kernels, config.run.seed)

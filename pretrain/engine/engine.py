@@ -1,4 +1,4 @@
-"""TrainEngine: one optimizer step over micro-batches, with a judge between the last backward and the update.
+"""A TrainEngine takes one optimizer step over micro-batches, with a judge between the last backward and the update.
 
 With and without pipeline the order is the same: forward and backward of all micro-batches, reduction of the
 gradients, one reduction of the facts of the step over all ranks, the judge's verdict on them (the same on every
@@ -156,7 +156,7 @@ class TrainEngine:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """The names of all layers, by index."""
+        """It returns the names of all layers, by index."""
         return self._model.names
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: mean loss and sums of a task's metrics over batches of all ranks, in any layout.
+"""Evaluation gives the mean loss and the sums of a task's metrics over batches of all ranks, in any layout.
 
 An evaluator needs no optimizer: it shares the DeepSpeed engine of a TrainEngine, or has one of its own
 (`make_evaluator`).

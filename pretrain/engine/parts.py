@@ -1,4 +1,4 @@
-"""What an engine is given of a model."""
+"""An engine is given these parts of a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same 64 bits, from a sum over the ranks that is taken anyway.
+"""A sum over the ranks that is taken anyway tells whether all of them hold the same 64 bits.
 
 The bits travel as chunks h of 16, each with its square. Cauchy-Schwarz: n sum(h^2) >= (sum h)^2, equal only where all
 h are. Sums are exact in float64 up to 2^20 ranks.
@@ -18,6 +18,6 @@ def slots_of(digest: int) -> list[float]:
 
 
 def unanimous(sums: Sequence[float], ranks: int) -> bool:
-    """Whether the contributions of all ranks, summed, were of equal digests."""
+    """It tells whether the contributions of all ranks, summed, were of equal digests."""
     pairs = zip(sums[:CHUNKS], sums[CHUNKS:], strict=True)
     return all(ranks * int(squares) == int(total) ** 2 for total, squares in pairs)

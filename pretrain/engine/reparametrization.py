@@ -1,4 +1,4 @@
-"""sigmaReparam in a training run: when its parts happen around an update, and the optimizer of its gammas.
+"""In a training run, the parts of sigmaReparam happen around an update, and its gammas have an optimizer.
 
 Gammas are scalars in fp32, also in a bf16 model, and every rank of a stage knows their gradient. So they are
 buffers with an optimizer of their own: of the weights' kind, without weight decay, clipped by the global norm as all
@@ -20,7 +20,7 @@ from pretrain.optim.optimizer import Optimizer, settings_of
 
 
 class Reparametrization:
-    """All reparametrised matrices of this rank."""
+    """It looks after all reparametrised matrices of this rank."""
 
     def __init__(
         self, module: nn.Module, mesh: ParallelMesh, gate: UpdateGate, optimizer: Optimizer[Any]
@@ -37,7 +37,7 @@ class Reparametrization:
         """How far the first vectors are from singular vectors (largest relative residual)."""
 
     def pull_back(self) -> Tensor:
-        """After the last backward: make gradients of What those of W; returns this rank's share of |dgamma|^2."""
+        """After the last backward it makes gradients of What those of W; returns this rank's share of |dgamma|^2."""
         if not self._optimizer:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         pieces = [
@@ -54,7 +54,7 @@ class Reparametrization:
         return squared / (self._mesh.tensor.size * self._mesh.data.size)
 
     def after_update(self, learning_rate: float, gradient_norm: float, clipping: float) -> None:
-        """Once the weights have moved: move gamma, take a power step, renew What."""
+        """Once the weights have moved it moves gamma, takes a power step and renews What."""
         if not self._layers:
             return
         if self._optimizer:
@@ -65,7 +65,7 @@ class Reparametrization:
         self.materialise()
 
     def materialise(self) -> None:
-        """Renew What from W, sigma and gamma, also after a load."""
+        """It renews What from W, sigma and gamma, also after a load."""
         for layer in self._layers:
             layer.norms.materialise(layer.weight)
 
@@ -78,11 +78,11 @@ class Reparametrization:
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of gamma's optimizer; all else is in the module's buffers."""
+        """It returns the state of gamma's optimizer; all else is in the module's buffers."""
         return self._optimizer.state_dict() if self._optimizer else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore after the module has been loaded."""
+        """It restores that state after the module has been loaded."""
         if self._optimizer:
             self._optimizer.load_state_dict(state)
             # The state has the settings of then; the configuration may have others now.

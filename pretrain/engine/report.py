@@ -1,4 +1,4 @@
-"""The facts of a step: what a rank adds to them, how they are reduced, and the report that they make."""
+"""The facts of a step come from all ranks; this says what each adds, and makes the report of what they sum up to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

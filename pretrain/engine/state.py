@@ -1,4 +1,4 @@
-"""The state of an engine: all that training changes on this rank, in checkpoint files and in memory."""
+"""The state of an engine is all that training changes on this rank, in checkpoint files and in memory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The mean per target over all ranks: how DeepSpeed's mean over micro-batches and data ranks is made that."""
+"""DeepSpeed's mean over micro-batches and data ranks becomes the mean per target over all ranks here."""
 
 from collections.abc import Sequence
 
@@ -31,12 +31,12 @@ def normalise(mesh: ParallelMesh, batches: Sequence[Batch]) -> tuple[list[Batch]
 
 
 def speaks_for_batch(mesh: ParallelMesh) -> bool:
-    """Whether this rank counts the samples of its replica: one does."""
+    """It tells whether this rank counts the samples of its replica: one does."""
     return mesh.model.first
 
 
 def speaks_for_outputs(mesh: ParallelMesh) -> bool:
-    """Whether this rank reports what came out of its replica: the last stage has it, its tensor ranks all the same."""
+    """It tells whether this rank reports what came out of its replica: all tensor ranks of the last stage have it."""
     return mesh.pipeline.last and mesh.tensor.first
 
 

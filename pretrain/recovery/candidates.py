@@ -1,4 +1,4 @@
-"""What a run can go back to: candidates on disk and in host memory, from taking to certifying to restoring.
+"""A run can go back to candidates, on disk and in host memory; this takes, certifies and restores them.
 
     save -> BACKGROUND_STEPS later: sealed -> healthy for a horizon: verified -> BACKGROUND_STEPS later: certified
 
@@ -30,7 +30,7 @@ from pretrain.watchdog.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Target:
-    """Where a rollback goes."""
+    """It says where a rollback goes."""
 
     step: int
     tag: Tag | None
@@ -40,7 +40,7 @@ class Target:
 
 
 class CheckpointManager:
-    """Takes candidates when they are due, has them sealed and certified, and goes back to them.
+    """It takes candidates when they are due, has them sealed and certified, and goes back to them.
 
     All ranks make the same calls. A save that fails costs this checkpoint, not the run, unless there is no later one to
     come.
@@ -84,11 +84,11 @@ class CheckpointManager:
     # Taking
 
     def resume(self, state: TrainState) -> None:
-        """Await certificates for what an earlier session has left, of those that `state` comes after."""
+        """It awaits certificates for what an earlier session has left, of those that `state` comes after."""
         self._certifier.resume(state.step)
 
     def start(self, state: TrainState) -> None:
-        """Begin at a state that needs no checkpoint: it was loaded from one, or the initial weights are it."""
+        """It begins at a state that needs no checkpoint: it was loaded from one, or it is the initial weights."""
         self._saved_step = state.step
         self._take_snapshot(state)
 
@@ -100,7 +100,7 @@ class CheckpointManager:
         return self._saved_step < state.step and (again or turn)
 
     def save(self, state: TrainState) -> None:
-        """Begin a checkpoint; some steps later it is sealed.
+        """It begins a checkpoint; some steps later that is sealed.
 
         Raises:
             CheckpointError: it failed, and there is no later one to come.
@@ -116,7 +116,7 @@ class CheckpointManager:
             self._lose(state.step, error)
 
     def seal(self, state: TrainState) -> None:
-        """Complete the checkpoint that was begun, if one was; the run stands at `state` by now.
+        """It completes the checkpoint that was begun, if one was; the run stands at `state` by now.
 
         Raises:
             CheckpointError: it failed, and there is no later one to come.
@@ -135,8 +135,8 @@ class CheckpointManager:
         self._metrics.event(state.step, f"checkpoint {tag} saved")
 
     def look_after(self, state: TrainState) -> None:
-        """Do what is due after a step: complete what a thread has had its time for, certify what has proven healthy,
-        and take a snapshot. What is certified now makes room in memory for it."""
+        """It does what is due after a step: it completes what a thread has had its time for, certifies what has proven
+        healthy, and takes a snapshot. What is certified now makes room in memory for it."""
         if self._pending is not None and state.step >= self._pending.state.step + BACKGROUND_STEPS:
             self.seal(state)
         self._certify(state, state.step)
@@ -144,12 +144,12 @@ class CheckpointManager:
             self._take_snapshot(state)
 
     def complete(self, state: TrainState) -> None:
-        """Complete all that threads are about, however long that takes, and certify what has proven healthy."""
+        """It completes all that threads are about, however long that takes, and certifies what has proven healthy."""
         self.seal(state)
         self._certify(state, None)
 
     def leave(self, state: TrainState) -> str:
-        """Seal a checkpoint of where the run stands, as it ends early; returns what to say if that failed."""
+        """It seals a checkpoint of where the run stands, as it ends early; returns what to say if that failed."""
         if self._saved_step < state.step:
             self.save(state)
         self.seal(state)
@@ -178,7 +178,8 @@ class CheckpointManager:
         self._metrics.event(step, f"checkpoint not saved: {error}")
 
     def _watchdog_state(self) -> dict[str, Any]:
-        """A watchdog that was switched off has seen none of the last steps: when it is on again, it begins anew."""
+        """It returns the watchdog's state; one that was switched off has seen none of the last steps, so it has none
+        and begins anew when it is on again."""
         return self._watchdog.state_dict() if self._watch.enabled else {}
 
     # Going back
@@ -201,14 +202,14 @@ class CheckpointManager:
         return best[0] if best else None
 
     def condemn(self, target_step: int, reason: str, state: TrainState) -> None:
-        """See to it that nothing later than the target of a rollback is gone back to, or resumed from."""
+        """It sees to it that nothing later than the target of a rollback is gone back to, or resumed from."""
         for tag in self._loader.folder.condemn(target_step, reason):
             self._ledger.append(record(Kind.CONDEMNED, state, tag=str(tag), reason=reason))
         self._snapshots.drop(after_step=target_step)
         self._certifier.drop(after_step=target_step)
 
     def restore(self, target: Target) -> tuple[Restored, str]:
-        """Go back, past candidates that are damaged; returns the run as it was, and the tier that it came from."""
+        """It goes back, past candidates that are damaged; returns the run as it was, and the tier that it came from."""
         if target.snapshot is not None:
             restored = self._snapshots.restore(self._engine, target.snapshot)
             if restored is not None:
@@ -218,8 +219,8 @@ class CheckpointManager:
         return self._loader.load(self._engine, target.tag), "disk"
 
     def go_on_from(self, state: TrainState) -> None:
-        """Go on after a rollback to `state`; if a new process would find nothing on disk to go on from, it is saved at
-        once."""
+        """It goes on after a rollback to `state`; if a new process would find nothing on disk to go on from, that is
+        saved at once."""
         on_disk = {tag.step for tag in self._loader.folder.sealed()}
         self._saved_step = state.step if state.step in on_disk else state.step - 1
         if not on_disk:

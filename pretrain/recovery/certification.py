@@ -1,4 +1,4 @@
-"""Candidates on their way to a certificate: a horizon of healthy steps, then their bytes are read again."""
+"""Candidates come to a certificate here: a horizon of healthy steps passes, then their bytes are read again."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ does must not depend on how fast a disk was."""
 
 @dataclass(frozen=True)
 class PendingCertificate:
-    """A candidate that has proven healthy and whose bytes are being read again."""
+    """This candidate has proven healthy, and its bytes are being read again."""
 
     verification: Verification
     step: int
@@ -33,7 +33,7 @@ class PendingCertificate:
 
 
 class Certifier:
-    """Certifies candidates on disk and in host memory. All ranks make the same calls."""
+    """It certifies candidates on disk and in host memory. All ranks make the same calls."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class Certifier:
         self._pending: list[PendingCertificate] = []
 
     def resume(self, step: int) -> None:
-        """Await certificates for the checkpoints that an earlier session has left, up to this step; also for one whose
-        certificate the ledger has not heard of."""
+        """It awaits certificates for the checkpoints that an earlier session has left, up to this step; also for one
+        whose certificate the ledger has not heard of."""
         history = self._ledger.history
         known = history.certified | history.refused
         for tag in self._writer.folder.sealed():
@@ -65,22 +65,22 @@ class Certifier:
                 self._candidates[tag.step] = tag
 
     def add_checkpoint(self, tag: Tag) -> None:
-        """Await a certificate for a checkpoint; it stands for a snapshot of its step as well."""
+        """It awaits a certificate for a checkpoint; that stands for a snapshot of its step as well."""
         self._candidates[tag.step] = tag
 
     def add_snapshot(self, step: int) -> None:
-        """Await a certificate for a snapshot, unless there is a checkpoint of its step."""
+        """It awaits a certificate for a snapshot, unless there is a checkpoint of its step."""
         self._candidates.setdefault(step, None)
 
     def drop(self, after_step: int) -> None:
-        """Give up the candidates of later steps."""
+        """It gives up the candidates of later steps."""
         self._candidates = {step: tag for step, tag in self._candidates.items() if step <= after_step}
         self._retry_at = {step: again for step, again in self._retry_at.items() if step <= after_step}
         self._pending = [one for one in self._pending if one.tag.step <= after_step]
 
     def verify_due(self, state: TrainState) -> tuple[int, ...]:
-        """It returns steps of the candidates that have proven healthy; after the last step of all that nothing speaks
-        against."""
+        """It returns the steps of the candidates that have proven healthy; after the last step, of all that nothing
+        speaks against."""
         if not self._watched:
             return ()
         ended = state.step == self._last_step and not self._watchdog.suspicious
@@ -92,10 +92,10 @@ class Certifier:
         )
 
     def start_verify(self, state: TrainState) -> list[str]:
-        """Give up those that are due and have done harm; certify the others in memory at once, and have those on disk
-        read again.
+        """It gives up those that are due and have done harm, certifies the others in memory at once, and has those on
+        disk read again.
 
-        Returns what has kept candidates from being read.
+        It returns what has kept candidates from being read.
         """
         problems = []
         for step in self.verify_due(state):
@@ -121,7 +121,7 @@ class Certifier:
         return tuple(one for one in self._pending if step is None or step >= one.step + BACKGROUND_STEPS)
 
     def finish(self, state: TrainState, due: Iterable[PendingCertificate]) -> list[str]:
-        """Certify those that were read again and are sound; returns what has kept sound ones from it."""
+        """It certifies those that were read again and are sound; returns what has kept sound ones from it."""
         problems = []
         for one in due:
             self._pending.remove(one)
@@ -137,7 +137,7 @@ class Certifier:
         return problems
 
     def _try_later(self, tag: Tag, state: TrainState, error: NotCertified) -> str:
-        """Nothing is wrong with the candidate itself. Returns what to say."""
+        """It puts a candidate off, since nothing is wrong with the candidate itself, and returns what to say."""
         self._candidates[tag.step] = tag
         self._retry_at[tag.step] = state.step + RETRY_STEPS
         return f"checkpoint {tag} could not be certified now: {error}"

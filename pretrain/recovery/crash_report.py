@@ -1,4 +1,4 @@
-"""What a run leaves behind when it gives up: why, with which weights, on which samples, to be read without the run.
+"""A run that gives up leaves a report behind: why, with which weights, on which samples, to be read without the run.
 
 runs/NAME/evidence/attempt00000512/
     verdict.json    the step, the reason, alarms, all measures of the step, budgets
@@ -38,7 +38,7 @@ METRICS_BYTES = 2**20
 
 @dataclass(frozen=True)
 class CrashReport:
-    """The step that a run has ended at; equal on all ranks."""
+    """It describes the step that a run has ended at, and is equal on all ranks."""
 
     reason: str
     report: StepReport
@@ -60,7 +60,7 @@ def last_words(verdict: Verdict, history: RunHistory) -> str:
 def write_crash_report(
     crash: CrashReport, config: RunConfig, mesh: ParallelMesh, engine: TrainEngine, batches: Batches
 ) -> tuple[Path | None, str]:
-    """Write down what there is, all ranks together; returns the folder, or the problem.
+    """It writes down what there is, all ranks together; returns the folder, or the problem.
 
     Nothing that fails here may hide why the run has ended: no rank raises.
     """
@@ -77,7 +77,7 @@ def write_crash_report(
 def _write_or_clear_away(
     crash: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> Path:
-    """Raises OSError, whatever is wrong."""
+    """It returns the folder of a complete report; it raises OSError, whatever is wrong, and leaves nothing then."""
     folder = config.run_folder / EVIDENCE / f"attempt{crash.state.attempt + 1:08d}"
     begun = folder.with_name(f".{folder.name}.tmp")
     try:

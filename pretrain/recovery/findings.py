@@ -1,4 +1,4 @@
-"""What the watchdog finds, into the ledger: each alarm and suspicion once, not once a step."""
+"""What the watchdog finds goes into the ledger here: each alarm and suspicion once, not once a step."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,10 +15,10 @@ ODD_RANK = ("replicas_odd_rank", "tev_reach_rank")
 
 
 class FindingsLog:
-    """Writes down what is new about a step: alarms, suspicions, vetoes, hosts. All ranks make the same calls."""
+    """It writes down what is new about a step: alarms, suspicions, vetoes, hosts. All ranks make the same calls."""
 
     def __init__(self, watchdog: Watchdog, ledger: RunLedger, batches: Batches, hosts: Sequence[str]) -> None:
-        """`hosts`: names of the machines, by rank."""
+        """`hosts` are the names of the machines, by rank."""
         self._watchdog = watchdog
         self._ledger = ledger
         self._batches = batches
@@ -31,11 +31,11 @@ class FindingsLog:
         """Whether the step before had alarms that nothing is done about."""
 
     def reset(self) -> None:
-        """Forget what was told, after a rollback: what is found from here on is new."""
+        """It forgets what was told, after a rollback: what is found from here on is new."""
         self._alarmed, self._suspected, self._odd_rank = NONE, NONE, None
 
     def append(self, report: StepReport, verdict: Verdict, state: TrainState) -> None:
-        """Write down what is new about a step; `state` is that before it."""
+        """It writes down what is new about a step; `state` is that before it."""
         for kind, fields in self._news(report, verdict):
             self._ledger.append(Record(kind, report.step, state.attempt + 1, state.lineage, fields))
 

@@ -1,4 +1,4 @@
-"""How a process resumes a run: from which checkpoint, and with what has changed since."""
+"""A process resumes a run here: it decides from which checkpoint, and tells what has changed since."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ FELT = ("run.steps", "model.", "data.", "optimizer.", "schedule.", "precision.",
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for, beside the configuration."""
+    """It holds what the command line asks for, beside the configuration."""
 
     tag: str | None = None
     """Checkpoint to go on from; none: the newest."""
@@ -37,9 +37,10 @@ PLAIN = Request()
 def restore(
     loader: CheckpointLoader, engine: TrainEngine, ledger: RunLedger, request: Request
 ) -> Restored | None:
-    """Load the checkpoint that was asked for; else the newest one, of those from before a rollback that was cut short.
+    """It loads the checkpoint that was asked for; else the newest one, of those from before a rollback that was cut
+    short.
 
-    None where there is nothing to resume: the run begins.
+    It returns None where there is nothing to resume: the run begins.
     """
     if request.tag:
         return loader.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
@@ -64,7 +65,7 @@ def resume(
     watchdog: Watchdog,
     ledger: RunLedger,
 ) -> TrainState:
-    """Have everybody go on from a checkpoint that the engine has loaded; returns where the counters stand."""
+    """It has everybody go on from a checkpoint that the engine has loaded, and returns where the counters stand."""
     state, history = resumed(restored.state, ledger), ledger.history
     if request.tag:
         state = replace(state, attempt=history.attempt, lineage=history.lineage + 1)

@@ -1,4 +1,4 @@
-"""Going back: from a verdict to a run that stands at an earlier step and goes on from there."""
+"""A rollback leads from a verdict to a run that stands at an earlier step and goes on from there."""
 
 import time
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ from pretrain.watchdog.watchdog import Watchdog
 
 
 class RollbackExecutor:
-    """Takes the run back when a verdict says so. All ranks make the same calls."""
+    """It takes the run back when a verdict says so. All ranks make the same calls."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class RollbackExecutor:
         heartbeat: Heartbeat,
         metrics: MetricsLogger,
     ) -> None:
-        """`return_updates`: updates over which a lowered learning rate returns to that of the schedule."""
+        """Over `return_updates` updates a lowered learning rate returns to that of the schedule."""
         self._return_updates = return_updates
         self._batches = batches
         self._checkpoints = checkpoints
@@ -42,7 +42,7 @@ class RollbackExecutor:
         self._metrics = metrics
 
     def roll_back(self, state: TrainState, verdict: Verdict) -> TrainState:
-        """Return to a candidate from before the trouble; the result is the state that the run goes on from.
+        """It returns to a candidate from before the trouble; the result is the state that the run goes on from.
 
         Raises:
             TrainingDiverged: there is no such candidate.
@@ -54,7 +54,7 @@ class RollbackExecutor:
         return state
 
     def complete(self, state: TrainState) -> TrainState:
-        """Complete a rollback after a crash between its intent and its deed: the run was resumed at `state`, not
+        """It completes a rollback after a crash between its intent and its deed: the run was resumed at `state`, not
         later than intended."""
         pending = self._ledger.history.pending
         assert pending is not None, "there is something to complete"
@@ -66,7 +66,7 @@ class RollbackExecutor:
         return state
 
     def _restore(self, state: TrainState, verdict: Verdict) -> TrainState:
-        """The intent goes into the ledger first, then the deed is done."""
+        """It writes the intent into the ledger first, then does the deed."""
         started = time.perf_counter()
         plan = self._watchdog.plan(verdict)
         target = self._checkpoints.choose(plan)
@@ -90,7 +90,7 @@ class RollbackExecutor:
         return state
 
     def _conclude(self, rollback: Rollback, state: TrainState, tier: str, proof: str, started: float) -> None:
-        """From here on holds what the ledger has learned: samples to leave out, a lower learning rate."""
+        """It puts what the ledger has learned in force from here on: samples to leave out, a lower learning rate."""
         self._batches.skip(self._ledger.history.skips)
         if rollback.learning_rate_factor != 1:
             edit = LearningRateEdit(

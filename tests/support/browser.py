@@ -1,4 +1,4 @@
-"""A headless Chromium that opens one page and says what stands on it."""
+"""A headless Chromium opens one page and says what stands on it."""
 
 import asyncio
 import shutil
@@ -16,14 +16,15 @@ PATIENCE_SECONDS = 90.0
 
 
 def text_of_page(url: str, profile: Path, wanted: list[str]) -> str:
-    """The visible text of a page, less white space, once it has everything wanted or patience has run out."""
+    """It returns the visible text of a page, less white space, once it has everything wanted or patience has run
+    out."""
     with _chromium(url, profile) as port:
         return asyncio.run(_read_until(port, wanted))
 
 
 @contextmanager
 def _chromium(url: str, profile: Path) -> Iterator[int]:
-    """A browser with this page open; yields the loopback port of its debugging protocol."""
+    """It keeps a browser open with this page, and yields the loopback port of its debugging protocol."""
     arguments = [*FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "--window-size=1400,1000"]
     process = subprocess.Popen(
         [str(CHROMIUM), *arguments, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

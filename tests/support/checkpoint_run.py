@@ -1,4 +1,4 @@
-"""A run in miniature: checkpoints of chosen steps, by an engine that goes on living."""
+"""A run in miniature takes checkpoints of chosen steps, with an engine that goes on living."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +27,12 @@ def save(
     data: Mapping[str, Any],
     watchdog: Mapping[str, Any] | None = None,
 ) -> Tag:
-    """Write and seal a checkpoint; SaveFailed says why there is none."""
+    """It writes and seals a checkpoint; SaveFailed says why there is none."""
     return writer.finish(writer.begin(engine, state, data, watchdog or {}))
 
 
 def certify(writer: CheckpointWriter, tag: Tag, horizon: int) -> str:
-    """Certify a checkpoint whose bytes are still right; why it was not certified, or an empty string."""
+    """It certifies a checkpoint whose bytes are still right, and says why it was not certified; empty if it was."""
     try:
         writer.finish_certify(writer.start_verify(tag), horizon)
     except NotCertified as error:
@@ -45,7 +45,7 @@ LAYOUT = Layout(tensor=2, zero=1)
 
 @dataclass
 class CheckpointRun:
-    """A run in miniature: checkpoints of chosen steps, by an engine that goes on living."""
+    """It takes checkpoints of chosen steps, with an engine that goes on living."""
 
     folder: Path
     layout: Layout = LAYOUT
@@ -96,7 +96,7 @@ def attempt(action: Callable[[], Any]) -> str:
 
 
 def chosen(run: CheckpointRun, limit_step: int, *, oldest: bool = False) -> str:
-    """What a rollback to at most this step would load, with a star if it is certified."""
+    """It says what a rollback to at most this step would load, with a star if that is certified."""
     found = run.checkpoints.candidates()
     choice = found.preferred(limit_step, oldest=oldest)
     return f"{choice[0]}{'*' * (choice[0] in found.certified)}" if choice else "nothing"

@@ -1,4 +1,4 @@
-"""A corpus in miniature."""
+"""Tests read a corpus in miniature."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,7 @@ TEXT = "the run keeps its feet while loss falls and every rank agrees on what it
 
 
 def write_corpus(folder: Path) -> Path:
-    """Write the corpus into a folder and prepare it; where the prepared data lies."""
+    """It writes the corpus into a folder and prepares it; returns where the prepared data lies."""
     folder.mkdir(parents=True, exist_ok=True)
     draw, words = random.Random(0), TEXT.split()
     for document in range(20):

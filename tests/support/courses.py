@@ -1,4 +1,4 @@
-"""Losses and gradient norms of some steps in a layout, to be compared with those of another."""
+"""Losses and gradient norms of some steps in a layout are compared with those of another."""
 
 from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed
 
@@ -9,7 +9,7 @@ Losses = list[tuple[float, float]]
 
 
 def train(layout: Layout, model: dict[str, object], steps: int = STEPS) -> Losses:
-    """(loss, gradient norm) of each step, then the validation loss and its weight."""
+    """It returns (loss, gradient norm) of each step, then the validation loss and its weight."""
     config = make_config(layout, **model)
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)

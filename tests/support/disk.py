@@ -1,4 +1,4 @@
-"""Small file systems that can be filled, and what a file holds."""
+"""Tests fill small file systems, and describe what a file holds."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from pretrain.checkpoint.manifest import FileRecord
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of `size` bytes, mounted at `folder`; skips the test where mounting is not allowed."""
+    """It mounts a file system of `size` bytes at `folder`; skips the test where mounting is not allowed."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
@@ -28,7 +28,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Fill the file system of a folder to the last byte; removing the returned file makes room again."""
+    """It fills the file system of a folder to the last byte; removing the returned file makes room again."""
     path = folder / "ballast"
     with path.open("wb", buffering=0) as file:
         for size in (2**16, 2**8, 1):
@@ -45,7 +45,7 @@ def _write_while_possible(descriptor: int, size: int) -> None:
 
 
 def records(folder: Path, names: Iterable[str], *, rank: int) -> dict[str, FileRecord]:
-    """What a manifest says of files as they are now."""
+    """It returns what a manifest says of files as they are now."""
     contents = {name: (folder / name).read_bytes() for name in names}
     return {
         name: FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest(), rank=rank)

@@ -1,4 +1,4 @@
-"""The rig: run a plain function on several gloo ranks of this machine.
+"""The rig runs a plain function on several gloo ranks of this machine.
 
 Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (`rank_imports`) and take one
 function after the other. Every engine leaves process groups behind, with threads of gloo that spin once a peer has
@@ -39,7 +39,8 @@ class RankFailed(AssertionError):
 def run_distributed(
     function: Callable[..., Result], world_size: int, *arguments: Any, timeout: float = TIMEOUT_SECONDS
 ) -> list[Result]:
-    """Call `function(*arguments)` on `world_size` ranks with torch.distributed initialised; results by rank.
+    """It calls `function(*arguments)` on `world_size` ranks with torch.distributed initialised; returns results by
+    rank.
 
     The function and its arguments must be picklable (defined at the top level of a test module).
     """
@@ -52,7 +53,7 @@ def run_distributed(
 
 
 class _Pool:
-    """Ranks that wait for functions."""
+    """It holds ranks that wait for functions."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -124,7 +125,7 @@ class _Pool:
         return f" with exit code {self._processes[rank].exitcode}"
 
     def _dump(self) -> str:
-        """Stacks of the ranks that are still alive."""
+        """It returns the stacks of the ranks that are still alive."""
         for process in self._processes:
             if process.is_alive() and process.pid:
                 os.kill(process.pid, ASK_FOR_STACK)
@@ -140,7 +141,8 @@ def _pool(world_size: int) -> _Pool:
 
 
 def _start_server() -> None:
-    """Have the server of ranks running. It finds modules by its environment alone, and skips what it does not find."""
+    """It has the server of ranks running, which finds modules by its environment alone, and skips what it does not
+    find."""
     forkserver.set_forkserver_preload(["support.rank_imports"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -148,7 +150,7 @@ def _start_server() -> None:
 
 
 def _serve(connection: Connection, rank: int, world_size: int, store: str, stacks: str) -> None:
-    """Life of a rank."""
+    """It is the life of a rank."""
     from datetime import timedelta
 
     import torch
@@ -182,7 +184,7 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
 
 
 def _leave_groups() -> None:
-    """Destroy all groups but the world: each has threads of its own, and a session makes thousands."""
+    """It destroys all groups but the world: each has threads of its own, and a session makes thousands."""
     from deepspeed.utils import groups
     from torch.distributed import distributed_c10d as c10d
 
@@ -194,7 +196,7 @@ def _leave_groups() -> None:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that was free a moment ago."""
+    """It returns a TCP port on the loopback interface that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What training has made of an engine, to be compared by the bit."""
+"""What training has made of an engine is compared by the bit."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 
 def state(engine: Any) -> Any:
-    """Copies of all weights and optimizer states of this rank."""
+    """It returns copies of all weights and optimizer states of this rank."""
     wrapper = engine._engine.optimizer
     if isinstance(wrapper, DeepSpeedZeroOptimizer_Stage3):
         # The module's own tensors are gathered and released at will: its weights are the fp32 shards.

@@ -1,9 +1,9 @@
-"""Losses, gradient norms and checkpoint digests of short runs, recorded: what a refactoring must leave as it was.
+"""Recorded losses, gradient norms and checkpoint digests of short runs are what a refactoring must leave as it was.
 
     python tests/support/golden.py FOLDER      records them anew, after a change that is meant to change numbers
 
-Two test models (GPT-2-like, llama-like), each dense, MLRA, sigmaReparam and bf16, under TP2 x PP2 and ZeRO-2. The last
-digits go by the processor and by torch, so a recording names both, and holds for them alone.
+Each of two test models (GPT-2-like, llama-like) runs dense, with MLRA, sigmaReparam and bf16, under TP2 x PP2 and
+ZeRO-2. The last digits go by the processor and by torch, so a recording names both, and holds for them alone.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ TIMES = ("seconds", "tokens_per_second", "tflops", "mfu", "memory", "wait", "ses
 
 
 def case_config(case: str, folder: Path, corpus: Path) -> RunConfig:
-    """The run of a case, of `STEPS` steps, in `folder/test`."""
+    """It returns the configuration of a case, of `STEPS` steps, in `folder/test`."""
     model_name, method, layout_name = case.split("-", 2)
     model, extra = MODELS[model_name], METHODS[method]
     attention = {"num_heads": 4, **model.get("attention", {}), **extra.get("attention", {})}
@@ -71,12 +71,12 @@ def case_config(case: str, folder: Path, corpus: Path) -> RunConfig:
 
 
 def machine() -> str:
-    """What the last digits go by."""
+    """It names what the last digits go by."""
     return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def run_case(case: str, folder: Path, corpus: Path) -> str:
-    """Train, and say what came out."""
+    """It trains, and says what came out."""
     config = case_config(case, folder, corpus)
     world_size = LAYOUTS[case.split("-", 2)[2]].world_size
     assert set(run_distributed(run_to_end, world_size, config)) == {"finished"}
@@ -84,7 +84,7 @@ def run_case(case: str, folder: Path, corpus: Path) -> str:
 
 
 def outcome(folder: Path) -> str:
-    """Lines of text: a step each, with a digest of all else that was measured; then the last checkpoint."""
+    """It returns lines of text: a step each, with a digest of all else that was measured; then the last checkpoint."""
     rows = [json.loads(line) for line in (folder / "test/metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row for row in rows if "loss" in row}
     lines = [f"# {machine()}", "# step loss gradient_norm digest_of_the_other_metrics"]

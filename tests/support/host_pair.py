@@ -1,4 +1,4 @@
-"""Two hosts with prepared data, a tiny configuration and a hostfile in their common folder."""
+"""Two hosts have prepared data, a tiny configuration and a hostfile in their common folder."""
 
 import json
 import os
@@ -63,14 +63,14 @@ def host_pair(folder: Path) -> Iterator[TwoHosts]:
 
 
 def losses(folder: Path, name: str) -> list[float]:
-    """Of the steps in order; of one that was taken again after a crash, the last."""
+    """It returns the losses of the steps in order; of a step that was taken again after a crash, the last."""
     rows = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     found = {row["step"]: row["loss"] for row in map(json.loads, rows) if "loss" in row}
     return [found[step] for step in sorted(found)]
 
 
 def start(hosts: TwoHosts, name: str, *options: str) -> "subprocess.Popen[bytes]":
-    """`surefoot train` on the first host."""
+    """It starts `surefoot train` on the first host."""
     command = [*SUREFOOT, "train", "pair.toml", "--set", f"run.name={name}", *options]
     return hosts.popen(command, ENVIRONMENT, hosts.folder / f"{name}.log")
 

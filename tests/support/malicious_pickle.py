@@ -1,4 +1,4 @@
-"""Checkpoint files that run code when they are unpickled without care; all they do is to make a file."""
+"""These checkpoint files run code when they are unpickled without care; all they do is to make a file."""
 
 import io
 import pickle
@@ -9,7 +9,7 @@ import torch
 
 
 class _Touch:
-    """Unpickles by calling `Path(canary).touch()`."""
+    """It unpickles by calling `Path(canary).touch()`."""
 
     def __init__(self, canary: Path) -> None:
         self._canary = canary
@@ -19,14 +19,14 @@ class _Touch:
 
 
 class _Evaluate(_Touch):
-    """Unpickles by evaluating Python source."""
+    """It unpickles by evaluating Python source."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return (eval, (f"open({str(self._canary)!r}, 'w').close()",))
 
 
 def malicious_files(canary: Path) -> dict[str, bytes]:
-    """Name of the trick -> bytes of a file that `torch.load(..., weights_only=False)` is fooled by."""
+    """It returns names of tricks -> bytes of a file that `torch.load(..., weights_only=False)` is fooled by."""
     weights = {"weight": torch.ones(2, 2)}
     return {
         "zip": _torch_file(_Touch(canary)),

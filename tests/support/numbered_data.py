@@ -1,4 +1,4 @@
-"""Prepared data whose samples can be told apart: sample number i consists of the id i."""
+"""The samples of this prepared data can be told apart: sample number i consists of the id i."""
 
 import hashlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def write_split(
     length: int = LENGTH,
     tokenizer: bytes = b"tokenizer",
 ) -> Path:
-    """Write samples `first`, `first + 1`, ... to `folder/SPLIT`; returns `folder`."""
+    """It writes samples `first`, `first + 1`, ... to `folder/SPLIT`; returns `folder`."""
     (folder / split).mkdir(parents=True)
     codec = BlockCodec(length, "uint16")
     with ShardWriter(folder / split, "text", shard_samples) as writer:
@@ -53,7 +53,7 @@ def write_split(
 
 
 def config(*paths: object, weights: tuple[float, ...] = (), **settings: object) -> TextConfig:
-    """A configuration that reads `paths`, with a global batch of 12."""
+    """It returns a configuration that reads `paths`, with a global batch of 12."""
     weights = weights or (1.0,) * len(paths)
     sources = [{"path": str(path), "weight": weight} for path, weight in zip(paths, weights, strict=True)]
     defaults = {"sequence_length": LENGTH, "micro_batch_size": 2, "global_batch_size": 12}
@@ -61,5 +61,5 @@ def config(*paths: object, weights: tuple[float, ...] = (), **settings: object) 
 
 
 def numbers(step: list[TokenBatch]) -> list[int]:
-    """Which samples a step of micro-batches holds; 0 for a masked one."""
+    """It returns which samples a step of micro-batches holds; 0 for a masked one."""
     return [int(row[0]) for batch in step for row in batch.tokens_BS]

@@ -1,7 +1,7 @@
-"""A small encoder-decoder, for tests of what must work for models that are no GPT.
+"""This small encoder-decoder is for tests of what must work for models that are no GPT.
 
-Two tables, blocks that see all of a padded source, blocks that see a target up to each position and all of the source.
-Token 0 is padding on both sides.
+It has two tables, blocks that see all of a padded source, and blocks that see a target up to each position and all of
+the source. Token 0 is padding on both sides.
 
 B  samples in a micro-batch, S  tokens of the source, T  tokens of the target, D  hidden size
 """
@@ -54,7 +54,7 @@ SOURCE_LENGTH, TARGET_LENGTH = 24, 17
 
 
 class PairConfig(TransformerConfig, TaskConfig):
-    """An encoder, and a decoder of `num_layers` blocks."""
+    """It has an encoder, and a decoder of `num_layers` blocks."""
 
     kind: Literal["pair"] = "pair"
     encoder_layers: int = 2
@@ -112,7 +112,7 @@ def decoder_size(config: PairConfig, name: str) -> LayerSize:
 
 
 def decoder_parameters(config: PairConfig) -> Iterator[ParameterSize]:
-    """In the order of the module: what an ordinary block has, then cross-attention with its norm."""
+    """It yields sizes in the order of the module: what an ordinary block has, then cross-attention with its norm."""
     D, K = config.hidden_size, config.num_key_value_heads * config.head_size
     yield from block_parameters(config)
     yield from norm_parameters(config, "cross_norm")
@@ -231,7 +231,7 @@ class PairBatch:
 
 
 def pair_config(layout: Layout, model: dict[str, Any], probes: dict[str, Any]) -> RunConfig:
-    """The configuration of a run with two blocks on either side."""
+    """It returns the configuration of a run with two blocks on either side."""
     config = make_config(layout)
     attention = {"num_heads": 4, **model.get("attention", {})}
     checkpointing = layout.checkpointing
@@ -241,8 +241,8 @@ def pair_config(layout: Layout, model: dict[str, Any], probes: dict[str, Any]) -
 
 
 def pair_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[PairBatch]:
-    """This rank's micro-batches of a global batch that depends on the step alone; samples of several lengths, one of
-    them without any token."""
+    """It returns this rank's micro-batches of a global batch that depends on the step alone; samples have several
+    lengths, and one of them has no token."""
     generator = torch.Generator().manual_seed(step)
     size = config.data.global_batch_size
     source = padded(size, SOURCE_LENGTH, SOURCE, generator)
@@ -260,7 +260,7 @@ def padded(samples: int, length: int, vocabulary: int, generator: torch.Generato
 
 
 def pair_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
-    """The engine of a run, with the task in the registry.
+    """It returns the engine of a run, with the task in the registry.
 
     What flows between stages is not cut over tensor ranks: DeepSpeed can cut but one tensor that has a gradient, and
     here two have one.

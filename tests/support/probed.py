@@ -1,4 +1,4 @@
-"""Configurations with all probes."""
+"""These configurations have all probes."""
 
 from typing import Any
 

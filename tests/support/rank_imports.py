@@ -1,4 +1,4 @@
-"""What the server of ranks imports and finds out before it forks them: whatever costs seconds in every process.
+"""The server of ranks imports and finds out, before it forks them, whatever costs seconds in every process.
 
 The garbage collector then leaves all of this alone, in the server and in its ranks. DeepSpeed collects several times
 while it builds an engine, and the rig collects after every function; with three thousand modules on the heap each

@@ -1,4 +1,4 @@
-"""Whole runs in the rig: the composition root, with faults planted through the judge and the file system.
+"""Whole runs go through the composition root in the rig, with faults planted through the judge and the file system.
 
 What a run has done is read from its folder, as a user would.
 """
@@ -27,7 +27,7 @@ Judge = Callable[[StepReport, TrainState], Verdict]
 
 
 def run_config(layout: Layout, folder: Path, corpus: Path, **sections: dict[str, Any]) -> RunConfig:
-    """A run of 8 steps over several epochs of the corpus, in `folder/test`."""
+    """It configures a run of 8 steps over several epochs of the corpus, in `folder/test`."""
     base = make_config(layout).model_dump(mode="json")
     changes: dict[str, dict[str, Any]] = {
         "run": {"folder": str(folder), "steps": 8},
@@ -43,7 +43,7 @@ def run_config(layout: Layout, folder: Path, corpus: Path, **sections: dict[str,
 
 
 def run_to_end(config: RunConfig, judge: Judge = judge_finite) -> str:
-    """Train as `python -m pretrain` would on this rank; returns `finished` or `preempted`."""
+    """It trains as `python -m pretrain` would on this rank; returns `finished` or `preempted`."""
     try:
         with StopSignals() as signals, ExitStack() as stack:
             train(config, make_mesh(config.parallel), signals, stack, judge)
@@ -53,7 +53,8 @@ def run_to_end(config: RunConfig, judge: Judge = judge_finite) -> str:
 
 
 def run_and_stop(config: RunConfig, step: int, rank: int = 0) -> str:
-    """Train, with a SIGTERM for one rank in the middle of `step`: it is noticed in the next one, which is the last."""
+    """It trains, with a SIGTERM for one rank in the middle of `step`: that is noticed in the next one, which is the
+    last."""
 
     def judge(report: StepReport, state: TrainState) -> Verdict:
         if report.step == step and int(os.environ["RANK"]) == rank:
@@ -64,7 +65,7 @@ def run_and_stop(config: RunConfig, step: int, rank: int = 0) -> str:
 
 
 def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
-    """Step -> value, from metrics.jsonl; the last row of a step counts."""
+    """It returns step -> value, from metrics.jsonl; the last row of a step counts."""
     rows = [json.loads(line) for line in (folder / "test/metrics.jsonl").read_text().splitlines()]
     return {row["step"]: row[key] for row in rows if key in row}
 
@@ -75,12 +76,12 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def contents(checkpoint: Path) -> dict[str, Any]:
-    """Everything in the files of a checkpoint, by file."""
+    """It returns everything in the files of a checkpoint, by file."""
     return {path.name: torch.load(path, weights_only=False) for path in sorted(checkpoint.glob("*.pt"))}
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Places where two nested structures of tensors and plain values differ by a bit."""
+    """It returns the places where two nested structures of tensors and plain values differ by a bit."""
     if isinstance(ours, torch.Tensor):
         same = ours.dtype == theirs.dtype and torch.equal(ours, theirs)
         return [] if same else [where]

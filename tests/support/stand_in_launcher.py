@@ -1,4 +1,4 @@
-"""Stands in for DeepSpeed's launcher on one machine, without its seconds of imports.
+"""It stands in for DeepSpeed's launcher on one machine, without its seconds of imports.
 
 stand_in_launcher.py PORT RANKS COMMAND...
 """

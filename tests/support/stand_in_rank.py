@@ -1,8 +1,8 @@
-"""Stands in for a rank in tests of the launcher.
+"""It stands in for a rank in tests of the launcher.
 
     stand_in_rank.py FOLDER MODE      MODE: seal (exit 75 on SIGTERM), wait (until killed), exit=N (at once)
 
-Leaves FOLDER/rank-R.pid when it is ready and a line in FOLDER/rank-R.signals for each signal.
+It leaves FOLDER/rank-R.pid when it is ready and a line in FOLDER/rank-R.signals for each signal.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Supervises stand-in ranks, as `surefoot train --supervise` does real ones.
+"""It supervises stand-in ranks, as `surefoot train --supervise` does real ones.
 
 stand_in_supervised.py LAUNCHER RUN_FOLDER PLAN [POLICY_KEY=SECONDS]...      LAUNCHER: deepspeed or stand_in
 """

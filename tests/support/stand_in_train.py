@@ -1,4 +1,4 @@
-"""Runs stand-in ranks through the real DeepSpeed launcher, as `surefoot train` runs the real ones.
+"""It runs stand-in ranks through the real DeepSpeed launcher, as `surefoot train` runs the real ones.
 
 stand_in_train.py FOLDER MODE
 """

@@ -1,4 +1,4 @@
-"""Stands in for a rank of a supervised run: heartbeats, lock, checkpoints and ledger are as real ranks have them.
+"""It stands in for a rank of a supervised run: heartbeats, lock, checkpoints and ledger are as real ranks have them.
 
     stand_in_worker.py RUN_FOLDER LAUNCH DEED
 

@@ -1,4 +1,4 @@
-"""Some steps of an engine."""
+"""An engine takes some steps."""
 
 from support.training import make_batches, proceed
 
@@ -7,7 +7,7 @@ from pretrain.engine.engine import TrainEngine
 
 
 def train(engine: TrainEngine, config: RunConfig, first: int, last: int) -> list[tuple[float, float]]:
-    """Take the steps from `first` to `last`; losses and gradient norms."""
+    """It takes the steps from `first` to `last`; returns losses and gradient norms."""
     course = []
     for step in range(first, last + 1):
         batches = make_batches(config, engine.mesh, step)

@@ -1,4 +1,4 @@
-"""Small training runs for tests: a configuration, fixed random batches, an engine on this rank's mesh."""
+"""Small training runs for tests have a configuration, fixed random batches, and an engine on this rank's mesh."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ SEQUENCE = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """A point in the space of layouts."""
+    """It is a point in the space of layouts."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -45,7 +45,7 @@ class Layout:
 
 
 def make_config(layout: Layout, global_batch_size: int = 12, **model: Any) -> RunConfig:
-    """A 4-block GPT that trains in milliseconds."""
+    """It configures a 4-block GPT that trains in milliseconds."""
     attention = {"num_heads": 4, **model.pop("attention", {})}
     return RunConfig.model_validate(
         {
@@ -78,7 +78,7 @@ def make_config(layout: Layout, global_batch_size: int = 12, **model: Any) -> Ru
 
 
 def make_mesh(config: ParallelConfig) -> ParallelMesh:
-    """The mesh over the ranks of the rig."""
+    """It returns the mesh over the ranks of the rig."""
     dist = torch.distributed
     return ParallelMesh.over_world(
         config, dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu")
@@ -86,7 +86,8 @@ def make_mesh(config: ParallelConfig) -> ParallelMesh:
 
 
 def make_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[TokenBatch]:
-    """This rank's micro-batches of a global batch that depends on the step alone; some targets are masked."""
+    """It returns this rank's micro-batches of a global batch that depends on the step alone; some targets are
+    masked."""
     generator = torch.Generator().manual_seed(step)
     size, length = config.data.global_batch_size, config.data.sequence_length
     blocks = torch.randint(0, VOCABULARY, (size, length + 1), generator=generator)
@@ -100,15 +101,15 @@ def proceed(report: StepReport) -> Verdict:
 
 
 def make_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
-    """The engine of a run, as `python -m pretrain` assembles it."""
+    """It returns the engine of a run, as `python -m pretrain` assembles it."""
     return assemble_engine(config, plan(config, mesh.world_size), mesh, detect_kernels())
 
 
 def make_evaluator(config: RunConfig, mesh: ParallelMesh) -> Evaluator:
-    """An evaluator of the run's initial weights, without an optimizer."""
+    """It returns an evaluator of the run's initial weights, without an optimizer."""
     return assemble_evaluator(config, plan(config, mesh.world_size), mesh, detect_kernels())
 
 
 def slow(*values: Any) -> ParameterSet:
-    """A case that repeats in another layout what a faster one shows; `make test-slow` runs it."""
+    """It marks a case that repeats in another layout what a faster one shows; `make test-slow` runs it."""
     return pytest.param(*values, marks=pytest.mark.slow)

@@ -1,6 +1,6 @@
-"""Two hosts on one machine: network namespaces with an address, an interface `eth0` and an sshd each.
+"""Two hosts run on one machine: network namespaces with an address, an interface `eth0` and an sshd each.
 
-They share the file system, as hosts with a network file system do. Needs root and the programs of Debian's
+They share the file system, as hosts with a network file system do. They need root and the programs of Debian's
 iproute2, openssh-server, openssh-client and pdsh.
 """
 
@@ -37,7 +37,7 @@ LogLevel ERROR
 
 
 def why_not() -> str:
-    """The reason why two hosts cannot be had here; empty where they can."""
+    """It returns the reason why two hosts cannot be had here; empty where they can."""
     if os.geteuid() != 0:
         return "needs root for network namespaces"
     missing = [program for program in PROGRAMS if not shutil.which(program)]
@@ -52,7 +52,7 @@ def why_not() -> str:
 
 @dataclass(frozen=True)
 class TwoHosts:
-    """The running hosts; the first one is where commands start."""
+    """Both hosts run; the first one is where commands start."""
 
     folder: Path
     namespaces: tuple[str, str]
@@ -62,12 +62,12 @@ class TwoHosts:
         return ADDRESSES
 
     def set_link(self, host: int, state: str) -> None:
-        """Cut the cable at one of the hosts (`down`), so that nobody is told of it, or mend it (`up`)."""
+        """It cuts the cable at one of the hosts (`down`), so that nobody is told of it, or mends it (`up`)."""
         ip("-n", self.namespaces[host], "link", "set", INTERFACE, state)
 
     @contextmanager
     def congested(self, host: int, limit: str = "rate 8mbit burst 8kb latency 20ms") -> Iterator[None]:
-        """Within, what a host sends waits in a short queue, and is lost where that is full."""
+        """Within it, what a host sends waits in a short queue, and is lost where that is full."""
         queue = ["tc", "-n", self.namespaces[host], "qdisc"]
         subprocess.run([*queue, "add", "dev", INTERFACE, "root", "tbf", *limit.split()], check=True)
         try:
@@ -78,7 +78,7 @@ class TwoHosts:
     def popen(
         self, command: Sequence[str], environment: Mapping[str, str], output: Path
     ) -> "subprocess.Popen[bytes]":
-        """Start a command on the first host, in a session of its own, its output in a file."""
+        """It starts a command on the first host, in a session of its own, its output in a file."""
         path = f"{self.folder}:{os.environ['PATH']}"  # `ssh` there knows the keys
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespaces[0], *command],
@@ -92,7 +92,7 @@ class TwoHosts:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[TwoHosts]:
-    """Bring both hosts up, and take them down again with all that runs on them."""
+    """It brings both hosts up, and takes them down again with all that runs on them."""
     namespaces = (f"sf-a-{os.getpid()}", f"sf-b-{os.getpid()}")
     write_ssh_files(folder)
     Path("/run/sshd").mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
 
 
 def write_ssh_files(folder: Path) -> None:
-    """A key, which is both host key and user key, and an `ssh` that uses it."""
+    """It writes a key, which is both host key and user key, and an `ssh` that uses it."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
     (folder / "ssh_config").write_text(SSH_CONFIG.format(folder=folder))
     wrapper = folder / "ssh"
@@ -118,7 +118,7 @@ def write_ssh_files(folder: Path) -> None:
 
 
 def connect(namespaces: tuple[str, str]) -> None:
-    """A cable between two interfaces that are called alike."""
+    """It lays a cable between two interfaces that are called alike."""
     first, second = namespaces
     ip("link", "add", INTERFACE, "netns", first, "type", "veth", "peer", "name", INTERFACE, "netns", second)
     for namespace, address in zip(namespaces, ADDRESSES, strict=True):
@@ -143,7 +143,7 @@ def wait_for_ssh(folder: Path, namespace: str, address: str) -> None:
 
 
 def remove_namespace(namespace: str) -> None:
-    """End what runs in a namespace, by its process ids, and delete it."""
+    """It ends what runs in a namespace, by its process ids, and deletes that."""
     listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
     for pid in listed.stdout.split():
         subprocess.run(["kill", "-KILL", pid], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""A training run without a model: the watchdog's policy over steps whose findings are made up."""
+"""This is a training run without a model: the watchdog's policy judges steps whose findings are made up."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -49,7 +49,8 @@ def drift(signal: str, step: int, *, value: float = 15.0, since: int = 1) -> Ala
 
 
 def findings(event: str, step: int) -> tuple[tuple[Alarm, ...], tuple[Alarm, ...]]:
-    """Alarms and suspects of a step: `loss tev? cap` is an alarm of loss, a suspicion of tev, and one of a cap."""
+    """It returns alarms and suspects of a step: `loss tev? cap` is an alarm of loss, a suspicion of tev, and one of a
+    cap."""
     alarms, suspects = [], []
     for word in event.split():
         if word in ("nonfinite", "cap"):
@@ -65,7 +66,7 @@ def findings(event: str, step: int) -> tuple[tuple[Alarm, ...], tuple[Alarm, ...
 
 @dataclass
 class Snapshot:
-    """A checkpoint."""
+    """It is a checkpoint."""
 
     tag: str
     state: TrainState
@@ -74,7 +75,7 @@ class Snapshot:
 
 @dataclass
 class Run:
-    """Steps, seals every ten steps, certifies after the horizon, rolls back."""
+    """It takes steps, seals every ten of them, certifies after the horizon, and rolls back."""
 
     config: RunConfig
     state: TrainState = field(default_factory=TrainState)
@@ -91,7 +92,7 @@ class Run:
         self.sealed.append(Snapshot("step00000000-a1", self.state, self.memory))
 
     def steps(self, events: Iterable[str]) -> None:
-        """Take a step for each event, until the end."""
+        """It takes a step for each event, until the end."""
         for event in events:
             if self.ended:
                 return
@@ -126,7 +127,7 @@ class Run:
         return judge(self.given, self.config)
 
     def next_draws(self) -> SampleRange:
-        """Samples are consumed in order, and the skipped ones jumped over."""
+        """It returns the samples that come next: they are consumed in order, and the skipped ones jumped over."""
         positions = self.state.samples + np.arange(BATCH)
         draws = draws_at(positions, self.history.skips)
         return int(draws[0]), int(draws[-1]) + 1
@@ -176,5 +177,5 @@ class Run:
         self.history = self.history.after(record)
 
     def rollbacks(self) -> list[str]:
-        """Remedies so far."""
+        """It returns the remedies so far."""
         return [str(rollback.remedy) for rollback in self.history.rollbacks]

@@ -1,4 +1,4 @@
-"""Runs under the watchdog, with planted faults."""
+"""These runs are under the watchdog, with planted faults."""
 
 from contextlib import ExitStack
 from pathlib import Path
