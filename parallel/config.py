@@ -1,4 +1,4 @@
-"""How a run is spread over ranks."""
+"""These settings say how a run is spread over ranks."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -1,4 +1,4 @@
-"""Initial weights that are the same for every layout.
+"""Initial weights are the same for every layout.
 
 A tensor is a pure function of (seed, name): its rows are drawn in blocks, each from a generator of its own,
 so that a rank draws only the blocks that it holds and every layout cuts its shards out of the same matrix.
@@ -14,21 +14,21 @@ ROWS_PER_BLOCK = 256
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from anything that has an exact `str`: equal parts, equal seed, on every machine."""
+    """It makes a 63-bit seed from anything that has an exact `str`: equal parts, equal seed, on every machine."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Independent N(0, std^2) entries of the tensor called `name`."""
+    """The tensor called `name` has independent N(0, std^2) entries."""
 
     seed: int
     name: str
     std: float
 
     def rows(self, start: int, stop: int, num_rows: int, num_columns: int) -> Tensor:
-        """Rows [start, stop) of the (num_rows, num_columns) matrix, fp32 on the CPU."""
+        """It returns rows [start, stop) of the (num_rows, num_columns) matrix, fp32 on the CPU."""
         blocks = []
         for first in range(start - start % ROWS_PER_BLOCK, stop, ROWS_PER_BLOCK):
             size = min(ROWS_PER_BLOCK, num_rows - first)

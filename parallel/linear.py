@@ -1,4 +1,4 @@
-"""Tensor-parallel linear layers: Megatron-core's, with the group explicit and initial weights of our own.
+"""The tensor-parallel linear layers are Megatron-core's, with the group explicit and initial weights of our own.
 
 O  output features, I  input features of the full weight W (O, I)
 """
@@ -20,7 +20,7 @@ def megatron_config() -> megatron.ModelParallelConfig:
 
 
 def leave_uninitialised(weight: Tensor) -> None:
-    """Megatron wants an initialiser; ours needs to know which rows a shard holds."""
+    """It does nothing: Megatron wants an initialiser, but ours needs to know which rows a shard holds."""
 
 
 def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
@@ -29,12 +29,12 @@ def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
 
 
 def substituted(spectral: SpectralNorms | None, weight: Tensor) -> Tensor:
-    """The weight that a layer computes with: its own, or the reparametrised one."""
+    """It returns the weight that a layer computes with: its own, or the reparametrised one."""
     return weight if spectral is None else spectral.substitute(weight)
 
 
 class ColumnParallelLinear(megatron.ColumnParallelLinear):
-    """Y = X W^T + b with the rows of W, hence the features of Y, cut over the tensor axis.
+    """It computes Y = X W^T + b with the rows of W, hence the features of Y, cut over the tensor axis.
 
     W may be several matrices stacked (q, k and v, say): every rank then holds its share of each, in order,
     so that one product and one all-reduce in the backward pass serve all of them.
@@ -73,13 +73,16 @@ class ColumnParallelLinear(megatron.ColumnParallelLinear):
         return super()._forward_impl(input, substituted(self.spectral, weight), **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O / tensor size)."""
+        """It maps (..., I) -> (..., O / tensor size)."""
         y, _ = super().forward(x)
         return y
 
 
 class RowParallelLinear(megatron.RowParallelLinear):
-    """Y = X W^T + b with the columns of W, hence the features of X, cut over the tensor axis; Y is complete."""
+    """It computes Y = X W^T + b with the columns of W, hence the features of X, cut over the tensor axis.
+
+    Y is complete on every rank.
+    """
 
     def __init__(
         self,
@@ -114,6 +117,6 @@ class RowParallelLinear(megatron.RowParallelLinear):
         return super()._forward_impl(input, substituted(self.spectral, weight), **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I / tensor size) -> (..., O)."""
+        """It maps (..., I / tensor size) -> (..., O)."""
         y, _ = super().forward(x)
         return y

@@ -1,4 +1,4 @@
-"""Low-rank linear layers over the tensor axis: several products U_i D_i of one input.
+"""Low-rank linear layers compute several products U_i D_i of one input over the tensor axis.
 
 Rows of U_i, the features that come out, are always cut over the tensor axis. The D_i are stacked in one matrix,
 whole on every rank or with the rows of each D_i cut; latents are complete on every rank either way.
@@ -27,7 +27,7 @@ DownProjection = Literal["replicated", "sharded"]
 
 @dataclass(frozen=True)
 class Factors:
-    """One product U D."""
+    """The factors make one product U D."""
 
     rows: int
     """Output features of the whole U, over all ranks."""
@@ -36,7 +36,7 @@ class Factors:
 
 
 class ReplicatedLinear(nn.Module):
-    """Y = X W^T with all of W, several matrices stacked, on every tensor rank.
+    """It computes Y = X W^T with all of W, several matrices stacked, on every tensor rank.
 
     The gradient of Y must be complete on every rank; those of X and W then are, with no communication.
     """
@@ -63,12 +63,15 @@ class ReplicatedLinear(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O)."""
+        """It maps (..., I) -> (..., O)."""
         return F.linear(x, substituted(self.spectral, self.weight))
 
 
 class UpProjection(ColumnParallelLinear):
-    """Column-parallel, but the gradient of its input stays this rank's part: the latents' is summed once for all."""
+    """It is column-parallel, but the gradient of its input stays this rank's part.
+
+    The gradient of the latents is summed once for all products.
+    """
 
     def __init__(
         self, rank: int, product: Factors, *, bias: bool, tensor: Axis, spectral: SpectralConfig | None
@@ -78,7 +81,7 @@ class UpProjection(ColumnParallelLinear):
 
 
 class _SumGradients(torch.autograd.Function):
-    """Latents (..., L R) -> L x (..., R), the same on every rank; their gradients are summed over the ranks.
+    """It maps latents (..., L R) -> L x (..., R), the same on every rank, and sums their gradients over the ranks.
 
     Megatron-core 0.16's own pair drops the sum of a gradient that is not contiguous (`mappings._reduce`).
     """
@@ -96,17 +99,17 @@ class _SumGradients(torch.autograd.Function):
 
 
 def _gather(own: Tensor, group: ProcessGroup) -> Tensor:
-    """What every rank holds, (P, ...)."""
+    """It returns what every rank holds, (P, ...)."""
     parts = own.new_empty(group.size() * own.shape[0], *own.shape[1:])
     dist.all_gather_into_tensor(parts, own.contiguous(), group=group)
     return parts.unflatten(0, (group.size(), -1))
 
 
 class _GatherLatents(torch.autograd.Function):
-    """This rank's rows (..., L R/P) -> L x (..., R); of their gradients each rank gets its rows, summed over the ranks.
+    """It maps this rank's rows (..., L R/P) -> L x (..., R).
 
-    Megatron-core 0.16 has the pair for one tensor, but it allocates on CUDA alone and leaves the L latents
-    interleaved by rank, which costs one more copy either way.
+    Of their gradients each rank gets its rows, summed over the ranks. Megatron-core 0.16 has the pair for one tensor,
+    but it allocates on CUDA alone and leaves the L latents interleaved by rank, which costs one more copy either way.
     """
 
     @staticmethod
@@ -125,7 +128,7 @@ class _GatherLatents(torch.autograd.Function):
 
 
 class LowRankLinear(nn.Module):
-    """Y_i = U_i (D_i X) + b_i for several products of one input; features of every Y_i cut over the tensor axis.
+    """It computes Y_i = U_i (D_i X) + b_i for several products of one input; Y_i is cut by features over the axis.
 
     The gradient that a rank has of the latents is its own rows' part. `replicated` sums it over the ranks, L R
     numbers a token, which makes the gradients of X and of D complete at once, and equal to the bit. (Summing those
@@ -160,11 +163,11 @@ class LowRankLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(..., I) -> (..., O_i / tensor size) for each product."""
+        """It maps (..., I) -> (..., O_i / tensor size) for each product."""
         return tuple(up(latent) for up, latent in zip(self.up, self._latents(x), strict=True))
 
     def _latents(self, x: Tensor) -> tuple[Tensor, ...]:
-        """L x (..., R), the same on every rank."""
+        """It returns L x (..., R), the same on every rank."""
         latents, count, group = self.down(x), len(self.up), self.tensor.group
         if self.tensor.size == 1:
             return latents.chunk(count, dim=-1)
@@ -173,7 +176,7 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The dense weight (O_i / tensor size, I) and bias of each product, for the rows of this rank.
+        """It returns the dense weight (O_i / tensor size, I) and bias of each product, for the rows of this rank.
 
         All tensor ranks must call it. Products are taken in fp32. Reparametrised factors are folded first
         (`parallel.spectral.fold`), weights divided by ZeRO-3 gathered first.
@@ -185,7 +188,7 @@ class LowRankLinear(nn.Module):
         return folded
 
     def _whole_down(self) -> Tensor:
-        """D (L R, I)."""
+        """It returns D (L R, I)."""
         weight = self.down.weight
         if not self.sharded or self.tensor.size == 1:
             return weight

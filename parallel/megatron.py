@@ -1,4 +1,4 @@
-"""What we use of Megatron-core (0.16), imported once.
+"""What we use of Megatron-core (0.16) is imported here, once.
 
 Importing it warns half a dozen times that Transformer Engine and apex are missing, although nothing here needs
 them; the start-up line of a run says which kernels are used.

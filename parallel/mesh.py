@@ -1,4 +1,4 @@
-"""The mesh of ranks: one object, made once and handed down.
+"""The mesh of ranks is one object, made once and handed down.
 
 Ranks are laid out as DeepSpeed's `PipeModelDataParallelTopology` does, tensor innermost:
 rank = (pipeline * data_size + data) * tensor_size + tensor, so that tensor-parallel ranks share a host.
@@ -19,7 +19,7 @@ from parallel.config import ParallelConfig
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the mesh as this rank sees it."""
+    """It is one axis of the mesh as this rank sees it."""
 
     size: int
     rank: int
@@ -39,7 +39,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class ParallelMesh:
-    """Process groups, coordinates and device of this rank."""
+    """The mesh holds process groups, coordinates and device of this rank."""
 
     rank: int
     world_size: int
@@ -63,7 +63,7 @@ class ParallelMesh:
     def create(cls, config: ParallelConfig, environment: Mapping[str, str] = os.environ) -> "ParallelMesh":
         """Join the world that the launcher described in the environment and make all groups.
 
-        Understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), Open MPI
+        It understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), Open MPI
         (OMPI_*) and `srun` (SLURM_*); with none of them the world is this process alone.
 
         Raises:
@@ -77,7 +77,7 @@ class ParallelMesh:
     def over_world(
         cls, config: ParallelConfig, rank: int, world_size: int, local_rank: int, device: torch.device
     ) -> "ParallelMesh":
-        """The mesh over a world that exists already; every rank must call this."""
+        """Make the mesh over a world that exists already; every rank must call this."""
         model_size = config.tensor * config.pipeline
         if world_size % model_size:
             raise ValueError(
@@ -105,7 +105,7 @@ class ParallelMesh:
         )
 
     def agree_sum(self, values: torch.Tensor, *, patient: bool = False) -> torch.Tensor:
-        """Sum of a CPU tensor over all ranks, the same bytes on each.
+        """It returns the sum of a CPU tensor over all ranks, the same bytes on each.
 
         `patient` waits as long as collectives do, for ranks that are busy with files.
         """
@@ -113,13 +113,13 @@ class ParallelMesh:
         return values
 
     def agree_any(self, flag: bool) -> bool:
-        """True on all ranks if it is true on one."""
+        """It is true on all ranks if `flag` is true on one."""
         return bool(self.agree_sum(torch.tensor([int(flag)]), patient=True).item())
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks by rank, on each of them; waits for ranks that are busy with files.
+        """It returns the values of all ranks by rank, on each of them; it waits for ranks that are busy with files.
 
-        Small plain objects only: they are pickled.
+        Values must be small plain objects: they are pickled.
         """
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.patient)
@@ -127,19 +127,19 @@ class ParallelMesh:
 
     @property
     def device_name(self) -> str:
-        """Name of the accelerator as its vendor writes it, or `CPU`."""
+        """It is the name of the accelerator as its vendor writes it, or `CPU`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
 
 def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:
-    """Groups of all rows (every rank must take part in each creation); the axis of the row with this rank."""
+    """Make the groups of all rows, in which every rank must take part, and return the axis of this rank's row."""
     group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
     ranks = next(row for row in rows if rank in row)
     return Axis(size=len(ranks), rank=ranks.index(rank), ranks=tuple(ranks), group=group)
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether a collective failed because another rank is gone or did not answer in time.
+    """It tells whether a collective failed because another rank is gone or did not answer in time.
 
     NCCL and the rendezvous raise a DistError; gloo raises a bare RuntimeError that only its text tells from others.
     """
@@ -150,7 +150,7 @@ def is_peer_loss(error: BaseException) -> bool:
 
 
 def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Initialise torch.distributed from the launcher's environment; returns rank, world size, local rank."""
+    """Initialise torch.distributed from the launcher's environment; return rank, world size, local rank."""
     world = describe_world(environment)
     if torch.cuda.is_available():
         # A scheduler may show each task its own device alone: then every task's is number 0.
@@ -172,7 +172,7 @@ def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[
 
 
 def describe_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of torch's env:// rendezvous, taken over or derived from SLURM's."""
+    """It returns the variables of torch's env:// rendezvous, taken over or derived from Open MPI's or SLURM's."""
     if "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         return {name: environment[name] for name in names}
@@ -205,7 +205,7 @@ def describe_world(environment: Mapping[str, str] = os.environ) -> dict[str, str
 
 
 def first_slurm_host(node_list: str) -> str:
-    """First host of a SLURM node list: `gpu[07-09,12],login1` -> `gpu07`."""
+    """It returns the first host of a SLURM node list: `gpu[07-09,12],login1` -> `gpu07`."""
     prefix, bracket, rest = node_list.partition("[")
     if not bracket or "," in prefix:
         return node_list.split(",")[0]

@@ -15,7 +15,7 @@ Activation = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """How to build one layer: a module that maps an Activation to an Activation."""
+    """It says how to build one layer: a module that maps an Activation to an Activation."""
 
     module: type[nn.Module]
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class LayerSpec:
 
 
 class SequentialLayers(nn.Module):
-    """All layers of a specification list on this rank, run in order; tied layers share one parameter."""
+    """It runs all layers of a specification list in order on this rank; tied layers share one parameter."""
 
     def __init__(self, specs: Sequence[LayerSpec]) -> None:
         super().__init__()

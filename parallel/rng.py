@@ -1,4 +1,4 @@
-"""Dropout without hidden state: every mask is a pure function of where and when it is drawn.
+"""Dropout has no hidden state: every mask is a pure function of where and when it is drawn.
 
 A mask depends on (seed, step, micro-batch, layer, site, data rank) and, where the masked tensor is cut over
 the tensor axis, on the tensor rank. Hence it is the same for every pipeline layout, the same when activation
@@ -18,22 +18,22 @@ from parallel.mesh import ParallelMesh
 
 @dataclass(frozen=True)
 class MaskSeed:
-    """One layer's pass over one micro-batch: the seed of all its masks."""
+    """It seeds all masks of one layer's pass over one micro-batch."""
 
     seed: int
     tensor_rank: int
 
     def replicated(self, site: str) -> int:
-        """Seed for a tensor that every tensor rank holds whole: they must drop the same entries."""
+        """It returns the seed for a tensor that every tensor rank holds whole: they must drop the same entries."""
         return derive_seed(self.seed, site)
 
     def sharded(self, site: str) -> int:
-        """Seed for a tensor that is cut over the tensor axis: each rank drops its own entries."""
+        """It returns the seed for a tensor that is cut over the tensor axis: each rank drops its own entries."""
         return derive_seed(self.seed, site, self.tensor_rank)
 
 
 class RandomStreams:
-    """Hands every layer a fresh `Draw` for each micro-batch of a step."""
+    """It hands every layer a fresh `MaskSeed` for each micro-batch of a step."""
 
     def __init__(self, seed: int, mesh: ParallelMesh) -> None:
         self._seed = seed
@@ -48,7 +48,7 @@ class RandomStreams:
         self._passes.clear()
 
     def draw(self, layer: str) -> MaskSeed:
-        """The draw of this layer's next micro-batch. Not to be called again when activations are recomputed."""
+        """It returns the seed of this layer's next micro-batch; recomputation of activations must not ask again."""
         micro_batch = self._passes.get(layer, 0)
         self._passes[layer] = micro_batch + 1
         parts = (self._seed, self._step, micro_batch, layer, self._data_rank)
@@ -56,7 +56,7 @@ class RandomStreams:
 
 
 def dropout(x: Tensor, probability: float, seed: int) -> Tensor:
-    """Inverted dropout with a mask from `seed` alone."""
+    """It applies inverted dropout with a mask from `seed` alone."""
     generator = torch.Generator(device=x.device).manual_seed(seed)
     keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
     return x * keep / (1 - probability)  # a Python number: 1/0.9 in bf16 would be 0.16 % off

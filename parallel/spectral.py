@@ -1,4 +1,4 @@
-"""sigmaReparam (Zhai et al. 2023, arXiv 2303.06296) over tensor-parallel shards, one power step per update.
+"""sigmaReparam (Zhai et al. 2023, arXiv 2303.06296) takes one power step per update, over tensor-parallel shards.
 
     What = (gamma / sigma) W,    sigma = v^T W u,  the spectral norm of W
 
@@ -41,7 +41,7 @@ FIRST_POWER_STEPS = 64
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """How the matrices of a layer are reparametrised."""
+    """It says how the matrices of a layer are reparametrised."""
 
     mode: Mode
     """`sigma_stats_only` follows sigma and leaves the weights as they are."""
@@ -52,7 +52,7 @@ class SpectralConfig:
 
 
 class _Substitute(torch.autograd.Function):
-    """What in the forward pass; its gradient lands on W, unchanged, until `pull_back` makes it W's."""
+    """It uses What in the forward pass; its gradient lands on W, unchanged, until `pull_back` makes it W's."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, effective: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class _Substitute(torch.autograd.Function):
 
 
 class SpectralNorms(nn.Module):
-    """Singular vectors, sigma and gamma of the matrices in one linear layer; all buffers, in fp32 at least."""
+    """It holds singular vectors, sigma and gamma of the matrices in one linear layer as buffers, in fp32 at least."""
 
     def __init__(
         self,
@@ -101,23 +101,23 @@ class SpectralNorms(nn.Module):
 
     @property
     def replicated_KR(self) -> Tensor:
-        """The singular vectors that every rank holds whole."""
+        """These are the singular vectors that every rank holds whole."""
         return self.basis_KRV[:, :, 0]
 
     @property
     def active(self) -> bool:
-        """Whether the layer uses What; else sigma is only followed."""
+        """It tells whether the layer uses What; else sigma is only followed."""
         return self.config.mode == "sigma"
 
     def substitute(self, weight: Tensor) -> Tensor:
-        """The weight to compute with."""
+        """It returns the weight to compute with."""
         if self.effective is None:
             return weight
         substituted: Tensor = _Substitute.apply(weight, self.effective)
         return substituted
 
     def matrices(self, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number, M (L, R) in this module's dtype, and the view of `sharded_L` of each stacked matrix."""
+        """It yields number, M (L, R) in this module's dtype, and the view of `sharded_L` of each stacked matrix."""
         pieces = self.sharded_L.split(self.local_blocks if self.rows_sharded else [self.sharded_L.numel()])
         blocks = weight.split(self.local_blocks) if self.rows_sharded else (weight.T,)
         for number, (block, piece) in enumerate(zip(blocks, pieces, strict=True)):
@@ -125,7 +125,7 @@ class SpectralNorms(nn.Module):
 
     @torch.no_grad()
     def materialise(self, weight: Tensor) -> None:
-        """What = (gamma / sigma) W, in the dtype of W."""
+        """It computes What = (gamma / sigma) W, in the dtype of W."""
         if not self.active:
             return
         if self.effective is None:
@@ -140,7 +140,7 @@ class SpectralNorms(nn.Module):
 
 @dataclass(frozen=True)
 class SpectralLayer:
-    """A weight with its spectral norms."""
+    """It names a weight and its spectral norms."""
 
     name: str
     weight: nn.Parameter
@@ -148,7 +148,7 @@ class SpectralLayer:
 
 
 def find_spectral_layers(module: nn.Module) -> list[SpectralLayer]:
-    """All reparametrised weights of a module, in order."""
+    """It returns all reparametrised weights of a module, in order."""
     found = []
     for name, layer in module.named_modules():
         norms = getattr(layer, "spectral", None)
@@ -159,7 +159,7 @@ def find_spectral_layers(module: nn.Module) -> list[SpectralLayer]:
 
 @dataclass(frozen=True)
 class _Images:
-    """What a power step computes of one matrix before the ranks sum it."""
+    """It holds what a power step computes of one matrix before the ranks sum it."""
 
     norms: SpectralNorms
     number: int
@@ -178,7 +178,7 @@ class _Images:
 
 @torch.no_grad()
 def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
-    """Advance the singular vectors and sigma of all matrices by one step; one all-reduce."""
+    """Advance the singular vectors and sigma of all matrices by one step, with one all-reduce."""
     images = []
     for layer in layers:
         for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
@@ -190,7 +190,7 @@ def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
 
 
 def _advance(image: _Images, total: Tensor) -> None:
-    """New basis, sigma and pieces of one matrix, from the summed M^T M Q and Q^T M^T M Q of its basis Q."""
+    """Set basis, sigma and pieces of one matrix from the summed M^T M Q and Q^T M^T M Q of its old basis Q."""
     norms, vectors = image.norms, image.gram_VV.shape[0]
     back_RV = total[: image.back_RV.numel()].view_as(image.back_RV)
     gram_VV = total[image.back_RV.numel() :].view_as(image.gram_VV)
@@ -209,9 +209,9 @@ def _advance(image: _Images, total: Tensor) -> None:
 
 @torch.no_grad()
 def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
-    """First vectors, sigma and gamma of all matrices; returns the largest relative residual |M^T s - sigma r| / sigma.
+    """Set the first vectors, sigma and gamma of all matrices; return the largest |M^T s - sigma r| / sigma.
 
-    Exact for small matrices, from the eigenvectors of M^T M; for large ones after FIRST_POWER_STEPS power steps, in
+    They are exact for small matrices, from the eigenvectors of M^T M. Large ones take FIRST_POWER_STEPS power steps, in
     which sigma comes closer than the vectors do, and training goes on where they stand.
     """
     for layer in layers:
@@ -228,7 +228,7 @@ def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
 
 
 def _first_basis(matrix_LR: Tensor, vectors: int, group: ProcessGroup) -> Tensor:
-    """The top right singular vectors (R, V) of the whole M, or a start for power steps, the same on every rank."""
+    """It returns the top right singular vectors (R, V) of all of M, or a start for power steps, equal on all ranks."""
     size = matrix_LR.shape[1]
     if size > EXACT_UP_TO:
         generator = torch.Generator().manual_seed(0)
@@ -240,7 +240,7 @@ def _first_basis(matrix_LR: Tensor, vectors: int, group: ProcessGroup) -> Tensor
 
 @torch.no_grad()
 def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
-    """Largest |M^T s - sigma r| / sigma over all matrices: how far the pair is from singular vectors."""
+    """It returns the largest |M^T s - sigma r| / sigma: how far the pairs are from singular vectors."""
     backs, targets = [], []
     for layer in layers:
         for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
@@ -251,7 +251,7 @@ def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
 
 
 def sums_over(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor]:
-    """Sums of many small tensors over a group, in one all-reduce."""
+    """It returns the sums of many small tensors over a group, in one all-reduce."""
     if dist.get_world_size(group) == 1:
         return tensors
     flat = torch.cat(list(tensors))

@@ -1,4 +1,4 @@
-"""Gradients under sigmaReparam: from those of What, which micro-batches have accumulated, to those of W and gamma.
+"""Gradients of What, which micro-batches have accumulated under sigmaReparam, become those of W and gamma.
 
     p = <G, W>,    dW = (gamma / sigma) (G - (p / sigma) v u^T),    dgamma = p / sigma
 
@@ -19,7 +19,7 @@ from parallel.spectral import SpectralLayer, SpectralNorms, sums_over
 
 @dataclass(frozen=True)
 class GradientPiece:
-    """A piece of the gradient of a layer's What: elements [start, start + numel) of the flattened local weight."""
+    """It is a piece of a layer's gradient of What: elements [start, start + numel) of the flattened local weight."""
 
     layer: SpectralLayer
     gradient: Tensor
@@ -30,7 +30,7 @@ class GradientPiece:
 def pull_back(
     pieces: Sequence[GradientPiece], layers: Sequence[SpectralLayer], group: ProcessGroup
 ) -> list[Tensor]:
-    """Turn gradients of What into those of W, in place; returns dgamma (K,) of each layer. One all-reduce.
+    """Turn gradients of What into those of W in place, with one all-reduce; return dgamma (K,) of each layer.
 
     The ranks of `group` must hold every element of every gradient exactly once among them, or `copies` times.
     """
@@ -53,7 +53,7 @@ def pull_back(
 def _factors(
     layers: Sequence[SpectralLayer], totals: Sequence[Tensor]
 ) -> dict[int, list[tuple[float, float]]]:
-    """By module: gamma / sigma and -gamma p / sigma^2 of each matrix. One transfer from the device for all."""
+    """It returns by module gamma / sigma and -gamma p / sigma^2 of each matrix, in one transfer from the device."""
     sigma = torch.cat([layer.norms.sigma_K for layer in layers])
     scale = torch.cat([layer.norms.gamma_K for layer in layers]) / sigma
     pairs = iter(torch.stack((scale, -scale * torch.cat(list(totals)) / sigma), dim=1).tolist())
@@ -61,7 +61,7 @@ def _factors(
 
 
 def _by_matrix(piece: GradientPiece) -> Iterator[tuple[int, Tensor, int]]:
-    """The parts of a piece that belong to each stacked matrix: its number, the flat gradient, and its start."""
+    """It yields the part of a piece in each stacked matrix: the matrix's number, the flat gradient, and its start."""
     norms, columns = piece.layer.norms, piece.layer.weight.shape[1]
     rows = norms.local_blocks if norms.rows_sharded else [piece.layer.weight.shape[0]]
     flat, first = piece.gradient.view(-1), 0
@@ -74,7 +74,7 @@ def _by_matrix(piece: GradientPiece) -> Iterator[tuple[int, Tensor, int]]:
 
 
 def _outer_factors(norms: SpectralNorms, number: int) -> tuple[Tensor, Tensor]:
-    """v by local row of the weight and u by local column."""
+    """It returns v by local row of the weight and u by local column."""
     if norms.rows_sharded:
         # v of all stacked matrices lies in one buffer, as their rows do in the weight.
         return norms.sharded_L, norms.replicated_KR[number]
@@ -82,7 +82,7 @@ def _outer_factors(norms: SpectralNorms, number: int) -> tuple[Tensor, Tensor]:
 
 
 def add_outer(flat: Tensor, start: int, left: Tensor, right: Tensor, *, scale: float, alpha: float) -> None:
-    """flat <- scale flat + alpha (left right^T) on elements [start, start + len) of the flattened outer product.
+    """It sets flat <- scale flat + alpha (left right^T) on elements [start, start + len) of the flat outer product.
 
     Whole rows go through one `addr_`, which reads and writes them once; at most two rows are cut.
     """

@@ -1,4 +1,4 @@
-"""Formulas of what probes measure: on one rank, without communication.
+"""These are the formulas of what probes measure, on one rank and without communication.
 
 W  rows of a table on this rank, D  its width
 B  samples, H  query heads, G  key heads, T  queries, S  keys, R  sampled query rows, K  head size
@@ -17,16 +17,16 @@ _LOGITS_AT_ONCE = 2**22
 
 
 def row_std(table_WD: Tensor) -> Tensor:
-    """Population standard deviation of each row over its D entries, (W,), fp32: token embedding variability.
+    """Token embedding variability is the population standard deviation of each row over its D entries, (W,), fp32.
 
     TEV_i = sqrt(mean_j (e_ij - mean_j e_ij)^2) of the rows e_i of the embedding (Chung et al. 2024, arXiv
-    2409.07787, section 2). In two passes: a direction that all rows share would eat the digits of one.
+    2409.07787, section 2). It takes two passes: a direction that all rows share would eat the digits of one.
     """
     return row_moments(table_WD)[1]
 
 
 def row_moments(table_WD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of each row, 2 x (W,), fp32."""
+    """It returns mean and population standard deviation of each row, 2 x (W,), fp32."""
     means = [table_WD.new_empty(0, dtype=torch.float32)]
     norms = [table_WD.new_empty(0, dtype=torch.float32)]
     for rows in table_WD.split(_ROWS_AT_ONCE):
@@ -38,7 +38,7 @@ def row_moments(table_WD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sampled_rows(length: int, count: int | Literal["all"], *, first: int = 1) -> Tensor:
-    """Positions of at most `count` query rows (R,), evenly spread over those from `first` on.
+    """It returns positions of at most `count` query rows (R,), evenly spread over those from `first` on.
 
     Of causal attention the row before position 1 sees one key alone.
     """
@@ -49,17 +49,17 @@ def sampled_rows(length: int, count: int | Literal["all"], *, first: int = 1) ->
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which keys the queries of an attention see."""
+    """It says which keys the queries of an attention see."""
 
     causal: bool = True
-    """Queries see the keys up to their own position, of which there are as many."""
+    """Whether queries see only the keys up to their own position; there are then as many keys as queries."""
     keys_BS: Tensor | None = None
-    """Boolean: which keys are none of padding; none: all."""
+    """Boolean: which keys are not padding; none: all."""
     queries_BT: Tensor | None = None
     """The same of queries; those of padding count as if they saw nothing."""
 
     def of_rows(self, rows_R: Tensor, length: int) -> Tensor:
-        """Which of `length` keys each row sees, (P, R, S)."""
+        """It tells which of `length` keys each row sees, (P, R, S)."""
         keys = torch.arange(length, device=rows_R.device)
         seen_PRS = (keys <= rows_R[:, None] if self.causal else (keys >= 0).expand(len(rows_R), -1))[None]
         if self.keys_BS is not None:
@@ -71,7 +71,10 @@ class Visibility:
 
 @dataclass(frozen=True)
 class RowEntropies:
-    """What is known of some rows of an attention; of rows that see no key nothing, which may be NaN."""
+    """It holds what is known of some rows of an attention.
+
+    Of rows that see no key nothing is known, and their values may be NaN.
+    """
 
     entropy_BHR: Tensor
     """In nats, float64."""
@@ -83,7 +86,7 @@ class RowEntropies:
 
 @torch.no_grad()
 def attention_entropy(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
-    """Entropy of sampled rows of an attention.
+    """It measures the entropy of sampled rows of an attention.
 
     Ent = log sum exp(s) - sum softmax(s) s over the visible keys, s = q k^T / sqrt(K). Logits in fp32, sums in fp64.
     The logits take bounded memory, however many rows there are.
@@ -108,7 +111,7 @@ def _entropy_of_rows(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility:
 
 
 def _logits(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor) -> Tensor:
-    """(B, H, R, S); head h attends to key head h // (H / G)."""
+    """It returns (B, H, R, S); head h attends to key head h // (H / G)."""
     groups, size = k_BGSK.shape[1], k_BGSK.shape[3]
     q_BGNK = q_BHTK[:, :, rows_R].float().unflatten(1, (groups, -1)).flatten(2, 3)
     logits_BGNS = q_BGNK @ k_BGSK.float().transpose(-1, -2) * size**-0.5
@@ -127,7 +130,7 @@ def _entropy_of_logits(logits_BHRS: Tensor, visible_P1RS: Tensor) -> tuple[Tenso
 
 
 def entropy_lower_bound(spread: Tensor, visible: Tensor) -> Tensor:
-    """The least entropy of a row of T = `visible` logits, at least 2, within a ball of radius S = `spread`.
+    """It returns the least entropy of a row of T = `visible` logits, at least 2, within a ball of radius S = `spread`.
 
     Theorem 3.1 of Zhai et al. 2023 (arXiv 2303.06296): Ent >= log(1 + (T-1) b) + S sqrt(T (T-1)) b / (1 + (T-1) b),
     b = exp(-S sqrt(T / (T-1))). Entropy does not feel a constant added to all logits, hence S may be the length of
@@ -140,5 +143,8 @@ def entropy_lower_bound(spread: Tensor, visible: Tensor) -> Tensor:
 
 
 def sample_variance(mean_of_squares: Tensor, square_of_mean: Tensor, count: int) -> Tensor:
-    """Unbiased trace of the covariance of `count` vectors: (mean_i |g_i|^2 - |mean_i g_i|^2) n / (n - 1)."""
+    """It returns the unbiased trace of the covariance of n = `count` vectors g_i.
+
+    The trace is (mean_i |g_i|^2 - |mean_i g_i|^2) n / (n - 1).
+    """
     return (mean_of_squares - square_of_mean) * count / (count - 1)

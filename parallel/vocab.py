@@ -1,4 +1,4 @@
-"""Vocabulary-parallel embedding, head and cross-entropy: Megatron-core's, with the group explicit.
+"""Vocabulary-parallel embedding, head and cross-entropy are Megatron-core's, with the group explicit.
 
 B  samples, S  tokens in a sequence, D  hidden size
 V  padded vocabulary, W  the rows of it that this rank holds
@@ -19,7 +19,7 @@ from parallel.mesh import Axis
 
 
 class VocabularyParallelEmbedding(megatron.VocabParallelEmbedding):
-    """Embedding table (V, D) with its rows cut over the tensor axis; rows of the padding are zero."""
+    """The embedding table (V, D) has its rows cut over the tensor axis; rows of the padding are zero."""
 
     def __init__(
         self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis
@@ -37,12 +37,15 @@ class VocabularyParallelEmbedding(megatron.VocabParallelEmbedding):
         )
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """int64 (B, S) -> (B, S, D), complete on every rank."""
+        """It maps int64 (B, S) -> (B, S, D), complete on every rank."""
         return super().forward(tokens_BS)
 
 
 class VocabularyParallelHead(ColumnParallelLinear):
-    """Logits over this rank's rows of the vocabulary; those of the padding are -inf, so nothing is predicted there."""
+    """It computes logits over this rank's rows of the vocabulary.
+
+    Those of the padding are -inf, so nothing is predicted there.
+    """
 
     def __init__(
         self, vocabulary_size: int, padded_size: int, hidden_size: int, init: Normal, tensor: Axis
@@ -54,7 +57,7 @@ class VocabularyParallelHead(ColumnParallelLinear):
             self.weight[self.valid_rows :].zero_()
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, W)."""
+        """It maps (B, S, D) -> (B, S, W)."""
         logits_BSW = super().forward(x_BSD)
         if self.valid_rows < logits_BSW.shape[-1]:
             logits_BSW[..., self.valid_rows :] = float("-inf")
@@ -62,7 +65,7 @@ class VocabularyParallelHead(ColumnParallelLinear):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Megatron-core 0.16's pieces of the cross-entropy; its own Function takes the group from global state."""
+    """It joins Megatron-core 0.16's pieces of the cross-entropy, whose own Function has the group in global state."""
 
     @staticmethod
     def forward(ctx: Any, logits_BSW: Tensor, targets_BS: Tensor, group: ProcessGroup) -> Tensor:
@@ -94,12 +97,12 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def vocabulary_parallel_cross_entropy(logits_BSW: Tensor, targets_BS: Tensor, tensor: Axis) -> Tensor:
-    """Negative log-likelihood (B, S), fp32, in nats, of each target; the same on all tensor ranks."""
+    """It returns the negative log-likelihood (B, S), fp32, in nats, of each target; the same on all tensor ranks."""
     return _CrossEntropy.apply(logits_BSW, targets_BS, tensor.group)
 
 
 def vocabulary_parallel_argmax(logits_BSW: Tensor, tensor: Axis) -> Tensor:
-    """Token (B, S), int64, with the largest logit, of equals the first; the same on all tensor ranks."""
+    """It returns the token (B, S), int64, with the largest logit, of equals the first; the same on all tensor ranks."""
     rows = logits_BSW.shape[-1]
     peaks_BS, tokens_BS = logits_BSW.detach().float().max(dim=-1)
     highest_BS = peaks_BS.clone()

@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run this rank; returns the exit code."""
+    """Run this rank and return its exit code."""
     options = parse(arguments)
     world = describe_world()
     try:

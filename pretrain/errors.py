@@ -1,4 +1,4 @@
-"""Errors that end a run, each with its exit code. Scripts depend on the codes: keep them."""
+"""These errors end a run, each with its exit code. Scripts depend on the codes: keep them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import ClassVar
 
 
 class SurefootError(Exception):
-    """An error with a message for the user and no traceback."""
+    """An error of this kind ends the run with a message for the user and no traceback."""
 
     exit_code: ClassVar[int]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a configuration, in the user's own terms."""
+    """A problem is one thing that is wrong with a configuration, in the user's own terms."""
 
     key: str
     """The user's key, such as `model.attention.num_heads`."""
@@ -30,7 +30,7 @@ class Problem:
 
 
 class ConfigurationError(SurefootError):
-    """The configuration or the command line cannot work; names every problem that was found."""
+    """The configuration or the command line cannot work; the error names every problem that was found."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ class ConfigurationError(SurefootError):
 
 
 class CheckpointError(SurefootError):
-    """No usable checkpoint where one is needed, or one that does not fit this run."""
+    """There is no usable checkpoint where one is needed, or it does not fit this run."""
 
     exit_code = 4
 
@@ -68,4 +68,4 @@ class Preempted(SurefootError):
 
 
 DATA_EXIT_CODE = 3
-"""`data_pipeline.errors.DataError`, which lies below this package."""
+"""The exit code of `data_pipeline.errors.DataError`, which lies below this package."""

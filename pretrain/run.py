@@ -1,4 +1,4 @@
-"""The composition root: the one place where a run is put together, on every rank alike."""
+"""This is the composition root, the one place where a run is put together, on every rank alike."""
 
 import hashlib
 import socket
@@ -50,7 +50,7 @@ from pretrain.watchdog.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of before it is known where it starts."""
+    """These are the parts that a run is made of before it is known where it starts."""
 
     layout: Plan
     mesh: ParallelMesh
@@ -66,7 +66,7 @@ class Parts:
     loader: CheckpointLoader
     watchdog: Watchdog
     notes: list[str]
-    """What is to be told once there is somewhere to tell it."""
+    """What is reported as soon as the logger is open."""
 
 
 def train(
@@ -79,7 +79,7 @@ def train(
 ) -> TrainState:
     """Put a run together and train it to its end; `stack` closes what was opened.
 
-    `judge` stands in for the watchdog's.
+    `judge` takes the place of the watchdog's.
     """
     parts = open_parts(config, mesh, stack, request)
     restored = restore(parts.loader, parts.engine, parts.ledger, request)
@@ -141,7 +141,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
 def starting_state(
     config: RunConfig, parts: Parts, restored: Restored | None, request: Request
 ) -> TrainState:
-    """It returns where the run starts, at a checkpoint or at the beginning, and has the ledger know of it."""
+    """It returns where the run starts, at a checkpoint or at the beginning, and records that in the ledger."""
     ledger = parts.ledger
     if restored:
         return resume(restored, request, parts.changes, parts.batches, parts.watchdog, ledger)
@@ -153,7 +153,7 @@ def starting_state(
 def make_trainer(
     config: RunConfig, parts: Parts, metrics: MetricsLogger, signals: StopSignals, judge: RunJudge | None
 ) -> Trainer:
-    """Hand everybody what they work with."""
+    """Build the trainer and give each of its collaborators what it works with."""
     mesh, watchdog, ledger = parts.mesh, parts.watchdog, parts.ledger
     checkpoints = CheckpointManager(
         config,
@@ -197,7 +197,7 @@ def make_trainer(
 
 
 def run_to_its_end(trainer: Trainer, state: TrainState, ledger: RunLedger) -> TrainState:
-    """Train, and let the ledger have the last word."""
+    """Train, and record in the ledger how the run ended."""
     try:
         state = trainer.run(state)
     except Preempted:
@@ -221,7 +221,7 @@ def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
 
 
 def report_record(metrics: MetricsLogger, record: Record) -> None:
-    """It tells records that people care about as events, but for those that the logger has in its own words."""
+    """It reports a record as events, except the kinds that the logger reports in its own words."""
     if record.kind not in (Kind.RUN_START, Kind.RESUMED, Kind.DONE, Kind.PREEMPTED):
         for sentence in describe(record):
             metrics.event(record.step, sentence)
@@ -243,7 +243,7 @@ def open_data(
 
 
 def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:
-    """Lock the run folder, on rank 0; returns the settings that have changed since the last session."""
+    """Lock the run folder on rank 0, and return the settings that have changed since the last session."""
     if mesh.rank != 0:
         return {}
     config.run_folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
 
 
 def open_metrics(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> MetricsLogger:
-    """Open the logger: rank 0 writes, the others keep quiet."""
+    """Open the logger: rank 0 writes, the others write nothing."""
     if mesh.rank != 0:
         return SilentLogger()
     return FileLogger(

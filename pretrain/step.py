@@ -1,4 +1,4 @@
-"""What is said about a step: frozen records of plain numbers, equal on all ranks."""
+"""The records about a step are frozen, made of plain numbers, and equal on all ranks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Action(StrEnum):
-    """It says what to do with the update of a step."""
+    """An action says what to do with the update of a step."""
 
     PROCEED = "proceed"
     """Apply it."""
@@ -20,7 +20,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Alarm:
-    """It tells why a step was found to be bad, with the figures that said so."""
+    """An alarm tells why a step was found to be bad, with the figures that said so."""
 
     signal: str
     """Name of the measure, such as `loss` or `tev_mean`."""
@@ -44,7 +44,7 @@ class Alarm:
 
 
 class Remedy(StrEnum):
-    """It says how to go on after a rollback: the rungs of the ladder."""
+    """A remedy says how to go on after a rollback; each is a rung of the ladder."""
 
     SKIP = "skip"
     """Leave out the samples around the trouble."""
@@ -58,7 +58,7 @@ class Remedy(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """It is the judge's word on a step."""
+    """A verdict is what the judge decides about a step."""
 
     action: Action
     reason: str = ""
@@ -72,7 +72,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class StepReport:
-    """It holds the facts of an optimizer step, known between last backward and update, reduced over all ranks."""
+    """A report holds the facts of an optimizer step, known between last backward and update, reduced over all ranks."""
 
     step: int
     """The step that this report is about, counted from 1."""
@@ -118,7 +118,7 @@ class TrainState:
     attempt: int = 0
     """Optimizer steps computed, those that a rollback has undone included: the axis of the curves."""
     lineage: int = 1
-    """Grows with every rollback."""
+    """It grows with every rollback."""
 
     def after(self, report: StepReport, verdict: Verdict) -> "TrainState":
         """It returns the state after a step with this report and verdict."""

@@ -1,4 +1,4 @@
-"""The training loop: step, record, roll back or halt, validate, save; what each of them takes lies in the rooms."""
+"""The training loop steps, records, rolls back or halts, validates and saves; the rooms know how each is done."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +31,12 @@ from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.watchdog import Watchdog
 
 RunJudge = Callable[[StepReport, TrainState], Verdict]
-"""Judges a step, given the state before it; must be pure, so that all ranks come to the same verdict."""
+"""It judges a step, given the state before it; it must be pure, so that all ranks come to the same verdict."""
 
 
 @dataclass(frozen=True)
 class Collaborators:
-    """Everything that a trainer works with; put together in `pretrain.run`."""
+    """The collaborators are everything that a trainer works with; `pretrain.run` puts them together."""
 
     mesh: ParallelMesh
     engine: TrainEngine
@@ -56,7 +56,7 @@ class Collaborators:
 
 
 class Trainer:
-    """Trains until the last step, a request to stop, or the end of hope."""
+    """A trainer takes steps until the last one, a request to stop, or an error or a verdict that ends the run."""
 
     def __init__(self, config: RunConfig, collaborators: Collaborators) -> None:
         self.config = config
@@ -75,14 +75,14 @@ class Trainer:
         self.fault = collaborators.fault
         self.judge = collaborators.judge
         self.state = TrainState()
-        """Between which two steps the run stands, for the last words of one that ends early."""
+        """The state between two steps at which the run stands; a run that ends early reports it."""
         self.validation_loss: float | None = None
         """The last validation loss that this process has taken."""
         self._guarded_batches = guarded(self.batches)
         self._last_step: tuple[StepReport, Verdict] | None = None
 
     def resume(self, state: TrainState) -> TrainState:
-        """Do what is to be done before the first step of a process: complete a rollback that a crash has cut short."""
+        """Prepare for the first step of this process, and complete a rollback that a crash has cut short."""
         if self.ledger.history.pending is not None:
             state = self.rollback.complete(state)
         self.batches.skip(self.ledger.history.skips)
@@ -135,7 +135,7 @@ class Trainer:
         return state
 
     def _validate_and_save_when_due(self, state: TrainState, stopping: bool) -> tuple[TrainState, bool]:
-        """Do what is due between two steps, unless a rank was asked to stop; also returns whether one was."""
+        """Validate and save where that is due, unless a rank was asked to stop; return also whether one was."""
         self.state = state
         every = self.config.evaluation.every_steps
         turn = state.step % every == 0 or state.step == self.config.run.steps
@@ -177,13 +177,13 @@ class Trainer:
         return verdict if report.unanimous else Verdict(Action.HALT, "ranks have decided differently")
 
     def _learning_rate(self, updates: int) -> float:
-        """It returns that of the next update: the schedule's, lowered where a rollback has asked for it."""
+        """It returns the rate of the next update: the schedule's, lowered where a rollback has asked for it."""
         peak, total = self.config.optimizer.learning_rate, self.config.run.steps
         rate = learning_rate(updates, total, self.config.schedule, peak)
         return self.fault.learning_rate(updates, rate * self.ledger.history.learning_rate_factor(updates))
 
     def _record(self, state: TrainState, report: StepReport, verdict: Verdict, seconds: float) -> None:
-        """Write down a step, also the one that ends the run; `state` is that before it."""
+        """Record a step, also the one that ends the run; `state` is the state before it."""
         self.metrics.record(report, verdict, self._measurements(seconds))
         for tag, values in report.histograms.items():
             self.metrics.histogram(report.step, tag, values)
@@ -202,7 +202,7 @@ class Trainer:
         }
 
     def _name_damaged(self, step: int, names: Sequence[str]) -> None:
-        """Tell of the damaged samples of all ranks, each once."""
+        """Name the damaged samples of all ranks, each once."""
         for name in sorted({name for found in self.mesh.gather(names) for name in found}):
             self.metrics.event(step, f"damaged sample masked: {name}")
 
@@ -216,7 +216,7 @@ class Trainer:
             )
 
     def _validate(self, state: TrainState) -> tuple[TrainState, bool]:
-        """Take the validation loss; also returns whether that was broken off because a rank was asked to stop."""
+        """Take the validation loss; return also whether that was broken off because a rank was asked to stop."""
         self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
         result = validate(self.engine.evaluator, self.validation, self._asked_to_stop)
         if result is None:
@@ -236,7 +236,7 @@ class Trainer:
         )
 
     def _report_crash(self, reason: str) -> str:
-        """Leave evidence for those who want to know why the run ended; returns what to say of it."""
+        """Write a crash report, which shows why the run ended, and return what the error message says of it."""
         if self._last_step is None:
             return ""
         report, verdict = self._last_step

@@ -1,4 +1,4 @@
-"""Attention, its projections dense or of low rank, and causal or not of a sequence to itself.
+"""Attention has dense or low-rank projections; a sequence's attention to itself is causal or not.
 
 B  samples in a micro-batch, S  tokens in a sequence, T  queries and S keys where they differ, D  hidden size
 H  query heads (local), G  key and value heads (local), K  head size
@@ -20,7 +20,7 @@ from pretrain.models.context import LayerContext
 
 
 def projected_rows(config: TransformerConfig) -> dict[str, int]:
-    """Output features of each projection, over all heads."""
+    """It returns the number of output features of each projection, over all heads."""
     queries, keys = config.attention.num_heads, config.num_key_value_heads
     heads = {"query": queries, "key": keys, "value": keys}
     return {name: count * config.head_size for name, count in heads.items()}
@@ -31,7 +31,7 @@ QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 class DenseProjection(nn.Module):
-    """Queries, keys and values or some of them, (B, S, D) -> parts x (B, S, local heads * K), in one product."""
+    """One product computes queries, keys, values or some of them: (B, S, D) -> parts x (B, S, local heads * K)."""
 
     def __init__(self, context: LayerContext, name: str, parts: Sequence[str] = QUERY_KEY_VALUE) -> None:
         super().__init__()
@@ -49,14 +49,15 @@ class DenseProjection(nn.Module):
         return self.linear(x_BSD).split(self.linear.local_blocks, dim=-1)
 
     def first(self) -> tuple[ColumnParallelLinear, int]:
-        """The layer that its first part comes out of, and how many of the layer's rows on this rank make it."""
+        """It returns the layer that its first part comes out of, and how many of the layer's local rows make it."""
         return self.linear, self.linear.local_blocks[0]
 
 
 class LowRankProjection(LowRankLinear):
-    """Multi-head Low-Rank Attention (Chung et al. 2024, arXiv 2409.07787): q = U_q D_q x, k = U_k D_k x, v = U_v D_v x.
+    """Multi-head Low-Rank Attention (Chung et al. 2024, arXiv 2409.07787) has factors in place of dense matrices.
 
-    Each D: hidden size -> rank serves all heads; each U is cut by heads. No norm, nonlinearity or bias between them.
+    q = U_q D_q x, k = U_k D_k x, v = U_v D_v x. Each D: hidden size -> rank serves all heads; each U is cut by heads.
+    There is no norm, nonlinearity or bias between them.
     """
 
     def __init__(self, context: LayerContext, name: str, parts: Sequence[str] = QUERY_KEY_VALUE) -> None:
@@ -73,26 +74,26 @@ class LowRankProjection(LowRankLinear):
         )
 
     def first(self) -> tuple[ColumnParallelLinear, int]:
-        """The layer that its first part comes out of, and how many of the layer's rows on this rank make it."""
+        """It returns the layer that its first part comes out of, and how many of the layer's local rows make it."""
         up = self.up[0]
         assert isinstance(up, ColumnParallelLinear)
         return up, up.local_blocks[0]
 
     def dense_state(self) -> dict[str, Tensor]:
-        """State of the DenseProjection that computes the same; all tensor ranks must ask for it."""
+        """It returns the state of the DenseProjection that computes the same; all tensor ranks must ask for it."""
         weights, biases = zip(*self.fold(), strict=True)
         state = {"linear.weight": torch.cat(weights)}
         return state if biases[0] is None else state | {"linear.bias": torch.cat(biases)}
 
 
 def low_rank_factors(context: LayerContext, name: str, rows: int) -> Factors:
-    """The factors U (rows, r) D (r, d) of a projection with their initial weights."""
+    """It returns the factors U (rows, r) D (r, d) of a projection with their initial weights."""
     down, up = factor_stds(context.config, rows)
     return Factors(rows, context.normal(f"{name}.down", down), context.normal(f"{name}.up", up))
 
 
 def factor_stds(config: TransformerConfig, rows: int) -> tuple[float, float]:
-    """Standard deviations of the initial D (r, d) and U (rows, r).
+    """It returns the standard deviations of the initial D (r, d) and U (rows, r).
 
     An entry of U D has variance r s_U^2 s_D^2. Relative to a dense matrix of the same rule, d = rows, that is r s^2
     for `gpt2` (0.15 at r = 384), 4 r d / (d + r)^2 for `xavier` (8/9 at r = d/2), and 1 for `variance_matched`.
@@ -110,12 +111,15 @@ PROJECTIONS: dict[str, type[DenseProjection] | type[LowRankProjection]] = {
 
 
 class AttentionCore(nn.Module):
-    """softmax(q k^T / sqrt(K)) v over the keys that each query sees; a module, so that probes see q and k."""
+    """It computes softmax(q k^T / sqrt(K)) v over the keys that each query sees.
+
+    It is a module so that probes see q and k.
+    """
 
     def __init__(self, *, causal: bool) -> None:
         super().__init__()
         self.causal = causal
-        """Queries see the keys up to their own position, or all of them."""
+        """Whether queries see only the keys up to their own position, or all of them."""
 
     def forward(
         self,
@@ -126,10 +130,10 @@ class AttentionCore(nn.Module):
         keys_BS: Tensor | None = None,
         queries_BT: Tensor | None = None,
     ) -> Tensor:
-        """(B, H, T, K); `dropout` is the probability with which attention weights are dropped.
+        """It returns (B, H, T, K); `dropout` is the probability with which attention weights are dropped.
 
-        `keys_BS` tells, as booleans, the keys that are none of padding. `queries_BT` tells the same of queries; it is
-        for probes alone: what comes out for padding is of no use to anyone.
+        `keys_BS` tells, as booleans, which keys are not padding. `queries_BT` tells the same of queries; it is for
+        probes alone: what comes out for padding is of no use to anyone.
         """
         return F.scaled_dot_product_attention(
             q_BHTK,
@@ -142,8 +146,8 @@ class AttentionCore(nn.Module):
         )
 
     def _mask(self, keys_BS: Tensor, queries: int) -> Tensor:
-        """Which keys queries see, (B, 1, T or 1, S). A query that would see none sees all: a softmax over nothing is
-        NaN, in the gradient too, where no one asks for it."""
+        """It returns which keys queries see, (B, 1, T or 1, S). A query that would see none sees all: a softmax over
+        nothing is NaN, in the gradient too, where no one asks for it."""
         mask = keys_BS[:, None, None, :]
         if self.causal:
             mask = mask & mask.new_ones(queries, keys_BS.shape[1]).tril()
@@ -151,12 +155,12 @@ class AttentionCore(nn.Module):
 
 
 def split_heads(features_BSN: Tensor, size: int) -> Tensor:
-    """(B, S, heads * K) -> (B, heads, S, K)."""
+    """It maps (B, S, heads * K) -> (B, heads, S, K)."""
     return features_BSN.unflatten(-1, (-1, size)).transpose(1, 2)
 
 
 def output_projection(context: LayerContext, name: str) -> RowParallelLinear:
-    """From all heads back to the residual stream."""
+    """It makes the projection from all heads back to the residual stream."""
     config = context.config
     return RowParallelLinear(
         config.attention.num_heads * config.head_size,
@@ -169,7 +173,7 @@ def output_projection(context: LayerContext, name: str) -> RowParallelLinear:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself, heads cut over the tensor axis, with grouped keys and values."""
+    """A sequence attends to itself with many heads, cut over the tensor axis, and grouped keys and values."""
 
     def __init__(self, context: LayerContext, name: str, *, causal: bool = True) -> None:
         super().__init__()
@@ -179,9 +183,9 @@ class SelfAttention(nn.Module):
         self.output = output_projection(context, name)
 
     def forward(self, x_BSD: Tensor, draw: MaskSeed | None, real_BS: Tensor | None = None) -> Tensor:
-        """(B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out.
+        """It maps (B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out.
 
-        `real_BS` tells, as booleans, the tokens that are none of padding; none: all.
+        `real_BS` tells, as booleans, which tokens are not padding; none: all.
         """
         q_BHSK, k_BGSK, v_BGSK = self.project(x_BSD)
         probability = self.config.attention.dropout if draw else 0.0
@@ -191,11 +195,11 @@ class SelfAttention(nn.Module):
         return self.output(y_BHSK.transpose(1, 2).flatten(2))
 
     def queries(self) -> tuple[ColumnParallelLinear, int]:
-        """The linear layer that queries come out of, and how many of its rows on this rank make them."""
+        """It returns the linear layer that queries come out of, and how many of its local rows make them."""
         return self.qkv.first()
 
     def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, positions included."""
+        """It returns queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, with positions."""
         size, length = self.config.head_size, x_BSD.shape[1]
         q, k, v = (split_heads(part, size) for part in self.qkv(x_BSD))
         if self.config.positions == "rotary":
@@ -206,7 +210,10 @@ class SelfAttention(nn.Module):
 
 @lru_cache(maxsize=8)
 def rotary_table(length: int, head_size: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (S, K/2), fp32, of the angles position / base^(2i/K) (Su et al. 2021, arXiv 2104.09864)."""
+    """It returns cosine and sine (S, K/2), fp32, of the angles position / base^(2i/K).
+
+    See Su et al. 2021, arXiv 2104.09864.
+    """
     frequencies = base ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), frequencies)
     return angles.cos().float(), angles.sin().float()
@@ -220,7 +227,7 @@ def rotate(x_BNSK: Tensor, cosine_SK: Tensor, sine_SK: Tensor) -> Tensor:
 
 
 def dense_attention_state(module: nn.Module) -> dict[str, Tensor]:
-    """State dict of the same model with dense attention: what of low rank there is in `module` folded.
+    """It returns the state dict of the same model with dense attention: `module` with its low-rank attention folded.
 
     All tensor ranks must call it; see `LowRankLinear.fold` for what comes first.
     """

@@ -1,4 +1,4 @@
-"""The blocks that models are made of, written once for every layout.
+"""The blocks that models are made of are written once for every layout.
 
 B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
 F  feed-forward size on this tensor rank; everything else is complete on every rank
@@ -19,7 +19,10 @@ from pretrain.models.context import LayerContext
 
 
 class FeedForward(nn.Module):
-    """GELU, or SwiGLU (Shazeer 2020, arXiv 2002.05202) with gate and value stacked; F cut over the tensor axis."""
+    """The feed-forward layer has GELU, or SwiGLU (Shazeer 2020, arXiv 2002.05202) with gate and value stacked.
+
+    F is cut over the tensor axis.
+    """
 
     def __init__(self, context: LayerContext, name: str) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
+        """It maps (B, S, D) -> (B, S, D)."""
         h = self.up(x_BSD)
         if self.gated:
             gate_BSF, value_BSF = h.chunk(2, dim=-1)
@@ -50,7 +53,7 @@ class FeedForward(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A residual stream with branches f around which it runs; a subclass says which, in `run`.
+    """A block is a residual stream that runs around branches f; a subclass says which, in `run`.
 
     `pre` norms: x + f(norm(x)) (Xiong et al. 2020, arXiv 2002.04745); `post`: norm(x + f(x)) (Vaswani et al. 2017,
     arXiv 1706.03762); `none`: x + f(x).
@@ -67,10 +70,10 @@ class ResidualBlock(nn.Module):
 
     @abstractmethod
     def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
-        """The stream behind all branches; `draw` seeds their dropout, none leaves it out."""
+        """It returns the stream behind all branches; `draw` seeds their dropout, none leaves it out."""
 
     def forward(self, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
+        """It maps (B, S, D) -> (B, S, D)."""
         draw = self.streams.draw(self.name) if self.training else None
         if self.recompute and torch.is_grad_enabled():
             # Masks come from `draw`, which is handed over: there is no random state to keep.
@@ -88,7 +91,7 @@ class ResidualBlock(nn.Module):
         draw: MaskSeed | None,
         site: str,
     ) -> Tensor:
-        """The residual stream after a branch, with its norm before or after."""
+        """It returns the residual stream after a branch, whose norm comes before or after it."""
         branch_BSD = branch(x_BSD if self.norm_after else norm(x_BSD))
         if draw and self.dropout:
             branch_BSD = dropout(branch_BSD, self.dropout, draw.replicated(site))
@@ -97,7 +100,7 @@ class ResidualBlock(nn.Module):
 
 
 class TransformerBlock(ResidualBlock):
-    """Attention of a sequence to itself, causal or not, then feed-forward."""
+    """The block is attention of a sequence to itself, causal or not, then feed-forward."""
 
     def __init__(
         self, context: LayerContext, index: int, *, stack: str = "blocks", causal: bool = True
@@ -110,7 +113,7 @@ class TransformerBlock(ResidualBlock):
         self.feed_forward = FeedForward(context, f"{self.name}.feed_forward")
 
     def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
-        """(B, S, D) -> (B, S, D); the one other tensor tells the tokens that are none of padding, (B, S)."""
+        """It maps (B, S, D) -> (B, S, D); the one other tensor, (B, S), tells which tokens are not padding."""
 
         def attend(h_BSD: Tensor) -> Tensor:
             return self.attention(h_BSD, draw, *others)

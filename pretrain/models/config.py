@@ -1,4 +1,4 @@
-"""Settings that the layers in this room share, whatever task they serve."""
+"""The layers in this room share these settings, whatever task they serve."""
 
 from typing import Literal
 
@@ -30,7 +30,7 @@ class AttentionConfig(Section):
 
 
 class TransformerConfig(Section):
-    """A stack of Transformer blocks: what attention, feed-forward, norms and their initial weights are made from."""
+    """Attention, feed-forward, norms and initial weights of a stack of Transformer blocks are made from these keys."""
 
     num_layers: int = Field(gt=0)
     """Transformer blocks."""
@@ -69,22 +69,22 @@ class TransformerConfig(Section):
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key and value heads, as many as query heads where they are not grouped."""
+        """It counts key and value heads: as many as query heads where they are not grouped."""
         return self.attention.num_key_value_heads or self.attention.num_heads
 
     @property
     def attention_rank(self) -> int:
-        """Rank r of low-rank attention."""
+        """This is the rank r of low-rank attention."""
         return self.attention.rank or self.hidden_size // 2
 
     @property
     def head_size(self) -> int:
-        """Numbers in one head's query, key or value."""
+        """It counts the numbers in one head's query, key or value."""
         return self.hidden_size // self.attention.num_heads
 
     @property
     def ffn_size(self) -> int:
-        """Inner width of the feed-forward layer."""
+        """This is the inner width of the feed-forward layer."""
         if self.ffn_hidden_size:
             return self.ffn_hidden_size
         if self.activation == "gelu":
@@ -93,7 +93,7 @@ class TransformerConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """A vocabulary whose table is cut over tensor-parallel ranks."""
+    """A vocabulary has a table that is cut over tensor-parallel ranks."""
 
     vocabulary_size: int = Field(gt=0)
     """Size of the tokenizer's vocabulary."""
@@ -104,5 +104,5 @@ class VocabularyConfig(Section):
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Rows of the table, those of the padding included."""
+        """It counts the rows of the table, those of the padding included."""
         return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple

@@ -1,4 +1,4 @@
-"""What every layer of a model is built with."""
+"""This is what every layer of a model is built with."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from pretrain.runtime.kernels import Kernels
 
 @dataclass(frozen=True)
 class Materials:
-    """What layers of every kind are built with: this rank's place, its random streams, kernels, the run's seed."""
+    """Layers of every kind are built with this rank's place, its random streams, kernels and the run's seed."""
 
     mesh: ParallelMesh
     streams: RandomStreams
@@ -22,41 +22,41 @@ class Materials:
     seed: int
 
     def normal(self, name: str, std: float) -> Normal:
-        """Initial weights N(0, std^2) of the matrix called `name`."""
+        """It returns initial weights N(0, std^2) of the matrix called `name`."""
         return Normal(self.seed, name, std)
 
 
 @dataclass(frozen=True)
 class LayerContext:
-    """Settings of a stack of Transformer blocks, and how its weights and norms are made."""
+    """The context holds the settings of a stack of Transformer blocks, and makes its weights and norms."""
 
     config: TransformerConfig
     materials: Materials
 
     @property
     def mesh(self) -> ParallelMesh:
-        """This rank's place."""
+        """It tells this rank's place."""
         return self.materials.mesh
 
     @property
     def streams(self) -> RandomStreams:
-        """Where dropout masks come from."""
+        """Dropout masks come from these streams."""
         return self.materials.streams
 
     def weight(self, name: str, *, residual: bool = False) -> Normal:
-        """Initial weights of the matrix called `name`, as in GPT-2: N(0, std^2), residual projections with
+        """It returns initial weights of the matrix called `name`, as in GPT-2: N(0, std^2), residual projections with
         std / sqrt(2 layers), so that the residual stream does not grow with depth (Radford et al. 2019, 2.3).
         """
         std = self.config.init_std
         return self.normal(name, std / (2 * self.config.num_layers) ** 0.5 if residual else std)
 
     def normal(self, name: str, std: float) -> Normal:
-        """Initial weights N(0, std^2) of the matrix called `name`."""
+        """It returns initial weights N(0, std^2) of the matrix called `name`."""
         return self.materials.normal(name, std)
 
     @property
     def spectral(self) -> SpectralConfig | None:
-        """How the matrices of the blocks are reparametrised."""
+        """It says how the matrices of the blocks are reparametrised; none: they are not."""
         if self.config.reparametrization == "none":
             return None
         return SpectralConfig(
@@ -64,7 +64,7 @@ class LayerContext:
         )
 
     def norm(self) -> nn.Module:
-        """A normalization layer over the hidden size; the identity in a model without."""
+        """It makes a normalization layer over the hidden size, or the identity in a model without norms."""
         config = self.config
         if config.norm_placement == "none":
             return nn.Identity()
@@ -73,7 +73,7 @@ class LayerContext:
 
 
 def make_norm(norm_class: type[nn.Module], size: int, epsilon: float, *, bias: bool) -> nn.Module:
-    """A norm layer with gain 1 and, for LayerNorm, an optional bias 0."""
+    """It makes a norm layer with gain 1 and, for LayerNorm, an optional bias 0."""
     if issubclass(norm_class, nn.LayerNorm):
         return norm_class(size, eps=epsilon, bias=bias)
     return norm_class(size, eps=epsilon)

@@ -1,4 +1,4 @@
-"""Attention of one sequence to another, such as a decoder's to what the encoder made of the source.
+"""One sequence attends to another, such as a decoder's to what the encoder made of the source.
 
 B  samples in a micro-batch, T  tokens of the sequence that asks, S  states that it asks, D  hidden size
 H  query heads (local), G  key and value heads (local), K  head size
@@ -14,10 +14,10 @@ from pretrain.models.context import LayerContext
 
 
 class CrossAttention(nn.Module):
-    """Queries of one sequence, keys and values of another, heads cut over the tensor axis.
+    """Queries come from one sequence, keys and values from another; heads are cut over the tensor axis.
 
     Positions of the two have nothing to do with each other: there is no rotary embedding, and every query sees every
-    state that is none of padding (Vaswani et al. 2017, arXiv 1706.03762, 3.2.3).
+    state that is not padding (Vaswani et al. 2017, arXiv 1706.03762, 3.2.3).
     """
 
     def __init__(self, context: LayerContext, name: str) -> None:
@@ -37,9 +37,9 @@ class CrossAttention(nn.Module):
         real_states_BS: Tensor | None = None,
         real_BT: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); `draw` seeds the dropout, none leaves it out.
+        """It maps (B, T, D) -> (B, T, D); `draw` seeds the dropout, none leaves it out.
 
-        `real_states_BS` and `real_BT` tell, as booleans, what of either sequence is none of padding; none: all.
+        `real_states_BS` and `real_BT` tell, as booleans, what of either sequence is not padding; none: all.
         """
         q_BHTK, k_BGSK, v_BGSK = self.project(x_BTD, states_BSD)
         probability = self.config.attention.dropout if draw else 0.0
@@ -49,11 +49,11 @@ class CrossAttention(nn.Module):
         return self.output(y_BHTK.transpose(1, 2).flatten(2))
 
     def project(self, x_BTD: Tensor, states_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, K), keys and values (B, G, S, K)."""
+        """It returns queries (B, H, T, K), keys and values (B, G, S, K)."""
         size = self.config.head_size
         (query,), (key, value) = self.query(x_BTD), self.key_value(states_BSD)
         return split_heads(query, size), split_heads(key, size), split_heads(value, size)
 
     def queries(self) -> tuple[ColumnParallelLinear, int]:
-        """The linear layer that queries come out of, and how many of its rows on this rank make them."""
+        """It returns the linear layer that queries come out of, and how many of its local rows make them."""
         return self.query.first()

@@ -1,4 +1,4 @@
-"""Layers before the first block and behind the last one, for tasks over a vocabulary.
+"""These layers stand before the first block and behind the last one, for tasks over a vocabulary.
 
 B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
 V  padded vocabulary, W  the rows of it on this tensor rank
@@ -13,7 +13,7 @@ from pretrain.models.context import LayerContext
 
 
 class TokenEmbedding(VocabularyParallelEmbedding):
-    """Token ids (B, S) -> (B, S, D)."""
+    """It maps token ids (B, S) -> (B, S, D)."""
 
     def __init__(self, context: LayerContext, vocabulary: VocabularyConfig, name: str = "embedding") -> None:
         super().__init__(
@@ -26,7 +26,7 @@ class TokenEmbedding(VocabularyParallelEmbedding):
 
 
 class EmbeddingPositions(nn.Module):
-    """Adds learned positions, where the model has them, and drops out: (B, S, D) -> (B, S, D)."""
+    """It adds learned positions, where the model has them, and drops out: (B, S, D) -> (B, S, D)."""
 
     def __init__(self, context: LayerContext, sequence_length: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class EmbeddingPositions(nn.Module):
 
 
 class FinalNorm(nn.Module):
-    """Normalization before the head: (B, S, D) -> (B, S, D).
+    """It normalizes what goes into the head: (B, S, D) -> (B, S, D).
 
     Where blocks end in a norm (`post`) or there are none it is the identity, so that the partition is the same.
     """
@@ -62,7 +62,7 @@ class FinalNorm(nn.Module):
 
 
 class VocabularyHead(VocabularyParallelHead):
-    """(B, S, D) -> logits (B, S, W)."""
+    """It maps (B, S, D) -> logits (B, S, W)."""
 
     def __init__(self, context: LayerContext, vocabulary: VocabularyConfig, name: str = "head") -> None:
         super().__init__(

@@ -1,8 +1,8 @@
-"""The outline of a model: its layers by name and size, known without building it and without torch.
+"""The outline of a model is its layers by name and size, known without building it and without torch.
 
 Everything outside of a task's room that must know what a model consists of reads it here: the partition into pipeline
 stages, the estimates of memory and FLOPs, names and owners of what the probes measure, the targets of planted faults. A
-test holds the outline of every task and the modules that it builds together, by layer, name and shape.
+test compares the outline of every task with the modules that it builds, by layer, name and shape.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from parallel.partition import partition_layers
 
 @dataclass(frozen=True)
 class ParameterSize:
-    """One parameter as the whole model has it."""
+    """It describes one parameter as the whole model has it."""
 
     name: str
     """As in `named_parameters()` of the layer's module."""
@@ -31,17 +31,17 @@ class ParameterSize:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """It counts the elements."""
         return prod(self.shape)
 
     def size_per_rank(self, tensor: int) -> int:
-        """Elements that one of `tensor` tensor-parallel ranks holds."""
+        """It counts the elements that one of `tensor` tensor-parallel ranks holds."""
         return self.size if self.sharded is None else self.size // tensor
 
 
 @dataclass(frozen=True)
 class TableSize:
-    """A layer whose `weight` is a table with a row for each token."""
+    """It describes a layer whose `weight` is a table with a row for each token."""
 
     rows: int
     """Of the real vocabulary; those behind them are padding."""
@@ -56,7 +56,7 @@ class TableSize:
 
 @dataclass(frozen=True)
 class AttentionSize:
-    """One attention of a block."""
+    """It describes one attention of a block."""
 
     module: str
     """Name of the module in the block that computes with q and k, such as `attention.core`."""
@@ -69,7 +69,7 @@ class AttentionSize:
 
 @dataclass(frozen=True)
 class ActivationSize:
-    """What a layer keeps of one sample for its backward pass, in numbers of the compute dtype."""
+    """It says what a layer keeps of one sample for its backward pass, in numbers of the compute dtype."""
 
     whole: float = 0
     """Numbers that every tensor-parallel rank keeps."""
@@ -86,7 +86,7 @@ class ActivationSize:
 
 @dataclass(frozen=True)
 class LayerSize:
-    """One layer of the model, which a pipeline stage holds whole."""
+    """It describes one layer of the model, which a pipeline stage holds whole."""
 
     name: str
     """In the names of measures, such as `embedding` or `layer_07`."""
@@ -104,13 +104,13 @@ class LayerSize:
 
     @property
     def size(self) -> int:
-        """Elements of all parameters."""
+        """It counts the elements of all parameters."""
         return sum(parameter.size for parameter in self.parameters)
 
 
 @dataclass(frozen=True)
 class Outline:
-    """All layers of a model in order."""
+    """An outline lists all layers of a model in order."""
 
     layers: tuple[LayerSize, ...]
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -118,33 +118,33 @@ class Outline:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of all layers, by index."""
+        """These are the names of all layers, by index."""
         return tuple(layer.name for layer in self.layers)
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
-        """Indices of the blocks."""
+        """These are the indices of the blocks."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.is_block)
 
     @cached_property
     def tables(self) -> tuple[int, ...]:
-        """Indices of the layers that have a table of their own."""
+        """These are the indices of the layers that have a table of their own."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.table and not layer.tied_to)
 
     def owner(self, index: int) -> int:
-        """The layer that the `weight` of a layer belongs to: its own, or that which it is tied to."""
+        """It returns the layer that the `weight` of a layer belongs to: its own, or that which it is tied to."""
         layer = self.layers[index]
         return self.names.index(layer.tied_to) if layer.tied_to else index
 
     def sharers(self, index: int) -> tuple[int, ...]:
-        """The layers that use the `weight` of a layer, itself first."""
+        """It returns the layers that use the `weight` of a layer, itself first."""
         return (index, *(i for i, layer in enumerate(self.layers) if layer.tied_to == self.names[index]))
 
     def partition(self, stages: int) -> tuple[int, ...]:
-        """Where pipeline stages begin; raises ValueError where there are fewer blocks than stages."""
+        """It returns where pipeline stages begin, and raises ValueError where there are fewer blocks than stages."""
         return partition_layers([layer.is_block for layer in self.layers], stages)
 
 
 def stage_of(index: int, boundaries: Sequence[int]) -> int:
-    """The pipeline stage that holds a layer."""
+    """It returns the pipeline stage that holds a layer."""
     return sum(index >= first for first in boundaries[1:-1])

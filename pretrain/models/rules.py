@@ -1,4 +1,4 @@
-"""What cannot work in the layers that tasks share, on a given number of tensor-parallel ranks."""
+"""These rules say what cannot work in the layers that tasks share, on a given number of tensor-parallel ranks."""
 
 from collections.abc import Iterator, Mapping
 from math import gcd, lcm
@@ -9,7 +9,7 @@ from pretrain.models.config import TransformerConfig, VocabularyConfig
 
 
 def block_problems(model: TransformerConfig, parallel: ParallelConfig) -> Iterator[Problem]:
-    """Every rule that the blocks of a model break."""
+    """It yields a problem for every rule that the blocks of a model break."""
     yield from heads_divide(model)
     yield from tensor_divides(model, parallel.tensor)
     yield from rank_divides(model, parallel.tensor)
@@ -87,7 +87,7 @@ def rank_divides(model: TransformerConfig, tensor: int) -> Iterator[Problem]:
 
 
 def zero_fits_reparametrization(model: TransformerConfig, zero_stage: int) -> Iterator[Problem]:
-    """Power steps need whole matrices."""
+    """Power steps need whole matrices, which ZeRO-3 takes apart."""
     if zero_stage == 3 and model.reparametrization != "none":
         yield Problem(
             "parallel.zero_stage",

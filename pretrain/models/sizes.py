@@ -1,4 +1,4 @@
-"""Sizes of the layers that tasks share, for their outlines: parameters by name, activations, FLOPs.
+"""These are the sizes of the layers that tasks share, for their outlines: parameters by name, activations, FLOPs.
 
 Activations follow Korthikanti et al. 2022 (arXiv 2205.05198, equation 2), item by item, without the S x S matrices,
 which flash attention does not keep. FLOPs follow Chowdhery et al. 2022 (arXiv 2204.02311, appendix B).
@@ -19,22 +19,22 @@ FEED_FORWARD, NORMS, HEAD = "feed_forward", "norms", "head"
 
 
 def block_name(number: int) -> str:
-    """The name of a block in measures: `layer_07`."""
+    """It returns the name of a block in measures, such as `layer_07`."""
     return f"layer_{number:02d}"
 
 
 def matrix_flops(elements: int, tokens: int) -> float:
-    """Training FLOPs of `tokens` tokens in matrices of so many elements: 2 forward and 4 backward for each."""
+    """It counts training FLOPs of `tokens` tokens in matrices of so many elements: 2 forward, 4 backward for each."""
     return 6.0 * elements * tokens
 
 
 def attention_flops(config: TransformerConfig, queries: int, keys: int) -> float:
-    """Training FLOPs of q k^T and its product with v. As usual for utilisation the whole rectangle is counted."""
+    """It counts training FLOPs of q k^T and its product with v: the whole rectangle, as usual for utilisation."""
     return 12.0 * config.attention.num_heads * config.head_size * queries * keys
 
 
 def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
-    """One Transformer block over sequences of `tokens` tokens."""
+    """It describes one Transformer block over sequences of `tokens` tokens."""
     parameters = tuple(block_parameters(config))
     matrices = sum(parameter.size for parameter in parameters if len(parameter.shape) == 2)
     return LayerSize(
@@ -48,7 +48,7 @@ def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
 
 
 def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
-    """Parameters of a block in the order of its module."""
+    """It yields the parameters of a block in the order of its module."""
     D, F, Q = config.hidden_size, config.ffn_size, config.attention.num_heads * config.head_size
     gates = 2 if config.activation == "swiglu" else 1
     if config.norm_placement != "none":
@@ -62,7 +62,7 @@ def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
 
 
 def projection_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
-    """To queries, keys and values: one stacked matrix, or the stacked D and a U for each."""
+    """Queries, keys and values come from one stacked matrix, or from the stacked D and a U for each."""
     D, R = config.hidden_size, config.attention_rank
     Q, K = config.attention.num_heads * config.head_size, config.num_key_value_heads * config.head_size
     if config.attention.kind == "dense":
@@ -75,7 +75,7 @@ def projection_parameters(config: TransformerConfig, name: str) -> Iterator[Para
 
 
 def norm_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
-    """Gain and, for LayerNorm with biases, bias."""
+    """A norm has a gain and, for LayerNorm with biases, a bias."""
     yield ParameterSize(f"{name}.weight", (config.hidden_size,), NORMS)
     if config.bias and config.normalization == "layer_norm":
         yield ParameterSize(f"{name}.bias", (config.hidden_size,), NORMS)
@@ -84,7 +84,7 @@ def norm_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterS
 def column_parameters(
     config: TransformerConfig, name: str, part: str, shape: tuple[int, int], stacked: int = 1
 ) -> Iterator[ParameterSize]:
-    """A linear layer whose outputs are divided over tensor-parallel ranks."""
+    """It yields the parameters of a linear layer whose outputs are divided over tensor-parallel ranks."""
     yield ParameterSize(f"{name}.weight", shape, part, sharded=0, stacked=stacked)
     if config.bias:
         yield ParameterSize(f"{name}.bias", shape[:1], part, sharded=0)
@@ -93,14 +93,14 @@ def column_parameters(
 def row_parameters(
     config: TransformerConfig, name: str, part: str, shape: tuple[int, int]
 ) -> Iterator[ParameterSize]:
-    """A linear layer whose inputs are divided over tensor-parallel ranks."""
+    """It yields the parameters of a linear layer whose inputs are divided over tensor-parallel ranks."""
     yield ParameterSize(f"{name}.weight", shape, part, sharded=1)
     if config.bias:
         yield ParameterSize(f"{name}.bias", shape[:1], part)
 
 
 def block_activations(config: TransformerConfig, tokens: int) -> ActivationSize:
-    """What a block keeps of one sample.
+    """It says what a block keeps of one sample.
 
     In units of S D: the inputs of both norms and of both sub-layers (4; without norms 2), and the latents of low-rank
     attention (3 R / D), whole on every rank; divided over tensor-parallel ranks: queries and attention output (2), keys
@@ -128,7 +128,7 @@ def embedding_size(
     measures: str = "tev",
     input: int = 0,
 ) -> LayerSize:
-    """A token embedding, which looks up rows for the ids in `inputs[input]` of a batch."""
+    """A token embedding looks up rows for the ids in `inputs[input]` of a batch."""
     shape = vocabulary.padded_vocabulary_size, config.hidden_size
     return LayerSize(
         name,
@@ -138,13 +138,13 @@ def embedding_size(
 
 
 def position_size(config: TransformerConfig, tokens: int, name: str = "positions") -> LayerSize:
-    """Learned positions, where the model has them, and the dropout of the embedding."""
+    """It describes learned positions, where the model has them, and the dropout of the embedding."""
     table = ParameterSize("positions_SD", (tokens, config.hidden_size), POSITIONS, looked_up=True)
     return LayerSize(name, (table,) if config.positions == "learned" else ())
 
 
 def final_norm_size(config: TransformerConfig, name: str = "final_norm") -> LayerSize:
-    """The norm before the head; without parameters where blocks end in a norm or there are none."""
+    """The norm before the head has no parameters where blocks end in a norm or there are none."""
     return LayerSize(name, tuple(norm_parameters(config, "norm")) if config.norm_placement == "pre" else ())
 
 
@@ -155,7 +155,7 @@ def head_size(
     name: str = "head",
     tied_to: str = "embedding",
 ) -> LayerSize:
-    """The head over the vocabulary; its logits are kept in the compute dtype and twice in fp32, for the loss."""
+    """The head over the vocabulary keeps its logits in the compute dtype and twice in fp32, for the loss."""
     rows = vocabulary.padded_vocabulary_size
     own = ParameterSize("weight", (rows, config.hidden_size), HEAD, sharded=0)
     return LayerSize(

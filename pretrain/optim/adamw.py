@@ -1,4 +1,4 @@
-"""AdamW: torch's fused one, or apex's where it is installed."""
+"""AdamW is torch's fused one, or apex's where it is installed."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ if APEX.usable and torch.cuda.is_available():
 
 
 class AdamW(Optimizer[AdamWConfig]):
-    """Loshchilov and Hutter 2019, arXiv 1711.05101."""
+    """The method is that of Loshchilov and Hutter 2019, arXiv 1711.05101."""
 
     def __init__(self, config: AdamWConfig) -> None:
         """It raises ConfigurationError where apex is asked for and not usable."""

@@ -1,4 +1,4 @@
-"""Settings of optimizers and of the learning-rate schedule."""
+"""These are the settings of optimizers and of the learning-rate schedule."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SMALLEST_EPSILON = 1e-15
 
 
 class OptimizerConfig(Section):
-    """The [optimizer] section; each optimizer derives its own, with a `kind` that names it.
+    """This is the [optimizer] section; each optimizer derives its own, with a `kind` that names it.
 
     What is asked for here is all that anything outside of this room knows of an optimizer's settings.
     """
@@ -37,11 +37,11 @@ class OptimizerConfig(Section):
     @property
     @abstractmethod
     def state(self) -> tuple[str, ...]:
-        """What it keeps of each weight by name, an fp32 number each: the memory estimate counts them."""
+        """It names what is kept of each weight, an fp32 number each: the memory estimate counts them."""
 
     @property
     def update_bound(self) -> float | None:
-        """The most that one update can move a weight, in learning rates, beside a decay of learning rate times
+        """This is the most that one update can move a weight, in learning rates, beside a decay of learning rate times
         `weight_decay`; none: there is no bound."""
         return None
 

@@ -1,4 +1,4 @@
-"""Parameter groups: what decays and what does not."""
+"""Parameter groups say what decays and what does not."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The half of an optimizer that needs torch; the other one is its section of the configuration (`config`).
+"""This is the half of an optimizer that needs torch; the other one is its section of the configuration (`config`).
 
 An optimizer is a file of its own; nothing outside of this room names it. Engine, estimates, probes and watchdog know
 what stands here and in `OptimizerConfig`.
@@ -22,7 +22,7 @@ there."""
 
 
 class Optimizer(ABC, Generic[Config]):
-    """How an optimizer of one kind is made, for the weights and for the gammas of sigmaReparam.
+    """It makes the optimizers of one kind, for the weights and for the gammas of sigmaReparam.
 
     Each has learning rate 0 at first: the engine sets it before every update.
     """
@@ -34,7 +34,7 @@ class Optimizer(ABC, Generic[Config]):
     @property
     @abstractmethod
     def description(self) -> str:
-        """A few words that say which implementation is used, for the start of a run."""
+        """It says in a few words which implementation is used, for the start of a run."""
 
     @abstractmethod
     def build(self, groups: Groups) -> torch.optim.Optimizer:

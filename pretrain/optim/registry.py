@@ -1,4 +1,4 @@
-"""The optimizers as the engine knows them; `config.OPTIMIZERS` has their other half, which needs no torch."""
+"""These are the optimizers as the engine knows them; `config.OPTIMIZERS` has their other half, without torch."""
 
 from collections.abc import Mapping
 from typing import Any

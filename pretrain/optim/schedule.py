@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""A schedule gives the learning rate of every update."""
 
 import math
 
@@ -6,19 +6,19 @@ from pretrain.optim.config import ScheduleConfig
 
 
 def learning_rate(update: int, total: int, config: ScheduleConfig, peak: float) -> float:
-    """Learning rate of update `update` (0 is the first) of a run of `total` updates."""
+    """It returns the learning rate of update `update` (0 is the first) of a run of `total` updates."""
     if update < config.warmup_steps:
         return peak * (update + 1) / config.warmup_steps
     return peak * _decay(update, total, config)
 
 
 def decay_start(total: int, config: ScheduleConfig) -> int:
-    """The update at which warmup-stable-decay begins to decay, in a run of `total` updates."""
+    """It returns the update at which warmup-stable-decay begins to decay, in a run of `total` updates."""
     return total - (config.decay_steps or max(total // 5, 1))
 
 
 def _decay(update: int, total: int, config: ScheduleConfig) -> float:
-    """Factor after warmup."""
+    """It returns the factor after warmup."""
     floor = config.minimum_ratio
     if config.kind == "constant":
         return 1.0
@@ -36,5 +36,5 @@ def _decay(update: int, total: int, config: ScheduleConfig) -> float:
 
 
 def _progress(update: int, start: int, stop: int) -> float:
-    """How far `update` is from `start` to `stop`, within [0, 1]; 1 at the last update before `stop`."""
+    """It tells how far `update` is from `start` to `stop`, within [0, 1]; 1 at the last update before `stop`."""
     return min(max((update - start + 1) / max(stop - start, 1), 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""SGD with momentum, torch's."""
+"""SGD with momentum is torch's."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from pretrain.optim.optimizer import Optimizer
 
 
 class SGD(Optimizer[SGDConfig]):
-    """Sutskever et al. 2013, in the form of torch, whose momentum does not know the learning rate.
+    """SGD (Sutskever et al. 2013) has the form of torch, whose momentum does not know the learning rate.
 
     b <- momentum b + g + wd w,  w <- w - lr b;  Nesterov: w <- w - lr (g + wd w + momentum b).
     """
@@ -22,11 +22,11 @@ class SGD(Optimizer[SGDConfig]):
         return "torch fused SGD"
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        """It returns the fused one."""
+        """It returns torch's fused SGD."""
         config = self.config
         return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=True)
 
     def gamma_optimizer(self, gammas: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """It returns one with the same momentum and no decay."""
+        """It returns an SGD with the same momentum and no decay."""
         config = self.config
         return torch.optim.SGD(gammas, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)

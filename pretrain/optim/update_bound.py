@@ -1,4 +1,4 @@
-"""How far AdamW can move a weight: a theorem that serves as an alarm without false positives.
+"""A theorem says how far AdamW can move a weight, and serves as an alarm without false positives.
 
 After t updates AdamW moves a weight by `lr m / (sqrt(v) + epsilon)`, beside its decay, where
 
@@ -27,9 +27,9 @@ import math
 
 
 def adamw_update_bound(beta1: float, beta2: float) -> float:
-    """Largest |update| of a weight in units of the learning rate, decay aside: B of this module's text.
+    """It returns the largest |update| of a weight in units of the learning rate, decay aside: B of this module's text.
 
-    1.165 for (0.9, 0.95), 1.698 for (0.9, 0.98), 7.270 for (0.9, 0.999); infinite where `beta1**2 >= beta2`.
+    It is 1.165 for (0.9, 0.95), 1.698 for (0.9, 0.98), 7.270 for (0.9, 0.999); infinite where `beta1**2 >= beta2`.
     """
     if beta1 == 0:
         return 1 / math.sqrt(1 - beta2)

@@ -1,4 +1,4 @@
-"""The half of a task that needs no torch: its [model] section, from which its outline follows."""
+"""This is the half of a task that needs no torch: its [model] section, from which its outline follows."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from pretrain.section import Section
 
 
 class TaskConfig(Section):
-    """The [model] section of a task; each task derives its own, with a `kind` that names it.
+    """This is the [model] section of a task; each task derives its own, with a `kind` that names it.
 
     What is asked for here is all that anything outside of the task's room knows of its configuration.
     """
@@ -31,12 +31,12 @@ class TaskConfig(Section):
 
     @abstractmethod
     def outline(self, data: Any) -> Outline:
-        """The layers of the model by name and size; `data` is the task's own [data] section."""
+        """It returns the layers of the model by name and size; `data` is the task's own [data] section."""
 
     @abstractmethod
     def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Problem]:
-        """Everything about the model that cannot work with these layers on these ranks."""
+        """It yields everything about the model that cannot work with these layers on these ranks."""
 
     def shape(self, data: Any) -> dict[str, Any]:
-        """What a checkpoint must agree with: all keys but those that a resumed run may change. JSON-able."""
+        """It returns what a checkpoint must agree with, JSON-able: all keys but those that a resumed run may change."""
         return self.model_dump(mode="json", exclude=dict(self.changeable))

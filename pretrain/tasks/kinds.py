@@ -1,4 +1,4 @@
-"""The tasks as the configuration knows them; `registry` has their other half, which needs torch."""
+"""These are the tasks as the configuration knows them; `registry` has their other half, which needs torch."""
 
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.gpt.config import GPTConfig

@@ -1,4 +1,4 @@
-"""The tasks as the run knows them; `kinds` has their other half, which needs no torch."""
+"""These are the tasks as the run knows them; `kinds` has their other half, which needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any

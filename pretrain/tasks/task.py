@@ -1,4 +1,4 @@
-"""The half of a task that needs torch: layers, objective, data and metrics.
+"""This is the half of a task that needs torch: layers, objective, data and metrics.
 
 A task is a room of its own; nothing outside of it and the two registries (`kinds`, `registry`) names it. Trainer,
 engine, checkpoints, probes and watchdog know what stands here and in `pretrain.tasks.config`.
@@ -18,21 +18,21 @@ from pretrain.models.context import Materials
 from pretrain.tasks.config import TaskConfig
 
 Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
-"""(outputs of the last layer, labels of a batch) -> the weighted sum of the loss over its targets, a scalar."""
+"""It maps (outputs of the last layer, labels of a batch) -> the weighted sum of the loss over its targets, a scalar."""
 
 Model = TypeVar("Model", bound=TaskConfig)
 
 
 class Metric(ABC):
-    """A number that validation reports beside the loss."""
+    """A metric is a number that validation reports beside the loss."""
 
     name: str
     """Rows of metrics.jsonl have it as `validation_NAME`."""
     of_loss: ClassVar[bool] = False
-    """It follows from the loss alone, and is drawn of training steps, too."""
+    """Whether it follows from the loss alone; it is then shown of training steps, too."""
 
     def sums(self, outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
-        """What one micro-batch adds: float64 (n,), n fixed. It is summed over micro-batches and ranks.
+        """It returns what one micro-batch adds, float64 (n,), n fixed. That is summed over micro-batches and ranks.
 
         Tensor-parallel ranks all come to the same sums; one of them is counted.
         """
@@ -40,11 +40,11 @@ class Metric(ABC):
 
     @abstractmethod
     def value(self, sums: Sequence[float], loss: float) -> float:
-        """The number that follows from the sums and from the mean loss."""
+        """It returns the number that follows from the sums and from the mean loss."""
 
 
 class Task(ABC, Generic[Model]):
-    """What a model of one kind is built from, and what it learns from. It has no state."""
+    """A task says what a model of one kind is built from, and what it learns from. It has no state."""
 
     source: Source[Any, Any, Any]
     """The kind of data that it reads."""
@@ -54,12 +54,12 @@ class Task(ABC, Generic[Model]):
 
     @abstractmethod
     def layers(self, model: Model, data: Any, materials: Materials) -> list[LayerSpec]:
-        """The layers in the order of the outline."""
+        """It returns the layers in the order of the outline."""
 
     @abstractmethod
     def objective(self, model: Model, mesh: ParallelMesh) -> Objective:
-        """What is minimised."""
+        """It returns what is minimised."""
 
     def metrics(self, model: Model, mesh: ParallelMesh) -> tuple[Metric, ...]:
-        """What validation reports beside the loss."""
+        """It returns what validation reports beside the loss."""
         return ()

@@ -1,4 +1,4 @@
-"""The [model] section of a GPT."""
+"""This is the [model] section of a GPT."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
@@ -30,7 +30,7 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
     }
 
     def outline(self, data: TextConfig) -> Outline:
-        """Embedding, positions, blocks, final norm, head."""
+        """It lists embedding, positions, blocks, final norm and head."""
         return gpt_outline(self, self, data.sequence_length)
 
     def problems(self, data: TextConfig, parallel: ParallelConfig) -> Iterator[Problem]:
@@ -39,5 +39,5 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
         yield from vocabulary_divides(self, parallel.tensor)
 
     def shape(self, data: TextConfig) -> dict[str, Any]:
-        """A table of learned positions is as long as the sequences are."""
+        """The sequence length counts: a table of learned positions is as long as the sequences are."""
         return {**super().shape(data), "sequence_length": data.sequence_length}

@@ -1,4 +1,4 @@
-"""What validation reports of a GPT beside the loss."""
+"""This is what validation reports of a GPT beside the loss."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pretrain.tasks.task import Metric
 
 
 class Perplexity(Metric):
-    """exp of the mean loss: the number of equally likely tokens that would be as hard to guess."""
+    """Perplexity is exp of the mean loss: the number of equally likely tokens that would be as hard to guess."""
 
     name = "perplexity"
     of_loss = True
 
     def value(self, sums: Sequence[float], loss: float) -> float:
-        """It follows from the loss alone; infinite where that is no float64."""
+        """It follows from the loss alone, and is infinite where exp overflows float64."""
         try:
             return math.exp(loss)
         except OverflowError:

@@ -1,4 +1,4 @@
-"""Decoder-only GPT as a list of layers."""
+"""A decoder-only GPT is a list of layers."""
 
 from parallel.pipeline import LayerSpec
 from pretrain.models.blocks import TransformerBlock
@@ -10,7 +10,7 @@ EMBEDDING_TIE = "embedding"
 
 
 def gpt_layers(context: LayerContext, vocabulary: VocabularyConfig, sequence_length: int) -> list[LayerSpec]:
-    """Embedding, positions, blocks, final norm, head."""
+    """It lists embedding, positions, blocks, final norm and head."""
     tie = EMBEDDING_TIE if vocabulary.tied_embeddings else None
     shared = {"context": context}
     table = {**shared, "vocabulary": vocabulary}

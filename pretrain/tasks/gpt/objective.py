@@ -1,4 +1,4 @@
-"""Objectives: what is minimised, one object per task.
+"""The objective is what is minimised, one object per task.
 
 B  samples in a micro-batch, S  tokens in a sequence, W  vocabulary rows on this tensor rank
 """
@@ -10,13 +10,13 @@ from parallel.vocab import vocabulary_parallel_cross_entropy
 
 
 class NextToken:
-    """Weighted sum of the negative log-likelihood of the next token, in nats."""
+    """The loss is the weighted sum of the negative log-likelihood of the next token, in nats."""
 
     def __init__(self, tensor: Axis) -> None:
         self._tensor = tensor
 
     def __call__(self, logits_BSW: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
-        """Scalar; `labels` are targets and weights (B, S). The caller scales the weights into a mean."""
+        """It returns a scalar; `labels` are targets and weights (B, S). The caller scales the weights into a mean."""
         targets_BS, weights_BS = labels
         nll_BS = vocabulary_parallel_cross_entropy(logits_BSW, targets_BS, self._tensor)
         return (nll_BS * weights_BS).sum()

@@ -1,4 +1,4 @@
-"""The outline of a GPT."""
+"""This module has the outline of a GPT."""
 
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 from pretrain.models.outline import Outline
@@ -29,7 +29,7 @@ PARTS = {
 
 
 def gpt_outline(model: TransformerConfig, vocabulary: VocabularyConfig, sequence_length: int) -> Outline:
-    """Embedding, positions, blocks, final norm, head."""
+    """It lists embedding, positions, blocks, final norm and head."""
     return Outline(
         (
             embedding_size(model, vocabulary),

@@ -1,4 +1,4 @@
-"""Next-token prediction with a GPT as a task."""
+"""The task is next-token prediction with a GPT."""
 
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.manifest import TextManifest
@@ -15,7 +15,7 @@ from pretrain.tasks.task import Metric, Objective, Task
 
 
 class GPT(Task[GPTConfig]):
-    """A decoder-only language model."""
+    """The task trains a decoder-only language model."""
 
     source = TextSource()
 
@@ -29,13 +29,13 @@ class GPT(Task[GPTConfig]):
             )
 
     def layers(self, model: GPTConfig, data: TextConfig, materials: Materials) -> list[LayerSpec]:
-        """Embedding, positions, blocks, final norm, head."""
+        """It lists embedding, positions, blocks, final norm and head."""
         return gpt_layers(LayerContext(model, materials), model, data.sequence_length)
 
     def objective(self, model: GPTConfig, mesh: ParallelMesh) -> Objective:
-        """The negative log-likelihood of the next token."""
+        """It is the negative log-likelihood of the next token."""
         return NextToken(mesh.tensor)
 
     def metrics(self, model: GPTConfig, mesh: ParallelMesh) -> tuple[Metric, ...]:
-        """Perplexity."""
+        """Validation reports the perplexity."""
         return (Perplexity(),)
