@@ -1,4 +1,4 @@
-"""What every thread of a rank is at, for whoever asks with a signal: `stacks/rank_00000.txt` in the run folder.
+"""A rank tells whoever asks with a signal what each of its threads is at: `stacks/rank_00000.txt` in the run folder.
 
 The handler is in C and takes no lock of the interpreter, so a rank answers that hangs in a collective or in a kernel
 driver's call. One that was stopped, or waits for a disk without end, does not.
