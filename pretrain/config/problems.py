@@ -112,7 +112,7 @@ def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
 
 
 def working_value(model: type[BaseModel], key: str) -> str:
-    """It returns a line of TOML that sets `key` to a value that would work, or a section's heading; empty if unknown."""
+    """It returns a line of TOML that sets `key` to a value that would work, or a section's heading; else nothing."""
     name = re.sub(r"\[\d+\]", "[]", key)
     field = dict(walk(model)).get(name)
     if field is None:
