@@ -1,4 +1,4 @@
-"""These are, as data only, names that users bring from other frameworks, and values that work without a default."""
+"""It is only data: names that users bring from other frameworks, and values that work where there is no default."""
 
 FOREIGN_NAMES: dict[str, str] = {
     # DeepSpeed JSON, gpt-neox

@@ -1,4 +1,4 @@
-"""Faults of memory make weights other than the optimizer has made them.
+"""Faults of memory leave weights that are not what the optimizer has made them.
 
 W  rows of a table on this rank, D  hidden size
 """

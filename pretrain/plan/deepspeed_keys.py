@@ -1,4 +1,4 @@
-"""These are, as data only, the top-level keys of a DeepSpeed 0.19 JSON, which DeepSpeed itself does not check."""
+"""It is only data: the top-level keys of a DeepSpeed 0.19 JSON, which DeepSpeed itself does not check."""
 
 KNOWN_KEYS: frozenset[str] = frozenset(
     {

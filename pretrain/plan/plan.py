@@ -125,7 +125,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
 
 
 def count_parameters(outline: Outline) -> ParameterCounts:
-    """Sum the sizes by part."""
+    """It sums the sizes of the outline's parameters by part."""
     counts = Counter(dict.fromkeys(outline.parts, 0))
     looked_up = 0
     for layer in outline.layers:

@@ -55,7 +55,7 @@ def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
 
 
 def snapshot_store_turns_over(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """A lone candidate could never go: the next one ripens beside it."""
+    """A lone candidate could never go, because the next one proves itself beside it."""
     if config.watchdog.memory_keep == 1:
         rule = "there is always one that stays while the next one proves itself"
         yield Problem("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")

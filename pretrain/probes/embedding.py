@@ -83,7 +83,7 @@ class EmbeddingProbe(Probe):
         return Measures({**found.scalars, **self._measures(**reach).scalars}, found.histograms)
 
     def _beyond(self, beyond: Tensor) -> dict[str, float]:
-        """It names the rank whose copy alone moved too far; none where others, who may have it from anywhere, did too."""
+        """It names the rank whose copy alone moved too far; none where others did, who may have it from anywhere."""
         tensor_ranks = self._mesh.tensor.size
         copies_RT = beyond.view(-1, tensor_ranks)
         for tensor, copies_R in enumerate(copies_RT.unbind(dim=1)):

@@ -62,7 +62,7 @@ def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result
 
 
 def from_all(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
-    """Do it on every rank; each gets its own result, or all get None and the problem of the first that has one."""
+    """Do the action on every rank; each gets its result, or all get None and the problem of the first that has one."""
     result: Result | None = None
     problem = ""
     try:

@@ -1,4 +1,4 @@
-"""Its files are right after a crash: they are replaced whole or appended line by line, and a digest tells whether."""
+"""Files stay right in a crash if they are replaced whole or appended line by line; a digest tells whether they are."""
 
 import hashlib
 import os

@@ -120,7 +120,7 @@ def read_beat(path: Path) -> Beat | None:
 
 
 def clear_beats(run_folder: Path) -> None:
-    """Remove what ended ranks have left; only while no rank of the run lives."""
+    """Remove what ended ranks have left; this must only be done while no rank of the run lives."""
     for path in (run_folder / HEARTBEATS).glob("*rank_*.json*"):
         with suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""A lock lets one run alone use a folder."""
+"""A run folder is locked, so that one run at a time uses it."""
 
 import fcntl
 import json
@@ -33,7 +33,7 @@ class RunLock:
         os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
     def release(self) -> None:
-        """Let it go. The file stays: removing it would let two later runs lock two different files of that name."""
+        """Let the lock go. The file stays: without it two later runs could lock two different files of that name."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 

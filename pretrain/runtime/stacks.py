@@ -50,7 +50,7 @@ def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
 
 
 def request_stacks(pid: int) -> None:
-    """Ask a process, if it is one that answers; the signal would end another one."""
+    """Ask a process for its stacks, if it is one that answers; the signal would end another one."""
     with suppress(OSError):
         if _catches(pid, REQUEST):
             os.kill(pid, REQUEST)
