@@ -1,4 +1,4 @@
-"""Names that users bring from other frameworks, and values that work where there is no default: only data."""
+"""It is only data: names that users bring from other frameworks, and values that work where there is no default."""
 
 FOREIGN_NAMES: dict[str, str] = {
     # DeepSpeed JSON, gpt-neox

@@ -1,4 +1,4 @@
-"""The keys of the configuration, read off its models, and the key that a misspelled one was meant to be."""
+"""It reads the keys of the configuration off its models, and finds the key that a misspelled one was meant to be."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
@@ -34,7 +34,7 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def sections_of(field: FieldInfo) -> Mapping[str, type[BaseModel]]:
-    """The models of the keys in a field, by their kind, or by an empty string where there is but one."""
+    """It returns the models of the keys in a field, by their kind, or by an empty string where there is but one."""
     for mark in field.metadata:
         if isinstance(mark, OneOf):
             return mark.sections
@@ -45,19 +45,19 @@ def sections_of(field: FieldInfo) -> Mapping[str, type[BaseModel]]:
 
 
 def table_entry(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of one entry where `field` is a list of tables."""
+    """It returns the model of one entry where `field` is a list of tables, and else none."""
     arguments: tuple[Any, ...] = get_args(field.annotation)
     entry = arguments[0] if arguments else None
     return entry if isinstance(entry, type) and issubclass(entry, BaseModel) else None
 
 
 def is_section(field: FieldInfo) -> bool:
-    """Whether `field` holds keys of its own: a table or a list of tables."""
+    """It says whether `field` holds keys of its own: a table or a list of tables."""
     return bool(sections_of(field))
 
 
 def without_kinds(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The place of a key as users write it: pydantic puts the kind of a section behind its name."""
+    """It returns the place of a key as users write it: pydantic puts the kind of a section behind its name."""
     if len(location) < 2 or location[0] not in model.model_fields:
         return location
     kinds = sections_of(model.model_fields[str(location[0])])
@@ -65,7 +65,7 @@ def without_kinds(model: type[BaseModel], location: tuple[int | str, ...]) -> tu
 
 
 def nearest(name: str, candidates: Iterable[str]) -> list[str]:
-    """The candidates most similar to `name`: several when they tie, none when nothing is similar."""
+    """It returns the candidates most similar to `name`: several when they tie, none when nothing is similar."""
     similarity = {known: SequenceMatcher(None, name, known).ratio() for known in candidates}
     best = max(similarity.values(), default=0.0)
     return [known for known, ratio in similarity.items() if ratio == best >= LEAST_SIMILARITY]

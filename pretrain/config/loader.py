@@ -1,4 +1,4 @@
-"""Reads a run's configuration from TOML, explains everything that is wrong with it, and writes it back.
+"""This module reads a run's configuration from TOML, explains everything that is wrong with it, and writes it back.
 
 Relative paths in a configuration are relative to the current directory, as with other launchers.
 """
@@ -41,12 +41,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """TOML of the resolved configuration; loading it gives an equal one."""
+    """It returns the TOML of the resolved configuration; loading that gives an equal one."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"data": {"kind"}}))
 
 
 def read_toml(path: Path) -> Table:
-    """Parse a TOML file; raises ConfigurationError that names file and line."""
+    """Parse a TOML file. Raises ConfigurationError, which names file and line."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -61,7 +61,7 @@ def read_toml(path: Path) -> Table:
 
 
 def apply_override(table: Table, text: str) -> Problem | None:
-    """Set one `section.key=value` in `table`; returns what is wrong with it instead, if anything."""
+    """Set one `section.key=value` in `table`; if anything is wrong with it, that is returned instead."""
     key, separator, value = text.partition("=")
     key = key.strip()
     if not separator or not OVERRIDE_KEY.fullmatch(key):
@@ -82,7 +82,7 @@ def apply_override(table: Table, text: str) -> Problem | None:
 
 
 def parse_value(text: str) -> Any:
-    """Read a TOML value, or a bare word as a string; raises ValueError."""
+    """Read a TOML value, or a bare word as a string. Raises ValueError."""
     try:
         parsed = tomllib.loads(f"value = {text}")
         if parsed.keys() == {"value"}:
@@ -99,7 +99,10 @@ def count(problems: Sequence[Problem]) -> str:
 
 
 def changed_settings(before: str, now: str) -> dict[str, str]:
-    """Keys that two resolved configurations differ in, with both values; what is not TOML differs in nothing."""
+    """It returns the keys that two resolved configurations differ in, with both values.
+
+    What is not TOML differs in nothing.
+    """
     try:
         old, new = _leaves(tomllib.loads(before)), _leaves(tomllib.loads(now))
     except tomllib.TOMLDecodeError:
@@ -112,7 +115,7 @@ def changed_settings(before: str, now: str) -> dict[str, str]:
 
 
 def _leaves(table: Table, prefix: str = "") -> Table:
-    """Dotted key -> value."""
+    """It flattens a table: dotted key -> value."""
     found: Table = {}
     for name, value in table.items():
         found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""Turns what pydantic finds into problems in the user's terms: key, value, rule, a value that would work."""
+"""It turns what pydantic finds into problems in the user's terms: key, value, rule, a value that would work."""
 
 import json
 import re
@@ -34,7 +34,7 @@ RULES = {
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
-    """All problems behind a ValidationError of `model`, unknown keys first.
+    """It returns all problems behind a ValidationError of `model`, unknown keys first.
 
     A section or key that is missing because its name is misspelled is reported once, as the misspelling.
     """
@@ -56,12 +56,12 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
 
 
 def located(model: type[BaseModel], detail: ErrorDetails) -> ErrorDetails:
-    """The same error at the key as users write it."""
+    """It returns the same error at the key as users write it."""
     return {**detail, "loc": without_kinds(model, detail["loc"])}
 
 
 def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) -> bool:
-    """Whether an error is told already: an unknown key, what it leaves missing, a list of bad entries."""
+    """It says whether an error is told already: an unknown key, what it leaves missing, a list of bad entries."""
     location = detail["loc"]
     match detail["type"]:
         case "extra_forbidden":
@@ -74,7 +74,7 @@ def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) 
 
 
 def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The keys to explain for an unknown `key`: itself, or what a section of another framework holds."""
+    """It yields the keys to explain for an unknown `key`: itself, or what a section of another framework holds."""
     if isinstance(value, dict) and value and not suggest(model, key):
         for name, below in value.items():
             yield from unknown_leaves(model, f"{key}.{name}", below)
@@ -83,7 +83,7 @@ def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tup
 
 
 def suggest(model: type[BaseModel], key: str) -> list[str]:
-    """Known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling."""
+    """It returns the known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling."""
     known = [name for name, _ in walk(model)]
     section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     siblings = [known_name(full) for full in known if full.rpartition(".")[0] == section]
@@ -94,7 +94,7 @@ def suggest(model: type[BaseModel], key: str) -> list[str]:
 
 
 def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
-    """The problem behind one error that is not an unknown key."""
+    """It returns the problem behind one error that is not an unknown key."""
     key = dotted(detail["loc"])
     if detail["type"] == "union_tag_invalid":
         kinds = detail["ctx"]["expected_tags"].replace("'", '"')
@@ -112,7 +112,7 @@ def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
 
 
 def working_value(model: type[BaseModel], key: str) -> str:
-    """A line of TOML that sets `key` to a value that would work; empty for a whole section."""
+    """It returns a line of TOML that sets `key` to a value that would work, or a section's heading; else nothing."""
     name = re.sub(r"\[\d+\]", "[]", key)
     field = dict(walk(model)).get(name)
     if field is None:
@@ -125,7 +125,7 @@ def working_value(model: type[BaseModel], key: str) -> str:
 
 
 def belongs_to(model: type[BaseModel], key: str) -> str:
-    """The kinds of section that do have the key, where that of the user does not."""
+    """It tells the kinds of section that do have the key, where that of the user does not."""
     name = re.sub(r"\[\d+\]", "[]", key)
     section = name.partition(".")[0]
     field = model.model_fields.get(section)
@@ -146,12 +146,12 @@ def known_name(key: str) -> str:
 
 
 def dotted(location: tuple[int | str, ...]) -> str:
-    """The user's key: ("data", "sources", 0, "path") -> data.sources[0].path."""
+    """It returns the user's key: ("data", "sources", 0, "path") -> data.sources[0].path."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def toml(value: Any) -> str:
-    """The value about as it stands in TOML, shortened; empty for tables."""
+    """It returns the value about as it stands in TOML, shortened; for a table it is empty."""
     if isinstance(value, dict):
         return ""
     text = json.dumps(value, default=str)

@@ -1,7 +1,7 @@
-"""RunConfig: the table of contents of a run.
+"""RunConfig is the table of contents of a run.
 
-Configs are data: frozen, unknown keys forbidden. `pretrain.config.loader` reads them from TOML with
-overrides and explains what is wrong; rules that span sections live in `pretrain.plan.plan`.
+Configurations are data: they are frozen and refuse unknown keys. `pretrain.config.loader` reads them from TOML with
+overrides and explains what is wrong; rules that span sections live in `pretrain.plan.rules`.
 """
 
 from pathlib import Path
@@ -162,7 +162,7 @@ DATA = {kind: section.data_section for kind, section in zip(MODELS.sections, KIN
 
 
 class RunConfig(Section):
-    """One training run."""
+    """It holds the whole configuration of one training run, section by section."""
 
     run: RunSection
     model: Annotated[TaskConfig, MODELS]
@@ -179,12 +179,12 @@ class RunConfig(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run lives."""
+        """The run lives in this folder."""
         return self.run.folder / self.run.name
 
 
 def with_kind_of_data(table: Any) -> Any:
-    """A table of settings whose [data] says what kind it is of: users name the task alone, and that follows."""
+    """It returns a table of settings whose [data] says what kind it is of: users name the task alone; that follows."""
     if not isinstance(table, dict) or not isinstance(table.get("data"), dict):
         return table
     section = DATA.get(MODELS.kind_in(table.get("model", {})))

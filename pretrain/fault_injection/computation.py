@@ -1,4 +1,4 @@
-"""Faults of computation: hooks on what a step computes, and the learning rate of an update.
+"""Faults of computation hook into what a step computes, or change the learning rate of an update.
 
 B  samples in a micro-batch, S  tokens in a sequence, W  rows of the vocabulary on this rank
 """
@@ -21,7 +21,7 @@ LEARNING_RATE_FACTOR = 20.0
 
 
 class HookFault(PlannedFault):
-    """A hook that is there during the steps of the plan and gone afterwards."""
+    """Its hook is there during the steps of the plan and gone afterwards."""
 
     def __init__(self, plan: FaultPlan, config: RunConfig, mesh: ParallelMesh) -> None:
         super().__init__(plan, config, mesh)
@@ -35,7 +35,7 @@ class HookFault(PlannedFault):
 
     @abstractmethod
     def strikes(self) -> bool:
-        """Whether this rank has the fault."""
+        """It says whether this rank has the fault."""
 
     @abstractmethod
     def hook(self, engine: TrainEngine) -> RemovableHandle:

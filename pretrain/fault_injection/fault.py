@@ -1,4 +1,4 @@
-"""What a planted fault is: hooks for a run to call. They act on the run from outside, where real faults would.
+"""A planted fault has hooks for a run to call, which act on the run from outside, where real faults would.
 
 What is wrong with samples goes by their draws, so that a skip avoids it. Faults of memory and of computation happen
 once, by the attempt, so that what is done again is sound. A fault of the learning rate goes by the update.
@@ -15,22 +15,22 @@ from pretrain.fault_injection.plan import FaultPlan
 
 
 class Fault:
-    """Hooks for a run to call; here they do nothing, as in the undisturbed twin."""
+    """It has hooks for a run to call; here they do nothing, as in the undisturbed twin."""
 
     def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:
-        """The stream that the run reads."""
+        """It returns the stream that the run reads."""
         return stream
 
     def before_step(self, engine: TrainEngine, attempt: int) -> None:
-        """Before every optimizer step on every rank, with the number of this attempt, from 1."""
+        """It is called before every optimizer step on every rank, with the number of this attempt, from 1."""
 
     def learning_rate(self, update: int, rate: float) -> float:
-        """The learning rate of update `update`, from 0, which was to be `rate`."""
+        """It returns the learning rate of update `update`, from 0, which was to be `rate`."""
         return rate
 
 
 class PlannedFault(Fault):
-    """A fault with a plan on a rank of a run.
+    """It is a fault with a plan on a rank of a run.
 
     Its constructor raises ConfigurationError where the model has nothing that the fault could strike.
     """

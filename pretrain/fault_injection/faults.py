@@ -1,4 +1,4 @@
-"""The faults that a plan can name."""
+"""This module has the faults that a plan can name."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ KINDS: Mapping[str, type[PlannedFault]] = {
 
 
 def make_fault(plan: FaultPlan | None, config: RunConfig, mesh: ParallelMesh) -> Fault:
-    """The fault of a plan, or none.
+    """It makes the fault of a plan, or without one a fault that does nothing.
 
     Raises ConfigurationError where the model has nothing that the fault could strike.
     """

@@ -1,4 +1,4 @@
-"""Faults of memory: weights that are not what the optimizer has made them.
+"""Faults of memory leave weights that are not what the optimizer has made them.
 
 W  rows of a table on this rank, D  hidden size
 """
@@ -31,7 +31,7 @@ _SEARCHED = 4096
 
 
 class TableFault(PlannedFault):
-    """Strikes the first table of the model that is watched."""
+    """It strikes the first table of the model that is watched."""
 
     def __init__(self, plan: FaultPlan, config: RunConfig, mesh: ParallelMesh) -> None:
         super().__init__(plan, config, mesh)
@@ -48,7 +48,7 @@ class TableFault(PlannedFault):
 
 
 class BitFlip(TableFault):
-    """A bit of one weight of the table, as the model computes with it, in the last replica."""
+    """It flips a bit of one weight of the table, as the model computes with it, in the last replica."""
 
     bits: Mapping[torch.dtype, int]
 
@@ -65,13 +65,13 @@ class BitFlip(TableFault):
 
 
 class ExponentFlip(BitFlip):
-    """The highest bit of the exponent."""
+    """It flips the highest bit of the exponent."""
 
     bits = HIGHEST_EXPONENT_BIT
 
 
 class ReplicaFlip(BitFlip):
-    """One in the middle of it."""
+    """It flips a bit in the middle of the exponent."""
 
     bits = MIDDLE_BIT
 
@@ -93,7 +93,7 @@ class TevDrift(TableFault):
                 flat += drift * (entries < end)
 
     def _copies(self, engine: TrainEngine) -> Iterator[tuple[nn.Parameter, int]]:
-        """The table as the layers of this stage have it, each copy once, and how many entries are of real rows."""
+        """It yields the table as this stage's layers have it, each copy once, and how many entries are of real rows."""
         layers = dict(local_layers(engine.module))
         (whole,) = (p for p in self.outline.layers[self.layer].parameters if p.name == "weight")
         width = whole.shape[0] // (self.mesh.tensor.size if whole.sharded == 0 else 1)
@@ -136,14 +136,14 @@ class ExplodingLogits(PlannedFault):
 
 
 def masters_of(engine: TrainEngine, parameter: nn.Parameter) -> Iterator[tuple[Tensor, int]]:
-    """What this rank holds of the optimizer's weights of a parameter, flat, and where each piece begins."""
+    """It yields what this rank holds of the optimizer's weights of a parameter, flat, and where each piece begins."""
     for piece in engine.masters():
         if piece.parameter is parameter:
             yield piece.weight.view(-1), piece.start
 
 
 def resident(parameter: Any) -> Tensor:
-    """What of a parameter lies in this rank's memory, flat: with ZeRO-3 that may be a part."""
+    """It returns what of a parameter lies in this rank's memory, flat: with ZeRO-3 that may be a part."""
     held = parameter if parameter.numel() else parameter.ds_tensor
     flat: Tensor = held.detach().view(-1)
     return flat

@@ -1,4 +1,4 @@
-"""Faults that can be planted in a run to see what the watchdog does: their names, and when they happen."""
+"""A plan names a fault, planted in a run to see what the watchdog does, and says when it happens."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _PATTERN = re.compile(r"(\w+)(?:@(\d{1,9})(?:\+(\d{1,9}))?)?")
 
 @dataclass(frozen=True)
 class FaultKind:
-    """What is done, and for how many steps where that is not said."""
+    """It says what is done, and for how many steps where a plan does not say."""
 
     description: str
     steps: int = 1
@@ -33,7 +33,7 @@ FAULTS: Mapping[str, FaultKind] = {
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """A fault and when it happens."""
+    """It names a fault and says when it happens."""
 
     name: str
     """One of `FAULTS`."""
@@ -46,7 +46,7 @@ class FaultPlan:
         return f"{self.name}@{self.step}+{self.steps}"
 
     def covers(self, step: int) -> bool:
-        """Whether a step has it."""
+        """It says whether a step has the fault."""
         return self.step <= step < self.step + self.steps
 
     @classmethod

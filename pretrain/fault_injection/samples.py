@@ -1,4 +1,4 @@
-"""Faults of samples, which go by their draws: a skip avoids them."""
+"""Faults of samples go by the samples' draws, so that a skip avoids them."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ Alteration = Callable[[Batch, int, torch.Generator], Batch]
 
 
 class AlteredBatches(WrappedBatches):
-    """A stream that alters the samples of some draws; for the rest it is the stream within."""
+    """It is a stream that alters the samples of some draws; for the rest it is the stream within."""
 
     def __init__(
         self, within: Batches, mesh: ParallelMesh, batch_size: int, draws: range, alter: Alteration
@@ -36,7 +36,7 @@ class AlteredBatches(WrappedBatches):
         return [self._altered(batch, [next(draws) for _ in range(batch.samples)]) for batch in batches]
 
     def _own_draws(self) -> Iterator[int]:
-        """Draws of this rank's samples in the step that was just handed out."""
+        """It yields the draws of this rank's samples in the step that was just handed out."""
         state = self.within.state()
         positions = state["position"] - self._batch_size + np.arange(self._batch_size)
         draws = draws_at(positions, [(start, stop) for start, stop in state["skip"]])
@@ -61,11 +61,11 @@ class SampleFault(PlannedFault):
 
     @abstractmethod
     def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
-        """What is done to the samples of a stream; the kind of data knows how."""
+        """It says what is done to the samples of a stream; the kind of data knows how."""
 
 
 class PoisonedSamples(SampleFault):
-    """Targets in an order of chance: inputs and frequencies stay, and what was to be learnt from them is gone."""
+    """Its targets are in an order of chance: inputs and frequencies stay, what was to be learnt from them is gone."""
 
     def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
         """It has the source shuffle the targets of a sample."""
@@ -73,7 +73,7 @@ class PoisonedSamples(SampleFault):
 
 
 class GarbageBatch(SampleFault):
-    """Noise that has the shape of sound samples."""
+    """Its samples are noise that has the shape of sound ones."""
 
     def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:
         """It has the source make noise of a sample."""

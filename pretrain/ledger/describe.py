@@ -1,4 +1,4 @@
-"""Records of a ledger in words."""
+"""This module puts the records of a ledger into words."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

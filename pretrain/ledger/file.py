@@ -1,4 +1,4 @@
-"""`ledger.jsonl`: what a run has seen, decided and done, one record a line, appended and never rewritten.
+"""`ledger.jsonl` has what a run has seen, decided and done, one record a line, appended and never rewritten.
 
 Each record holds the SHA-256 of the line before it, so that a line that was changed, lost or put in between is
 noticed (lines that were cut off at the end are not). It is on the disk when `append` returns: what a process finds
@@ -22,7 +22,7 @@ BROKEN = "does not follow from the line before: one of the two was changed, or l
 
 
 class LedgerFile:
-    """The file of a ledger. It appends records, and needs one writer per run."""
+    """The file of a ledger appends records, and needs one writer per run."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the ledger and cut off a line that was torn by a crash.

@@ -1,4 +1,4 @@
-"""What a run has been through, as far as it bears on what comes: a pure fold over the records of its ledger.
+"""What a run has been through, as far as it bears on what comes, is a pure fold over the records of its ledger.
 
 Every rank folds the same records, so all ranks have equal states; after a crash the ledger gives the state back.
 A decision counts from its intent on: what was spent stays spent when the deed is cut short and done again.
@@ -22,7 +22,7 @@ VETO_WINDOW = 1000
 
 @dataclass(frozen=True)
 class LearningRateEdit:
-    """A factor on the schedule's learning rate that holds until trouble is passed, and then returns linearly to 1."""
+    """Its factor on the schedule's learning rate holds until trouble is passed, and then returns linearly to 1."""
 
     update: int
     """Updates applied before the first one that it holds for."""
@@ -40,7 +40,7 @@ class LearningRateEdit:
 
 @dataclass(frozen=True)
 class Rollback:
-    """A return to an earlier step, as its intent tells it."""
+    """A rollback is a return to an earlier step, as its intent tells it."""
 
     step: int
     """The step whose verdict it was."""
@@ -53,7 +53,7 @@ class Rollback:
     target_tag: str | None
     """The checkpoint returned to; none: a candidate in host memory."""
     skip: tuple[SampleRange, ...]
-    """Draws left out from then on."""
+    """Samples left out from then on."""
     learning_rate_factor: float
     reason: str
     learning_rate_until: int = 0
@@ -78,13 +78,13 @@ class Rollback:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """Counters, budgets and edits of a run; immutable, equal on all ranks."""
+    """It has the counters, budgets and edits of a run; it is immutable, and equal on all ranks."""
 
     lineage: int = 1
     attempt: int = 0
     """The last attempt that a record is about; curves go on after it when a rollback has turned the steps back."""
     skips: tuple[SampleRange, ...] = ()
-    """Draws that are left out, merged."""
+    """Ranges of samples that are left out, merged."""
     learning_rate_edits: tuple[LearningRateEdit, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
     vetoes: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""The ledger as all ranks see it: one writes, all fold."""
+"""All ranks see the ledger alike: one writes, all fold."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ Report = Callable[[Record], None]
 
 @dataclass
 class RunLedger:
-    """Records of a run; `history`, the fold over them, is equal on all ranks."""
+    """It has the records of a run; `history`, the fold over them, is equal on all ranks."""
 
     mesh: ParallelMesh
     history: RunHistory
@@ -78,7 +78,7 @@ class RunLedger:
         self.report(record)
 
     def _write(self, file: LedgerFile, *records: Record) -> None:
-        """Append what is untold, then these. Raises OSError."""
+        """Append what is unwritten, then these records. Raises OSError."""
         while self.unwritten:
             file.append(self.unwritten[0])
             del self.unwritten[0]

@@ -1,4 +1,4 @@
-"""Records of the ledger: what has been seen, decided and done in a run.
+"""Records of the ledger say what has been seen, decided and done in a run.
 
 Every record names the step that it is about, that step's attempt and the lineage; the other fields go by kind:
 
@@ -41,7 +41,7 @@ FORMAT = 1
 
 
 class Kind(StrEnum):
-    """What a record tells."""
+    """It says what a record tells of."""
 
     RUN_START = "run_start"
     RESUMED = "resumed"
@@ -67,7 +67,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """One thing that has happened."""
+    """A record tells one thing that has happened."""
 
     kind: Kind
     step: int

@@ -1,11 +1,11 @@
-"""The batch equation of a layout."""
+"""A layout has a batch equation: how micro-batches make up the global batch of a step."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class BatchEquation:
-    """micro x accumulation x data = global, in samples."""
+    """It reads: micro x accumulation x data = global, in samples."""
 
     micro: int
     accumulation: int
@@ -14,10 +14,10 @@ class BatchEquation:
 
     @property
     def samples(self) -> int:
-        """Samples of one optimizer step."""
+        """One optimizer step takes this many samples."""
         return self.micro * self.accumulation * self.data
 
     @property
     def tokens(self) -> int:
-        """Tokens of one optimizer step."""
+        """One optimizer step takes this many tokens."""
         return self.samples * self.tokens_per_sample

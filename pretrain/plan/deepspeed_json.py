@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON of a run: derived from configuration and plan, the user's own JSON merged over it."""
+"""The DeepSpeed JSON of a run is derived from configuration and plan, and the user's own JSON is merged over it."""
 
 import sys
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ AUTO = "auto"
 
 
 def deepspeed_json(config: RunConfig, batch: BatchEquation) -> Json:
-    """What `deepspeed.initialize` is given; raises ConfigurationError where the user's JSON contradicts."""
+    """It returns what `deepspeed.initialize` is given. Raises ConfigurationError where the user's JSON contradicts."""
     derived = derive(config, batch)
     path = config.run.deepspeed_config
     if path is None:
@@ -32,7 +32,7 @@ def deepspeed_json(config: RunConfig, batch: BatchEquation) -> Json:
 
 
 def derive(config: RunConfig, batch: BatchEquation) -> Json:
-    """The JSON that follows from the configuration alone."""
+    """It returns the JSON that follows from the configuration alone."""
     bf16 = config.precision.dtype == "bf16"
     # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
@@ -50,7 +50,7 @@ def derive(config: RunConfig, batch: BatchEquation) -> Json:
 
 
 def read_json(path: Path) -> Json:
-    """Parse JSON with comments (Hjson, as DeepSpeed reads it); raises ConfigurationError."""
+    """Parse JSON with comments (Hjson, as DeepSpeed reads it). Raises ConfigurationError."""
     try:
         document = hjson.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
     except hjson.HjsonDecodeError as error:
@@ -72,7 +72,7 @@ def refuse_duplicates(pairs: list[tuple[str, Any]]) -> Json:
 
 
 def drop_auto(document: Json) -> Json:
-    """The document without the values that are left to us."""
+    """It returns the document without the values that are left to us."""
     return {
         key: drop_auto(value) if isinstance(value, dict) else value
         for key, value in document.items()
@@ -81,7 +81,7 @@ def drop_auto(document: Json) -> Json:
 
 
 def json_problems(user: Json, derived: Json) -> Iterator[Problem]:
-    """Unknown keys, keys that cannot be used here, and values that contradict the configuration."""
+    """It yields unknown keys, keys that cannot be used here, and values that contradict the configuration."""
     for key in user:
         if key in REFUSED_KEYS:
             yield Problem(key, "cannot be set in the JSON", REFUSED_KEYS[key])
@@ -96,14 +96,14 @@ def json_problems(user: Json, derived: Json) -> Iterator[Problem]:
 
 
 def look_up(document: Json, key: str) -> Any:
-    """The value at a dotted key; none where there is none."""
+    """It returns the value at a dotted key; none where there is none."""
     section, _, name = key.rpartition(".")
     table = document.get(section, {}) if section else document
     return table.get(name) if isinstance(table, dict) else table
 
 
 def merge(base: Json, over: Json) -> Json:
-    """`base` with the values of `over`, tables merged key by key."""
+    """It returns `base` with the values of `over`; tables are merged key by key."""
     merged = {**base, **over}
     for key in base.keys() & over.keys():
         if isinstance(base[key], dict) and isinstance(over[key], dict):

@@ -1,4 +1,4 @@
-"""Top-level keys of a DeepSpeed 0.19 JSON, which DeepSpeed itself does not check: data only."""
+"""It is only data: the top-level keys of a DeepSpeed 0.19 JSON, which DeepSpeed itself does not check."""
 
 KNOWN_KEYS: frozenset[str] = frozenset(
     {

@@ -1,8 +1,8 @@
-"""Estimates of memory per rank, in bytes.
+"""This module estimates the memory that a rank needs, in bytes.
 
 Model states follow Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, sections 3.1 and 5); activations are those of the
-outline. Not counted: communication buffers, fragmentation, and the accelerator's context, which together are about 1 to
-2 GB.
+outline. Communication buffers, fragmentation and the accelerator's context are not counted; together they are about 1
+to 2 GB.
 
 b  samples in a micro-batch   e  bytes of a number in the compute dtype
 t  tensor-parallel size       d  data-parallel size
@@ -21,7 +21,7 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank at the peak of a step."""
+    """It estimates the bytes on one rank at the peak of a step."""
 
     weights: int
     gradients: int
@@ -30,7 +30,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """It adds all of them up."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -58,7 +58,7 @@ def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
 
 
 def activation_bytes(config: RunConfig, layers: Sequence[LayerSize], micro_batches: int) -> int:
-    """Activations of a stage with these layers that keeps `micro_batches` micro-batches in flight.
+    """It estimates the activations of a stage with these layers that keeps `micro_batches` micro-batches in flight.
 
     A layer that is recomputed keeps only its input, and one such layer at a time is whole. The logits of a head are
     kept of one micro-batch.
@@ -71,14 +71,14 @@ def activation_bytes(config: RunConfig, layers: Sequence[LayerSize], micro_batch
 
 
 def kept_bytes(config: RunConfig, layer: ActivationSize) -> int:
-    """What a layer keeps of one micro-batch for its backward pass: all, or its input where it is recomputed."""
+    """A layer keeps of one micro-batch for its backward pass all, or only its input where it is recomputed."""
     if layer.input is None:
         return whole_bytes(config, layer)
     return round(config.data.micro_batch_size * layer.input * DTYPE_BYTES[config.precision.dtype])
 
 
 def whole_bytes(config: RunConfig, layer: ActivationSize) -> int:
-    """Everything that a layer computes with, of one micro-batch: b (e (whole + sharded / t) + masks + 4 wide / t)."""
+    """All that a layer computes with takes, of one micro-batch, b (e (whole + sharded / t) + masks + 4 wide / t)."""
     tensor = config.parallel.tensor
     numbers = (layer.whole + layer.sharded / tensor) * DTYPE_BYTES[config.precision.dtype]
     return round(config.data.micro_batch_size * (numbers + layer.masks + FP32_BYTES * layer.wide / tensor))

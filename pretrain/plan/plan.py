@@ -1,4 +1,4 @@
-"""The plan of a run: what follows from a configuration and a number of ranks before anything starts."""
+"""The plan of a run is what follows from a configuration and a number of ranks before anything starts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from pretrain.plan.rules import layout_problems, layout_warnings
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of the whole model."""
+    """It counts the parameters of the whole model."""
 
     parts: Mapping[str, int]
     """By what they belong to, in the order of the outline; 0 where a part has none of its own."""
@@ -31,18 +31,18 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """It counts all of them."""
         return sum(self.parts.values())
 
     @property
     def non_embedding(self) -> int:
-        """All but the tables that are looked up in."""
+        """It counts all but the tables that are looked up in."""
         return self.total - self.looked_up
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one rank of a pipeline stage holds."""
+    """It describes what one rank of a pipeline stage holds."""
 
     first_layer: int
     last_layer: int
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration on a number of ranks."""
+    """A plan is what a configuration comes to on a number of ranks."""
 
     world_size: int
     tensor: int
@@ -74,28 +74,31 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole run."""
+        """The whole run takes this many tokens."""
         return self.steps * self.batch.tokens
 
     @property
     def tokens_per_parameter(self) -> float:
-        """Tokens of the run over all parameters; about 20 is compute-optimal (arXiv 2203.15556)."""
+        """It divides the tokens of the run by all parameters; about 20 is compute-optimal (arXiv 2203.15556)."""
         return self.tokens / self.parameters.total
 
     @property
     def memory(self) -> MemoryEstimate:
-        """The estimate of the fullest rank."""
+        """It returns the estimate of the fullest rank."""
         return max((stage.memory for stage in self.stages), key=lambda memory: memory.total)
 
 
 def check_layout(config: RunConfig, world_size: int) -> list[Problem]:
-    """Everything that cannot work with this configuration on `world_size` ranks; empty when all is well."""
+    """It returns all that cannot work with this configuration on `world_size` ranks; nothing when all is well."""
     return layout_problems(config, world_size)
 
 
 def plan(config: RunConfig, world_size: int) -> Plan:
-    """The plan of a run; raises ConfigurationError with every rule that the layout breaks, or where the user's own
-    DeepSpeed JSON contradicts the configuration."""
+    """It makes the plan of a run.
+
+    Raises ConfigurationError with every rule that the layout breaks, or where the user's own DeepSpeed JSON contradicts
+    the configuration.
+    """
     if problems := check_layout(config, world_size):
         ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise ConfigurationError(f"this configuration cannot run on {ranks}", problems)
@@ -122,7 +125,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
 
 
 def count_parameters(outline: Outline) -> ParameterCounts:
-    """Sum the sizes by part."""
+    """It sums the sizes of the outline's parameters by part."""
     counts = Counter(dict.fromkeys(outline.parts, 0))
     looked_up = 0
     for layer in outline.layers:
@@ -145,7 +148,7 @@ def plan_stages(config: RunConfig, outline: Outline, batch: BatchEquation) -> tu
 def plan_stage(
     config: RunConfig, outline: Outline, bounds: tuple[int, int], in_flight: int, data: int
 ) -> Stage:
-    """One stage that holds the layers `[first, last)` and keeps `in_flight` micro-batches."""
+    """It plans one stage that holds the layers `[first, last)` and keeps `in_flight` micro-batches."""
     first, last = bounds
     layers = outline.layers[first:last]
     # A copy of a table on another stage than its owner's is kept equal by an all-reduce, and is memory all the same.

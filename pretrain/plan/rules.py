@@ -1,4 +1,4 @@
-"""What cannot work, or will work badly, on a given number of ranks: one small rule each."""
+"""These rules, one small function each, tell what cannot work, or will work badly, on a given number of ranks."""
 
 from collections.abc import Callable, Iterator
 from math import gcd
@@ -11,12 +11,12 @@ Rule = Callable[[RunConfig, int], Iterator[Problem]]
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
-    """Every rule that the configuration breaks on `world_size` ranks."""
+    """It returns every rule that the configuration breaks on `world_size` ranks."""
     return [problem for rule in RULES for problem in rule(config, world_size)]
 
 
 def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
-    """What works but wastes something; the layout is sound."""
+    """It yields what works but wastes something; the layout is sound."""
     parallel, data = config.parallel, config.data
     replicas = world_size // (parallel.tensor * parallel.pipeline)
     accumulation = data.global_batch_size // (data.micro_batch_size * replicas)
@@ -55,14 +55,14 @@ def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
 
 
 def snapshot_store_turns_over(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """A lone candidate could never go: the next one ripens beside it."""
+    """A lone candidate could never go, because the next one proves itself beside it."""
     if config.watchdog.memory_keep == 1:
         rule = "there is always one that stays while the next one proves itself"
         yield Problem("watchdog.memory_keep", rule, "for example 2, or 0 for none", "1")
 
 
 def batch_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """The batch equation: global = micro x accumulation x data."""
+    """The batch equation must come out even: global = micro x accumulation x data."""
     micro, whole = config.data.micro_batch_size, config.data.global_batch_size
     replicas = replica_count(config, world_size)
     if replicas is None or whole % (micro * replicas) == 0:
@@ -111,19 +111,19 @@ def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Problem]:
 
 
 def data_fits_task(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """The [data] section is that of the task."""
+    """The [data] section must be that of the task."""
     if not isinstance(config.data, config.model.data_section):
         rule = f"holds no data for model.kind = {config.model.kind}"
         yield Problem("data", rule, f"for example data of kind {kind_of(config.model.data_section)}")
 
 
 def model_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """What the task says of its model on these ranks."""
+    """It yields what the task says against its model on these ranks."""
     yield from config.model.problems(config.data, config.parallel)
 
 
 def optimizer_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """Its settings fit each other, and it gets whole matrices where it needs them."""
+    """The optimizer's settings must fit each other, and it must get whole matrices where it needs them."""
     optimizer, parallel = config.optimizer, config.parallel
     yield from optimizer.problems()
     if not optimizer.needs_whole_matrices:
@@ -171,7 +171,7 @@ def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Probl
 
 
 def replica_count(config: RunConfig, world_size: int) -> int | None:
-    """Data-parallel size; none where the ranks do not divide."""
+    """It returns the data-parallel size; none where the ranks do not divide."""
     replicas, remainder = divmod(world_size, config.parallel.tensor * config.parallel.pipeline)
     return None if remainder or replicas < 1 else replicas
 

@@ -1,4 +1,4 @@
-"""RMS of the residual stream after each block."""
+"""This probe measures the RMS of the residual stream after each block."""
 
 from functools import partial
 
@@ -8,9 +8,9 @@ from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, obser
 
 
 class ActivationProbe(Probe):
-    """Over the global batch's first micro-batch; every tensor rank has the same stream, so the first one speaks.
+    """It looks at the global batch's first micro-batch; every tensor rank has the same stream, so the first one speaks.
 
-    The stream is what a block returns, or the first of the tensors that it returns. Slots: one for each block.
+    The stream is what a block returns, or the first of the tensors that it returns. Each block has one slot.
     """
 
     def __init__(self, model: ProbedModel) -> None:

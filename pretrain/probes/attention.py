@@ -1,4 +1,4 @@
-"""Attention entropy: how spread out each head's attention is; its collapse precedes divergence (arXiv 2303.06296).
+"""Attention entropy says how spread out a head's attention is; its collapse precedes divergence (arXiv 2303.06296).
 
 B  samples, H  query heads (local), G  key heads (local), T  queries, S  keys, K  head size
 R  sampled rows, P  B where samples are padded, else 1
@@ -25,7 +25,7 @@ from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, obser
 
 @dataclass(frozen=True)
 class Place:
-    """One attention of the model, and where its slots begin."""
+    """A place is one attention of the model, and says where its slots begin."""
 
     layer: int
     size: AttentionSize
@@ -33,12 +33,12 @@ class Place:
 
     @property
     def slots(self) -> slice:
-        """Two for each head."""
+        """Each head has two slots."""
         return slice(self.start, self.start + 2 * self.size.heads)
 
 
 class AttentionEntropyProbe(Probe):
-    """Mean entropy of each head over samples and sampled rows of the global batch's first micro-batch.
+    """It takes each head's mean entropy over samples and sampled rows of the global batch's first micro-batch.
 
     Rows that see fewer than two keys, as those of padding do, do not count. Data rank 0 has that micro-batch, whatever
     the number of data ranks. Each head lies on one tensor rank, so every head of every attention has two slots: its
@@ -116,7 +116,7 @@ class AttentionEntropyProbe(Probe):
 
 
 def of_heads(rows: RowEntropies) -> Tensor:
-    """Mean entropy of each head, and the least by which it exceeds its bound; (2, H)."""
+    """It returns the mean entropy of each head, and the least by which it exceeds its bound; (2, H)."""
     counts_P1R = (rows.visible_PR > 1)[:, None]
     bound_BHR = entropy_lower_bound(rows.spread_BHR, rows.visible_PR[:, None].to(rows.spread_BHR))
     entropy_BHR = rows.entropy_BHR.where(counts_P1R, 0.0)
@@ -128,7 +128,7 @@ def of_heads(rows: RowEntropies) -> Tensor:
 
 
 def places_of(outline: Outline) -> Iterator[Place]:
-    """All attentions of the model, in the order of their slots."""
+    """It yields all attentions of the model, in the order of their slots."""
     start = 0
     for index, layer in enumerate(outline.layers):
         for size in layer.attentions:
@@ -137,6 +137,6 @@ def places_of(outline: Outline) -> Iterator[Place]:
 
 
 def name_of(outline: Outline, place: Place) -> str:
-    """The name of an attention in measures: its block's, and what sets it apart from others there."""
+    """In measures an attention has its block's name, and what sets it apart from others there."""
     block = outline.names[place.layer]
     return f"{block}/{place.size.name}" if place.size.name else block

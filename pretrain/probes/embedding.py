@@ -1,4 +1,4 @@
-"""Token embedding variability (TEV) of a table, over the real vocabulary.
+"""This probe measures the token embedding variability (TEV) of a table, over the real vocabulary.
 
 V  real vocabulary, W  rows of the padded one on a tensor rank, D  hidden size
 """
@@ -12,14 +12,14 @@ from pretrain.probes.table import LocalTable
 
 
 class EmbeddingProbe(Probe):
-    """Mean, standard deviation and maximum at every step; 99th percentile and histogram on full steps.
+    """It takes mean, standard deviation and maximum at every step, the 99th percentile and a histogram on full steps.
 
     Data ranks share the rows of their tensor rank among them. Slots of an ordinary step are the sum, the sum of
     squares, and a maximum for each pair of tensor and data rank; of a full one the TEV of every token.
 
-    From the second step on, where a bound of the optimizer's updates is known, also how much of it rows have used
-    (`RowBound`), in one more slot for each pair of ranks; where it is more than there is on one data rank alone, also
-    which rank that is. Each data rank looks at all rows of its own copy then.
+    From the second step on, where a bound of the optimizer's updates is known, it also takes how much of it rows have
+    used (`RowBound`), in one more slot for each pair of ranks; where that is more than there is on one data rank alone,
+    also which rank that is. Each data rank looks at all rows of its own copy then.
     """
 
     def __init__(self, table: LocalTable) -> None:
@@ -63,7 +63,7 @@ class EmbeddingProbe(Probe):
         return slots
 
     def _moved(self) -> Tensor:
-        """Slots of the reach; none on a step without one before."""
+        """It returns the slots of the reach; there are none on a step without one before."""
         if not (self._reach and self._reach.known):
             return self._table.model.zeros(0)
         slots = self._table.model.zeros(self._pairs)
@@ -72,7 +72,7 @@ class EmbeddingProbe(Probe):
 
     @property
     def _pairs(self) -> int:
-        """Pairs of tensor and data rank."""
+        """It counts the pairs of tensor and data rank."""
         return self._mesh.tensor.size * self._mesh.data.size
 
     def finish(self, slots: Tensor) -> Measures:
@@ -83,7 +83,7 @@ class EmbeddingProbe(Probe):
         return Measures({**found.scalars, **self._measures(**reach).scalars}, found.histograms)
 
     def _beyond(self, beyond: Tensor) -> dict[str, float]:
-        """The rank whose copy alone has moved too far; none where others have too, who may have it from anywhere."""
+        """It names the rank whose copy alone moved too far; none where others did, who may have it from anywhere."""
         tensor_ranks = self._mesh.tensor.size
         copies_RT = beyond.view(-1, tensor_ranks)
         for tensor, copies_R in enumerate(copies_RT.unbind(dim=1)):

@@ -1,4 +1,4 @@
-"""Gradients by layer: their norm, and their variance between micro-batches."""
+"""These probes measure gradients by layer: their norm, and their variance between micro-batches."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +13,7 @@ from pretrain.probes.ties import TiedGradients
 
 
 class GradientNormProbe(Probe):
-    """l2 norm of the averaged gradient of each layer, before clipping."""
+    """It measures the l2 norm of the averaged gradient of each layer, before clipping."""
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
@@ -30,7 +30,7 @@ class GradientNormProbe(Probe):
 
 
 def mean_squares(model: ProbedModel, owners: dict[int, int]) -> Tensor:
-    """This rank's share of the squared norm of the averaged gradient, by layer."""
+    """It returns this rank's share of the squared norm of the averaged gradient, by layer."""
     held = [held for held in model.gate.gradients() if model.gate.counts(held.parameter)]
     layers = [owners[id(one.parameter)] for one in held]
     squares = squares_by_layer(model, layers, [one.gradient for one in held])
@@ -38,7 +38,7 @@ def mean_squares(model: ProbedModel, owners: dict[int, int]) -> Tensor:
 
 
 class GradientVarianceProbe(Probe):
-    """Trace of the covariance of a micro-batch's gradient, estimated from those of the step, by layer and in total.
+    """It estimates the trace of the covariance of a micro-batch's gradient from the step's, by layer and in total.
 
     The n = data ranks x micro-batches gradients g_i are of what each micro-batch adds to the mean loss, times n, so
     that their mean is the step's gradient: (mean_i |g_i|^2 - |mean_i g_i|^2) n / (n - 1). The definition is the same
@@ -67,7 +67,7 @@ class GradientVarianceProbe(Probe):
         self._handles += self._tied.begin(step)
 
     def _counted(self) -> Iterator[nn.Parameter]:
-        """Each parameter once; copies on other tensor ranks have the same gradients."""
+        """It yields each parameter once; copies on other tensor ranks have the same gradients."""
         seen = set()
         for _, layer in self._model.layers:
             for parameter in layer.parameters():

@@ -1,4 +1,4 @@
-"""How far the mean row of a table of embeddings moves from step to step.
+"""This probe measures how far the mean row of a table of embeddings moves from step to step.
 
 A vector that all rows take up changes the TEV of none by much while it is small, or while rows already share a long
 one: TEV^2 grows by the square of what is added, and not at all where that points against what is shared. The mean row
@@ -18,9 +18,9 @@ from pretrain.probes.table import LocalTable
 
 
 class MeanRowProbe(Probe):
-    """`prefix_shift`: root mean square of the mean row's change since the step before.
+    """`prefix_shift` is the root mean square of the mean row's change since the step before.
 
-    Slots are the mean row. Data ranks share the rows of their tensor rank among them.
+    The slots are the mean row. Data ranks share the rows of their tensor rank among them.
     """
 
     def __init__(self, table: LocalTable) -> None:
@@ -59,7 +59,7 @@ class MeanRowProbe(Probe):
         self._now_D = self._before_D = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean row of the last step, so that a resumed run misses no change."""
+        """It returns the mean row of the last step, so that a resumed run misses no change."""
         return {self._key: {} if self._before_D is None else {"before": self._before_D}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a probe is: a fixed number of slots in the vector that the ranks sum once per step.
+"""A probe has a fixed number of slots in the vector that the ranks sum once per step.
 
 Every rank knows the layout of the slots from the outline and the step alone. Each slot is written by a known number of
 ranks so that the sum over all ranks is the global value; where that is a maximum or a minimum, every contributor has a
@@ -25,7 +25,7 @@ from pretrain.probes.row_bound import RowBound
 
 @dataclass(frozen=True)
 class ProbeStep:
-    """One optimizer step as the probes see it."""
+    """It is one optimizer step as the probes see it."""
 
     step: int
     full: bool
@@ -37,7 +37,7 @@ class ProbeStep:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a step was found to be, equal on all ranks."""
+    """They tell what a step was found to be, and are equal on all ranks."""
 
     scalars: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class ProbedModel:
-    """This rank's part of the model, with what probes need to know about the rest."""
+    """It is this rank's part of the model, with what probes need to know about the rest."""
 
     outline: Outline
     boundaries: Sequence[int]
@@ -62,33 +62,33 @@ class ProbedModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all layers, by index."""
+        """It returns the names of all layers, by index."""
         return self.outline.names
 
     @cached_property
     def local(self) -> Mapping[int, nn.Module]:
-        """The layers of this stage by their index."""
+        """It returns the layers of this stage by their index."""
         return dict(self.layers)
 
     @property
     def blocks(self) -> dict[int, nn.Module]:
-        """The blocks of this stage by their index."""
+        """It returns the blocks of this stage by their index."""
         return {index: self.local[index] for index in self.outline.blocks if index in self.local}
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Parameters of each layer of the whole model, rows of vocabulary padding excluded."""
+        """It counts the parameters of each layer of the whole model, rows of vocabulary padding excluded."""
         return [
             sum(real_size(layer, parameter) for parameter in layer.parameters)
             for layer in self.outline.layers
         ]
 
     def stage(self, index: int) -> int:
-        """The pipeline stage that holds a layer."""
+        """It returns the pipeline stage that holds a layer."""
         return stage_of(index, self.boundaries)
 
     def owners(self) -> dict[int, int]:
-        """id of each parameter -> index of its layer; a tied one's is that of the layer that it is tied to."""
+        """It maps id of each parameter -> index of its layer; a tied one's is that of the layer that it is tied to."""
         found: dict[int, int] = {}
         for index, layer in self.layers:
             for name, parameter in layer.named_parameters():
@@ -97,53 +97,59 @@ class ProbedModel:
         return found
 
     def zeros(self, *shape: int) -> Tensor:
-        """float64 slots on the device."""
+        """It makes float64 slots on the device."""
         return torch.zeros(*shape, dtype=torch.float64, device=self.mesh.device)
 
 
 def real_size(layer: LayerSize, parameter: ParameterSize) -> int:
-    """The elements of a parameter, of a table those of real rows."""
+    """It counts the elements of a parameter, of a table those of real rows."""
     if layer.table and parameter.name == "weight":
         return layer.table.rows * layer.table.columns
     return parameter.size
 
 
 class Probe(ABC):
-    """Looks at a step without changing it by a bit. Methods are called on all ranks in the order that they stand in."""
+    """A probe looks at a step without changing it by a bit.
+
+    Its methods are called on all ranks in the order that they stand in.
+    """
 
     @abstractmethod
     def due(self, step: ProbeStep) -> bool:
-        """Whether the probe looks at this step; the same on all ranks."""
+        """It says whether the probe looks at this step; the answer is the same on all ranks."""
 
     def begin(self, step: ProbeStep) -> None:  # noqa: B027 - most need nothing here
-        """Before the forward pass of the first micro-batch of a step that the probe looks at."""
+        """It is called before the forward pass of the first micro-batch of a step that the probe looks at."""
 
     def gradients_averaged(self) -> None:  # noqa: B027
-        """After its last backward pass, before anything has touched the averaged gradients."""
+        """It is called after that step's last backward pass, before anything has touched the averaged gradients."""
 
     @abstractmethod
     def local(self) -> Tensor:
-        """This rank's slots, float64."""
+        """It returns this rank's slots, float64."""
 
     @abstractmethod
     def finish(self, slots: Tensor) -> Measures:
-        """What the summed slots say; pure."""
+        """It returns what the summed slots say, and is pure."""
 
     def before_update(self, *, full_next: bool) -> None:  # noqa: B027
-        """Before the update of any step, which may yet be withheld; `full_next`: the next step is likely a full one."""
+        """It is called before the update of any step, which may yet be withheld.
+
+        `full_next` says that the next step is likely a full one.
+        """
 
     def after_update(self, learning_rate: float) -> None:  # noqa: B027
-        """After the update of any step; 0: it was withheld."""
+        """It is called after the update of any step, with a rate of 0 where that was withheld."""
 
     def reset(self) -> None:  # noqa: B027
-        """Between steps: the weights have been replaced, not updated."""
+        """It is called between steps: the weights have been replaced, not updated."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step's measures rest on, under names of the probe's own; tensors, equal on all ranks."""
+        """It returns what the next step's measures rest on, under names of its own: tensors, equal on all ranks."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """To be called after `reset`, with the states of all probes; what is missing leaves the next step without."""
+        """It is called after `reset`, with the states of all probes; what is missing leaves the next step without."""
 
 
 Observe = Callable[..., None]
@@ -167,7 +173,7 @@ def observe_first_call(module: nn.Module, observe: Observe, *, output: bool = Fa
 
 
 def squares_by_layer(model: ProbedModel, layers: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of squares of all entries by layer of the whole model, float64; norms are taken in fp32."""
+    """It sums the squares of all entries by layer of the whole model, in float64; norms are taken in fp32."""
     sums = model.zeros(len(model.names))
     if tensors:
         norms = torch.stack(torch._foreach_norm([tensor.float() for tensor in tensors]))
@@ -176,6 +182,6 @@ def squares_by_layer(model: ProbedModel, layers: Sequence[int], tensors: Sequenc
 
 
 def by_layer(name: str, model: ProbedModel, values: Sequence[float]) -> dict[str, float]:
-    """One measure for each layer that has parameters: `name/layer`."""
+    """It returns one measure for each layer that has parameters: `name/layer`."""
     triples = zip(model.names, model.sizes, values, strict=True)
     return {f"{name}/{layer}": value for layer, size, value in triples if size}

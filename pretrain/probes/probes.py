@@ -1,4 +1,4 @@
-"""All probes of a run, and the one vector that their slots lie in."""
+"""This module makes all probes of a run, and the one vector that their slots lie in."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from pretrain.probes.update import UpdateProbe
 
 
 class Probes:
-    """Probes of a run in a fixed order; methods are called by the engine, in the order that they stand in."""
+    """It has the probes of a run in a fixed order; the engine calls its methods in the order that they stand in."""
 
     def __init__(self, model: ProbedModel) -> None:
         self._config = model.config
@@ -30,7 +30,7 @@ class Probes:
         self._sizes: list[int] = []
 
     def begin(self, number: int, batches: Sequence[Batch], *, full: bool = False) -> None:
-        """Before the first micro-batch; `full`, the same on all ranks, asks for a full look at any step."""
+        """It is called before the first micro-batch; `full`, equal on all ranks, asks for a full look at any step."""
         self._asked, full = full, full or self._full(number)
         histograms = full and number % self._config.histogram_every_steps == 0
         step = ProbeStep(number, full, histograms, batches)
@@ -40,18 +40,18 @@ class Probes:
             probe.begin(step)
 
     def gradients_averaged(self) -> None:
-        """After the last backward, with the gradients as DeepSpeed has averaged them."""
+        """It is called after the last backward, with the gradients as DeepSpeed has averaged them."""
         for probe in self._active:
             probe.gradients_averaged()
 
     def local(self) -> Tensor:
-        """This rank's slots of all probes that look at this step, on the CPU: one transfer."""
+        """It returns this rank's slots of all probes that look at this step, on the CPU: one transfer."""
         slots = [probe.local() for probe in self._active]
         self._sizes = [len(part) for part in slots]
         return torch.cat(slots).cpu() if slots else torch.zeros(0, dtype=torch.float64)
 
     def finish(self, slots: Tensor) -> Measures:
-        """Measures of the step from the slots summed over all ranks."""
+        """It returns the measures of the step from the slots summed over all ranks."""
         scalars: dict[str, float] = {}
         histograms: dict[str, Sequence[float]] = {}
         for probe, part in zip(self._active, slots.split(self._sizes), strict=True):
@@ -61,13 +61,13 @@ class Probes:
         return Measures(scalars, histograms)
 
     def before_update(self) -> None:
-        """Once the verdict is known. Full looks are asked for many steps in a row, so that one more is likely."""
+        """It is called once the verdict is known. Full looks come many steps in a row, so that one more is likely."""
         full_next = self._asked or self._full(self._number + 1)
         for probe in self._all:
             probe.before_update(full_next=full_next)
 
     def after_update(self, learning_rate: float) -> None:
-        """Once the weights have moved, at this learning rate, or stayed: then it is 0."""
+        """It is called once the weights have moved, at this learning rate, or stayed: then it is 0."""
         for probe in self._all:
             probe.after_update(learning_rate)
 
@@ -77,24 +77,24 @@ class Probes:
             probe.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step's measures rest on; of tensors and plain values, equal on all ranks."""
+        """It returns what the next step's measures rest on, in tensors and plain values that are equal on all ranks."""
         state: dict[str, Any] = {}
         for probe in self._all:
             state.update(probe.state_dict())
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """To be called after `reset`; a state that lacks something leaves the next step without it."""
+        """It is called after `reset`; a state that lacks something leaves the next step without it."""
         for probe in self._all:
             probe.load_state_dict(state)
 
     def _full(self, number: int) -> bool:
-        """Whether a step is a full one by its number."""
+        """It says whether a step is a full one by its number."""
         return number % self._config.every_steps == 0
 
 
 def make_probes(model: ProbedModel) -> Iterator[Probe]:
-    """The probes that the configuration asks for, as far as the model has what they look at."""
+    """It yields the probes that the configuration asks for, as far as the model has what they look at."""
     config, outline = model.config, model.outline
     tables = [LocalTable(model, index) for index in outline.tables]
     yield from (EmbeddingProbe(table) for table in tables if wanted(table))
@@ -116,6 +116,6 @@ def make_probes(model: ProbedModel) -> Iterator[Probe]:
 
 
 def wanted(table: LocalTable) -> bool:
-    """Whether the embedding variability of a table is asked for."""
+    """It says whether the embedding variability of a table is asked for."""
     config = table.model.config
     return config.tev if table.size.watched else config.tev_head

@@ -1,4 +1,4 @@
-"""Whether the copies of the tables (an embedding's, an untied head's) are the same by the bit.
+"""This probe tells whether the copies of the tables (an embedding's, an untied head's) are the same by the bit.
 
 W  rows of a table on this rank, D  hidden size
 G  groups of ranks that hold the same rows: by table and tensor rank, C  copies in each
@@ -15,7 +15,7 @@ _BITS = {2: torch.int16, 4: torch.int32}
 
 
 class ReplicaProbe(Probe):
-    """Counts the groups whose copies differ, and names a rank whose copy does where most others agree.
+    """It counts the groups whose copies differ, and names a rank whose copy does where most others agree.
 
     Copies are those of data ranks and, of a tied table under pipeline parallelism, of all stages that use it. With
     ZeRO-3 no rank has a table of its own. Every copy has a slot for its checksum, exact in float64.
@@ -54,13 +54,13 @@ class ReplicaProbe(Probe):
         return Measures(found if odd is None else {**found, "replicas_odd_rank": float(odd)})
 
     def _rank(self, stages: list[int], tensor: int, copy: int) -> int:
-        """Global rank of a copy."""
+        """It returns the global rank of a copy."""
         place, data = divmod(copy, self._model.mesh.data.size)
         return (stages[place] * self._model.mesh.data.size + data) * self._model.mesh.tensor.size + tensor
 
 
 def holders_of(model: ProbedModel, table: int) -> dict[int, int]:
-    """The pipeline stages that have a copy of a table, each with a layer that uses it."""
+    """It returns the pipeline stages that have a copy of a table, each with a layer that uses it."""
     holders: dict[int, int] = {}
     for layer in model.outline.sharers(table):
         holders.setdefault(model.stage(layer), layer)
@@ -68,7 +68,7 @@ def holders_of(model: ProbedModel, table: int) -> dict[int, int]:
 
 
 def odd_one(sums_C: Tensor) -> int | None:
-    """The first copy that differs from more than half of all; none where no value has so many."""
+    """It returns the first copy that differs from more than half of all; none where no value has so many."""
     values, counts = sums_C.unique(return_counts=True)
     if 2 * counts.max() <= len(sums_C):
         return None
@@ -76,7 +76,7 @@ def odd_one(sums_C: Tensor) -> int | None:
 
 
 def checksum(table_WD: Tensor) -> Tensor:
-    """A number below 2^52 that changes with every single bit, and where rows change places.
+    """It returns a number below 2^52 that changes with every single bit, and where rows change places.
 
     Bit patterns are summed by row and rows weighted with odd numbers, modulo 2^52 throughout.
     """
@@ -86,7 +86,7 @@ def checksum(table_WD: Tensor) -> Tensor:
 
 
 def replicas_apply(model: ProbedModel) -> bool:
-    """Whether there are copies to compare, and that is asked for."""
+    """It says whether there are copies to compare, and that is asked for."""
     holders = [holders_of(model, table) for table in model.outline.tables]
     copies = max((len(stages) * model.mesh.data.size for stages in holders), default=0)
     return model.config.replicas and model.zero_stage < 3 and copies > 1

@@ -1,11 +1,11 @@
-"""Whether rows of a table have moved farther than their optimizer can have moved them.
+"""A bound tells whether rows of a table have moved farther than their optimizer can have moved them.
 
 The standard deviation s of a row's entries is 1-Lipschitz in the root mean square of their changes. An update adds
 to each weight w at most lr B, its `update_bound`, beside the decay (1 - lr wd) w, so
 
     |s(t) - |1 - lr wd| s(t-1)|  <=  lr B + what rounding adds.
 
-More cannot be the optimizer's doing: a fault in memory, a bad load, a foreign write.
+More cannot be the optimizer's doing: it is a fault in memory, a bad load or a foreign write.
 
 W  rows of a table on this rank
 """
@@ -23,7 +23,7 @@ SLACK = 1e-3
 
 
 class RowBound:
-    """Compares the rows of a table with those of the step before."""
+    """It compares the rows of a table with those of the step before."""
 
     def __init__(self, config: RunConfig) -> None:
         optimizer = config.optimizer
@@ -42,7 +42,7 @@ class RowBound:
         self._now = std_W, torch.hypot(mean_W, std_W)
 
     def ratio(self) -> float:
-        """Largest change of a row relative to what is possible; inf where it is not finite; 0 without rows."""
+        """It is the largest change of a row relative to what is possible; inf where not finite, 0 without rows."""
         if self._now is None or self._before is None or not len(self._now[0]):
             return 0.0
         (std, rms), (std_before, rms_before) = self._now, self._before
@@ -52,7 +52,7 @@ class RowBound:
         return ratio.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()
 
     def after_update(self, learning_rate: float) -> None:
-        """The rows of this step have been updated; 0: they stay as they are."""
+        """The rows of this step have been updated; with a rate of 0 they stay as they are."""
         self._before, self._learning_rate, self.known = self._now, learning_rate, True
 
     def reset(self) -> None:
@@ -62,5 +62,5 @@ class RowBound:
 
 
 def row_bound_applies(config: RunConfig) -> bool:
-    """Whether the bound is asked for, and there is one for this optimizer with these settings."""
+    """It says whether the bound is asked for, and there is one for this optimizer with these settings."""
     return config.watchdog.reach and config.optimizer.update_bound is not None

@@ -1,4 +1,4 @@
-"""Spectral norm of every matrix of the blocks."""
+"""This probe measures the spectral norm of every matrix of the blocks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Linear = ColumnParallelLinear | RowParallelLinear | ReplicatedLinear
 
 @dataclass(frozen=True)
 class Stack:
-    """The matrices in one weight of a block."""
+    """A stack is the matrices in one weight of a block."""
 
     layer: int
     module: str
@@ -30,16 +30,16 @@ class Stack:
 
     @property
     def names(self) -> list[str]:
-        """Names of the matrices in their block; those of a stack are numbered."""
+        """It names the matrices in their block; those of a stack are numbered."""
         return [self.module] if self.count == 1 else [f"{self.module}.{k}" for k in range(self.count)]
 
 
 class SpectralProbe(Probe):
-    """Norms that sigmaReparam has anyway, or else of power iterations that go on from one full step to the next.
+    """It takes the norms that sigmaReparam has anyway, or else runs power iterations on from one full step to the next.
 
     The first look starts exactly for small matrices and with many power steps for large ones; each later one takes one
     step, in one all-reduce over the tensor group. Data ranks share the layers among them. With ZeRO-3 weights are
-    gathered layer by layer. Slots: one for each matrix of each block, in the order of the outline.
+    gathered layer by layer. Each matrix of each block has one slot, in the order of the outline.
     """
 
     def __init__(self, model: ProbedModel) -> None:
@@ -115,7 +115,7 @@ class SpectralProbe(Probe):
 
 
 def stacks_of(outline: Outline) -> Iterator[Stack]:
-    """The weights of all blocks that are matrices, those that are looked up excepted."""
+    """It yields the weights of all blocks that are matrices, those that are looked up excepted."""
     start = 0
     for layer in outline.blocks:
         for parameter in outline.layers[layer].parameters:
@@ -126,19 +126,19 @@ def stacks_of(outline: Outline) -> Iterator[Stack]:
 
 
 def linear_of(model: ProbedModel, stack: Stack) -> Linear:
-    """The layer of this stage that has the matrices."""
+    """It returns the layer of this stage that has the matrices."""
     linear = model.local[stack.layer].get_submodule(stack.module)
     assert isinstance(linear, Linear), f"{stack.module} is no linear layer of ours"
     return linear
 
 
 def blocks_of(linear: Linear) -> list[int]:
-    """Local rows of each matrix stacked in a layer."""
+    """It returns the number of local rows of each matrix stacked in a layer."""
     return [linear.output_size] if isinstance(linear, RowParallelLinear) else linear.local_blocks
 
 
 def make_norms(linear: Linear, tensor: Axis) -> SpectralNorms:
-    """Norms that are followed and not used, on the device of the layer."""
+    """It makes norms that are followed and not used, on the device of the layer."""
     norms = SpectralNorms(
         linear.weight,
         blocks_of(linear),

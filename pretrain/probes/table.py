@@ -1,4 +1,4 @@
-"""A table of the outline, and the rows of it that a rank holds.
+"""This module finds a table of the outline, and the rows of it that a rank holds.
 
 W  rows of the padded table on a tensor rank, D  its columns
 """
@@ -10,7 +10,7 @@ from pretrain.probes.probe import Observe, ProbedModel, observe_first_call
 
 
 class LocalTable:
-    """The part that this rank has in a table.
+    """It is the part that this rank has in a table.
 
     `rows` are the real ones [start, stop) that it holds, none on stages without the layer; `own` are those of them that
     it speaks for: the ranks that hold the same rows share them.
@@ -38,12 +38,12 @@ class LocalTable:
 
     @property
     def here(self) -> bool:
-        """Whether the table lies on this stage."""
+        """It says whether the table lies on this stage."""
         return self.layer in self.model.local
 
     @property
     def stage(self) -> int:
-        """The pipeline stage that it lies on."""
+        """It returns the pipeline stage that the table lies on."""
         return self.model.stage(self.layer)
 
     def observe(self, look: Observe) -> None:
@@ -52,11 +52,11 @@ class LocalTable:
             observe_first_call(self.model.local[self.layer], look)
 
     def weights(self, first: int, last: int) -> Tensor:
-        """Rows [first, last), all of which this rank holds; (last - first, D)."""
+        """It returns the rows [first, last), all of which this rank holds; (last - first, D)."""
         return weight_of(self.model.local[self.layer]).detach()[first - self._offset : last - self._offset]
 
 
 def weight_of(layer: nn.Module) -> nn.Parameter:
-    """The table of a layer, (W, D)."""
+    """It returns the table of a layer, (W, D)."""
     assert isinstance(layer.weight, nn.Parameter)
     return layer.weight

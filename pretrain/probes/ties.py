@@ -1,4 +1,4 @@
-"""Gradients of tied tables, whose parts lie on different pipeline stages.
+"""The parts of a tied table's gradient lie on different pipeline stages; this module brings them together.
 
 W  rows of a table on this rank, D  hidden size, N  rows that count
 """
@@ -21,7 +21,7 @@ from pretrain.probes.table import weight_of
 
 @dataclass(frozen=True)
 class Part:
-    """One stage's part of a tied table's gradient."""
+    """It describes one stage's part of a tied table's gradient."""
 
     layer: int
     """A layer on that stage that uses the table."""
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two parts of one table's gradient, the first on the earlier stage."""
+    """It has two parts of one table's gradient, the first on the earlier stage."""
 
     owner: int
     """The layer that the table belongs to."""
@@ -41,7 +41,7 @@ class Pair:
 
 
 class TiedGradients:
-    """Inner products of the parts of a tied table's gradient, which lie on different pipeline stages.
+    """It takes the inner products of the parts of a tied table's gradient, which lie on different pipeline stages.
 
     The table's gradient on a micro-batch is e + h, for example e from the embedding on the first stage and h from the
     head on the last, and |e + h|^2 = |e|^2 + |h|^2 + 2 <e, h>. Only rows of tokens that occur in the micro-batch count,
@@ -74,7 +74,7 @@ class TiedGradients:
         )
 
     def _common_rows(self, pair: Pair, batch: Batch, count: int) -> Tensor | None:
-        """Of the `count` rows on this rank those in which both parts can have a gradient, (N,); none: all."""
+        """It returns those of the `count` rows on this rank where both parts can have a gradient, (N,); none: all."""
         supports = [
             torch.cat([batch.inputs[number].flatten() for number in part.inputs]).unique()
             for part in (pair.first, pair.second)
@@ -87,12 +87,12 @@ class TiedGradients:
         return ids[(ids >= 0) & (ids < count)]
 
     def _offset(self, owner: int, count: int) -> int:
-        """The first row that this tensor rank holds."""
+        """It returns the first row that this tensor rank holds."""
         (weight,) = (p for p in self._model.outline.layers[owner].parameters if p.name == "weight")
         return 0 if weight.sharded is None else self._model.mesh.tensor.rank * count
 
     def products(self) -> Iterator[tuple[int, Tensor]]:
-        """Owner and the sum of <e, h> over micro-batches of each pair, on the later of its stages alone.
+        """It yields each pair's owner and sum of <e, h> over micro-batches, on the later of its stages alone.
 
         Pairs come in the same order on all ranks, so that no two wait for each other.
         """
@@ -108,14 +108,14 @@ class TiedGradients:
 
 
 def pairs_of(model: ProbedModel) -> Iterator[Pair]:
-    """All pairs of stages that have parts of one table, the same on all ranks."""
+    """It yields all pairs of stages that have parts of one table, the same on all ranks."""
     for owner in model.outline.tables:
         for first, second in combinations(parts_of(model, owner), 2):
             yield Pair(owner, first, second)
 
 
 def parts_of(model: ProbedModel, owner: int) -> list[Part]:
-    """The parts of a table's gradient, by stage."""
+    """It returns the parts of a table's gradient, by stage."""
     layers: dict[int, list[int]] = {}
     for layer in sorted(model.outline.sharers(owner)):
         layers.setdefault(model.stage(layer), []).append(layer)
@@ -123,7 +123,7 @@ def parts_of(model: ProbedModel, owner: int) -> list[Part]:
 
 
 def inputs_of(outline: Outline, layers: list[int]) -> tuple[int, ...] | None:
-    """Which of a batch's inputs are looked up by these layers; none where one of them uses all rows."""
+    """It tells which of a batch's inputs are looked up by these layers; none where one of them uses all rows."""
     tables = [outline.layers[layer].table for layer in layers]
     inputs = tuple(table.input for table in tables if table and table.input is not None)
     return inputs if len(inputs) == len(layers) else None

@@ -1,4 +1,4 @@
-"""RMS of the change that an update makes to the weights."""
+"""This probe measures the RMS of the change that an update makes to the weights."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_la
 
 
 class UpdateProbe(Probe):
-    """Measures, on full steps, the update that led to them: that of the step before.
+    """On full steps it measures the update that led to them: that of the step before.
 
-    Exact, on the fp32 weights that the optimizer moves: a copy of this rank's share of them is held during that one
-    update. Rows of vocabulary padding never move and are not counted. Slots are the sums of squares by layer, and one
-    that says whether all ranks have seen that update: the first after a start they have not.
+    It is exact, on the fp32 weights that the optimizer moves: a copy of this rank's share of them is held during that
+    one update. Rows of vocabulary padding never move and are not counted. Slots are the sums of squares by layer, and
+    one that says whether all ranks have seen that update: the first after a start they have not.
     """
 
     def __init__(self, model: ProbedModel) -> None:
@@ -44,7 +44,7 @@ class UpdateProbe(Probe):
         self._before = [weight.clone() for _, weight in self._counted()] if full_next else None
 
     def after_update(self, learning_rate: float) -> None:
-        """Compare them with what they have become."""
+        """Compare the weights that were kept with what they have become."""
         if self._before is None:
             return
         layers = [layer for layer, _ in self._counted()]
@@ -58,7 +58,7 @@ class UpdateProbe(Probe):
 
     @torch.no_grad()
     def _counted(self) -> list[tuple[int, Tensor]]:
-        """Layer and weights, for what this rank holds and counts."""
+        """It returns layer and weights, for what this rank holds and counts."""
         gate = self._model.gate
         held = [one for one in gate.masters() if gate.counts(one.parameter)]
         return [(self._owners[id(one.parameter)], one.weight.detach()) for one in held]

@@ -1,4 +1,4 @@
-"""How the weights of every parameter are distributed, whatever part of them a rank holds.
+"""This module tells how the weights of every parameter are distributed, whatever part of them a rank holds.
 
 What is summed are the fp32 weights that the optimizer moves. Rows of vocabulary padding, which are zero, take part.
 """
@@ -21,7 +21,7 @@ Name = tuple[int, str]
 
 @dataclass(frozen=True)
 class Sums:
-    """Of the elements that a rank holds of one parameter."""
+    """They sum up the elements that a rank holds of one parameter."""
 
     elements: int = 0
     finite: int = 0
@@ -33,7 +33,7 @@ class Sums:
 
     @classmethod
     def of(cls, weights: Tensor) -> "Sums":
-        """In pieces: a device that is about to give up has little memory left."""
+        """It sums in pieces: a device that is about to give up has little memory left."""
         return sum((cls._of_piece(piece) for piece in weights.reshape(-1).split(PIECE)), start=cls())
 
     @classmethod
@@ -57,7 +57,7 @@ class Sums:
         )
 
     def as_row(self) -> dict[str, float]:
-        """Mean, standard deviation and largest absolute value of what is finite."""
+        """It returns mean, standard deviation and largest absolute value of what is finite."""
         count = max(self.finite, 1)
         mean = self.total / count
         return {
@@ -71,7 +71,7 @@ class Sums:
 
 @torch.no_grad()
 def local_sums(model: ProbedModel) -> dict[Name, Sums]:
-    """What this rank adds to the statistics: of replicas only the first counts."""
+    """It returns what this rank adds to the statistics: of replicas only the first counts."""
     names: dict[int, Name] = {}
     for index, layer in model.layers:
         for name, parameter in layer.named_parameters():
@@ -85,7 +85,7 @@ def local_sums(model: ProbedModel) -> dict[Name, Sums]:
 
 
 def layer_rows(parts: Iterable[Mapping[Name, Sums]], layers: tuple[str, ...]) -> list[dict[str, object]]:
-    """One row for each parameter of the whole model, by layer and name; `layers` has the names by index."""
+    """It returns one row for each parameter of the whole model, by layer and name; `layers` has the names by index."""
     whole: dict[Name, Sums] = defaultdict(Sums)
     for part in parts:
         for name, sums in part.items():

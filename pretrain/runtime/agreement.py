@@ -50,7 +50,7 @@ def raise_first(mesh: ParallelMesh, problem: str) -> None:
 
 
 def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
-    """Do it on rank 0; every rank gets its result, or None and the problem."""
+    """Do the action on rank 0; every rank gets its result, or None and the problem."""
     answer: tuple[Result | None, str] = (None, "")
     if mesh.rank == 0:
         try:
@@ -62,7 +62,7 @@ def from_first(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result
 
 
 def from_all(mesh: ParallelMesh, action: Callable[[], Result]) -> tuple[Result | None, str]:
-    """Do it on every rank; each gets its own result, or all get None and the problem of the first that has one."""
+    """Do the action on every rank; each gets its result, or all get None and the problem of the first that has one."""
     result: Result | None = None
     problem = ""
     try:

@@ -1,4 +1,4 @@
-"""Files that are right after a crash: replaced whole, or appended line by line; and the digest that tells whether."""
+"""Files stay right in a crash if they are replaced whole or appended line by line; a digest tells whether they are."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def sync_folder(folder: Path) -> None:
 def write_durably(path: Path, text: str) -> None:
     """Replace a file atomically: at any moment, also after a crash, it has its old text or the new one.
 
-    Needs one writer per path. A crash may leave `.NAME.tmp`, which the next write replaces.
+    It needs one writer per path. A crash may leave `.NAME.tmp`, which the next write replaces.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:

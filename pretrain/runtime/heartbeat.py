@@ -1,4 +1,4 @@
-"""Signs of life for a supervisor: a small file for every rank in the run folder, `heartbeats/rank_00000.json`."""
+"""Every rank gives a supervisor signs of life, in a small file in the run folder, `heartbeats/rank_00000.json`."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SECONDS_BETWEEN = 1.0
 
 
 class Phase(StrEnum):
-    """What a rank is doing; all but STEP may take far longer than a step."""
+    """It says what a rank is doing; all phases but STEP may take far longer than a step."""
 
     STARTING = "starting"
     STEP = "step"
@@ -30,7 +30,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Beat:
-    """The last sign of life of a rank, and which process it is."""
+    """A beat is the last sign of life of a rank, and says which process it is."""
 
     rank: int
     host: str
@@ -49,8 +49,8 @@ class Beat:
 
 
 class Heartbeat:
-    """Writes the beats of this rank; removes its file when it is closed, so one that is left belongs to a process
-    that was ended.
+    """It writes the beats of this rank, and removes its file when it is closed, so one that is left belongs to a
+    process that was ended.
 
     A beat never raises: a full disk must not end a run. It then only touches the file, which needs no room.
     """
@@ -68,8 +68,8 @@ class Heartbeat:
         self.beat(0, Phase.STARTING)
 
     def beat(self, step: int, phase: Phase, attempt: int = 0) -> None:
-        """Say that this rank is alive in `phase` of optimizer step `step`. Cheap: a new phase is written at once,
-        else one beat a second, without waiting for the disk."""
+        """Say that this rank is alive in `phase` of optimizer step `step`. That is cheap: a new phase is written at
+        once, else one beat a second, without waiting for the disk."""
         now = self._clock()
         if self._written and self._written[0] is phase and now < self._written[1] + SECONDS_BETWEEN:
             return
@@ -120,7 +120,7 @@ def read_beat(path: Path) -> Beat | None:
 
 
 def clear_beats(run_folder: Path) -> None:
-    """Remove what ended ranks have left; only while no rank of the run lives."""
+    """Remove what ended ranks have left; this must only be done while no rank of the run lives."""
     for path in (run_folder / HEARTBEATS).glob("*rank_*.json*"):
         with suppress(OSError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""Which implementation of the norms a run uses, and why."""
+"""This module chooses which implementation of the norms a run uses, and says why."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ if APEX.usable and torch.cuda.is_available():
 
 @dataclass(frozen=True)
 class Kernels:
-    """The implementations that were chosen."""
+    """It holds the implementations that were chosen."""
 
     fused_norms: bool
     """Norms are apex's."""
@@ -23,7 +23,7 @@ class Kernels:
     """One line that says what is used and why."""
 
     def norm(self, kind: Literal["layer_norm", "rms_norm"], *, bias: bool = True) -> type[nn.Module]:
-        """The norm layer for a kind; apex has no LayerNorm without bias."""
+        """It returns the norm layer for a kind; apex has no LayerNorm without bias."""
         if kind == "layer_norm":
             return FusedLayerNorm if self.fused_norms and bias else nn.LayerNorm
         return FusedRMSNorm if self.fused_norms else nn.RMSNorm
@@ -36,14 +36,14 @@ def detect_kernels() -> Kernels:
 
 
 def why_not_apex(apex: Library, cuda: bool) -> str:
-    """The reason not to use apex; empty where it is usable."""
+    """It returns the reason not to use apex; that is empty where apex is usable."""
     if not apex.usable:
         return apex.description
     return "" if cuda else "no CUDA device"
 
 
 def describe(reason: str) -> str:
-    """One line for the start of a run and for `surefoot doctor`; `reason` says why apex is not used."""
+    """It returns one line for the start of a run and for `surefoot doctor`; `reason` says why apex is not used."""
     norms = "torch" if reason else "apex"
     return (
         f"{norms} norms (apex: {reason or APEX.description}); attention by torch (flash-attn: "

@@ -1,4 +1,4 @@
-"""Which optional libraries of fused kernels are installed, or why not; found without importing them."""
+"""It tells which optional libraries of fused kernels are installed, or why not, without importing them."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Library:
-    """An optional library of kernels."""
+    """It says whether an optional library of kernels is usable."""
 
     usable: bool
     description: str
@@ -33,19 +33,19 @@ def find_transformer_engine() -> Library:
 
 
 def find_flash_attention() -> Library:
-    """The package flash-attn; torch has flash attention of its own."""
+    """It looks for the package flash-attn; torch has flash attention of its own."""
     return find_library("flash_attn", "flash-attn")
 
 
 def find_library(module: str, distribution: str) -> Library:
-    """Whether a module can be found, and its version."""
+    """It says whether a module can be found, and its version."""
     if find_spec(module) is None:
         return Library(False, "not installed")
     return Library(True, installed_version(distribution))
 
 
 def installed_version(distribution: str) -> str:
-    """The version of an installed distribution, `unknown` where its metadata is missing."""
+    """It returns the version of an installed distribution, `unknown` where its metadata is missing."""
     try:
         return version(distribution)
     except PackageNotFoundError:

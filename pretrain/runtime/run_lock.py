@@ -1,4 +1,4 @@
-"""One run per folder."""
+"""A run folder is locked, so that one run at a time uses it."""
 
 import fcntl
 import json
@@ -13,13 +13,13 @@ from pretrain.run_folder import RUN_LOCK
 
 
 class RunLock:
-    """Holds a lock file of a run folder until it is released or the process ends, however it ends.
+    """It holds a lock file of a run folder until it is released or the process ends, however it ends.
 
     The kernel's lock counts, not the file: one that a killed run has left stops nobody. One rank takes it.
     """
 
     def __init__(self, folder: Path, name: str = RUN_LOCK) -> None:
-        """Take the lock; raises ConfigurationError, which names the holder, if another process has it."""
+        """Take the lock. Raises ConfigurationError, which names the holder, if another process has it."""
         self._path = folder / name
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -33,7 +33,7 @@ class RunLock:
         os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
     def release(self) -> None:
-        """Let it go. The file stays: removing it would let two later runs lock two different files of that name."""
+        """Let the lock go. The file stays: without it two later runs could lock two different files of that name."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 

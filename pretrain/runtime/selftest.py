@@ -1,4 +1,4 @@
-"""Two ranks that sum a number over gloo, and what torch sees here; `surefoot doctor` runs it apart.
+"""Two ranks sum a number over gloo, and torch tells what it sees here; `surefoot doctor` runs this apart.
 
 python -m pretrain.runtime.selftest      prints one JSON object; exit code 1 when the sum is wrong
 """
@@ -20,7 +20,7 @@ TIMEOUT = timedelta(seconds=30)
 
 
 def sum_of_ranks(rank: int, rendezvous: str) -> None:
-    """All-reduce of rank + 1; raises when the sum is not 3."""
+    """It all-reduces rank + 1, and raises RuntimeError when the sum is not 3."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS, timeout=TIMEOUT
     )
@@ -32,7 +32,7 @@ def sum_of_ranks(rank: int, rendezvous: str) -> None:
 
 
 def try_collective() -> str:
-    """Run both ranks; returns what went wrong, empty when nothing did."""
+    """It runs both ranks and returns what went wrong, which is empty when nothing did."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             spawn(sum_of_ranks, (str(Path(folder) / "rendezvous"),), nprocs=RANKS)

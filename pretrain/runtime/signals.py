@@ -1,4 +1,4 @@
-"""Requests to stop: noticed in a handler, acted on at the next step boundary that all ranks agree on."""
+"""Requests to stop are noticed in a handler, and acted on at the next step boundary that all ranks agree on."""
 
 import signal
 from types import FrameType, TracebackType

@@ -1,4 +1,4 @@
-"""What every thread of a rank is at, for whoever asks with a signal: `stacks/rank_00000.txt` in the run folder.
+"""A rank tells whoever asks with a signal what each of its threads is at: `stacks/rank_00000.txt` in the run folder.
 
 The handler is in C and takes no lock of the interpreter, so a rank answers that hangs in a collective or in a kernel
 driver's call. One that was stopped, or waits for a disk without end, does not.
@@ -50,7 +50,7 @@ def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
 
 
 def request_stacks(pid: int) -> None:
-    """Ask a process, if it is one that answers; the signal would end another one."""
+    """Ask a process for its stacks, if it is one that answers; the signal would end another one."""
     with suppress(OSError):
         if _catches(pid, REQUEST):
             os.kill(pid, REQUEST)

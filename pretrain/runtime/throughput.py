@@ -1,4 +1,4 @@
-"""How well the hardware is used: TFLOP/s and model FLOP utilisation (MFU, arXiv 2204.02311 appendix B)."""
+"""It tells how well the hardware is used: TFLOP/s and model FLOP utilisation (MFU, arXiv 2204.02311 appendix B)."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a signal is expected to be, from the values of it that were accepted."""
+"""A baseline says what a signal is expected to be, from the values of it that were accepted."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _RECENT = 16
 
 @dataclass
 class Line:
-    """A robust line through the window and the spread about it."""
+    """It is a robust line through the window, with the spread about it."""
 
     median: float = 0.0
     slope: float = 0.0
@@ -34,7 +34,7 @@ class Line:
 
 
 class Baseline:
-    """Median, trend and spread of the last `window` accepted values, `guard` values late.
+    """It knows median, trend and spread of the last `window` accepted values, `guard` values late.
 
     All arithmetic is selection, or IEEE operations element by element, so hosts of one run agree to the bit.
     """

@@ -1,4 +1,4 @@
-"""How much of each remedy a run may use, and has used."""
+"""Budgets say how much of each remedy a run may use, and has used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ REMEDY_KEYS: Mapping[Remedy, str] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """One limit of the section `watchdog`."""
+    """A budget is one limit of the section `watchdog`."""
 
     key: str
     """The user's key that sets it."""
@@ -77,7 +77,7 @@ def veto_budget(history: RunHistory, config: RunConfig, attempt: int) -> Budget:
 
 
 def skip_budget(history: RunHistory, config: RunConfig) -> Budget:
-    """It returns the budget of samples that rollbacks leave out. One rollback there is always room for: a short run
+    """It returns the budget of samples that rollbacks leave out. There is always room for one rollback: a short run
     should not end where a long one goes on."""
     total = config.run.steps * config.data.global_batch_size
     one = (

@@ -1,4 +1,4 @@
-"""Thresholds from the run's own residuals.
+"""Thresholds are calibrated on the run's own residuals.
 
 Residuals of real signals are neither normal nor independent, so that no formula that takes them so will do
 (docs/watchdog.md). What is sought is the level that the sum crosses at most `RATE` times a step. Two estimates are made
@@ -33,9 +33,9 @@ _TAIL = 32
 
 
 def calibrated_threshold(increments: Sequence[float], *, seed: int, least: float) -> float:
-    """Decision level of a sum whose `increments` (residuals less the allowance) were these while it was healthy.
+    """It returns the decision level of a sum that had these `increments` (residuals less the allowance) when healthy.
 
-    Never below `least`. Equal arguments give equal results. About 3 ms.
+    The level is never below `least`. Equal arguments give equal results. The call takes about 3 ms.
     """
     least = max(LOWEST, least)
     if len(increments) < 4 * BLOCK:
@@ -46,7 +46,7 @@ def calibrated_threshold(increments: Sequence[float], *, seed: int, least: float
 
 
 def _bootstrapped(increments: npt.NDArray[np.float64], seed: int) -> float:
-    """From 256 paths of 16 blocks, 131,072 steps: the exponential upper tail of their peaks, extended to `RATE`."""
+    """It extends to `RATE` the exponential upper tail of the peaks of 256 paths of 16 blocks, 131,072 steps."""
     peaks = np.sort(_peaks(increments, np.random.default_rng(seed))).tolist()
     base = peaks[-_TAIL - 1]
     decay = sum(peak - base for peak in peaks[-_TAIL:]) / _TAIL
@@ -54,14 +54,14 @@ def _bootstrapped(increments: npt.NDArray[np.float64], seed: int) -> float:
 
 
 def _peaks(increments: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Highest sum of each path: the random walk above its running minimum."""
+    """It returns the highest sum of each path: the random walk above its running minimum."""
     starts = generator.integers(0, len(increments) - BLOCK + 1, (_PATHS, _BLOCKS, 1))
     walk = increments[starts + np.arange(BLOCK)].reshape(_PATHS, -1).cumsum(axis=1)
     return (walk - np.minimum(np.minimum.accumulate(walk, axis=1), 0.0)).max(axis=1)
 
 
 def _dependence(increments: npt.NDArray[np.float64]) -> float:
-    """Long-run variance over variance, from ten autocorrelations with Bartlett's weights."""
+    """It returns long-run variance over variance, from ten autocorrelations with Bartlett's weights."""
     centred = increments - increments.mean()
     variance = float((centred * centred).sum()) or 1.0
     weighted = (

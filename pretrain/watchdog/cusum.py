@@ -1,4 +1,4 @@
-"""The soft channel: has one signal drifted away from what it used to be?
+"""The soft channel asks whether one signal has drifted away from what it used to be.
 
 Each value is compared with the signal's own past (`baseline`), in robust standard deviations clipped at 4, and what
 exceeds an allowance is summed up (CUSUM; Page 1954). A sum above the threshold is an alarm. Because of the clip it
@@ -31,7 +31,7 @@ _KEPT = 2048
 
 @dataclass(frozen=True)
 class Direction:
-    """A way in which a signal can go wrong."""
+    """A direction is a way in which a signal can go wrong."""
 
     kind: str
     """`high` or `low`."""
@@ -46,7 +46,7 @@ LOW = Direction("low", -1)
 
 @dataclass(frozen=True)
 class ChannelSettings:
-    """How one signal is watched."""
+    """They say how one signal is watched."""
 
     window: int
     """Accepted values in the baseline."""
@@ -69,7 +69,7 @@ class ChannelSettings:
 
 @dataclass
 class Drift:
-    """One direction's sum."""
+    """It keeps one direction's sum."""
 
     threshold: float
     z: float = 0.0
@@ -116,7 +116,7 @@ class Drift:
 
 
 class Channel:
-    """One signal's baseline and sums. Deterministic; all of its state is in `state_dict`."""
+    """It has one signal's baseline and sums. It is deterministic; all of its state is in `state_dict`."""
 
     def __init__(self, settings: ChannelSettings) -> None:
         self._settings = settings

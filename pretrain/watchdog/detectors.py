@@ -1,4 +1,5 @@
-"""All detectors of a run: hard facts of one step, and drifts of signals. Pure: equal reports make equal findings.
+"""The detectors of a run look for hard facts of one step, and for drifts of signals. They are pure: equal reports make
+equal findings.
 
 Hard alarms rest on nothing fitted: what is not finite, caps, replicas that differ, and an embedding table that moved
 farther than its optimizer can move it. The values of such a step teach the soft channel nothing.
@@ -20,7 +21,7 @@ from pretrain.watchdog.signals import Growth, Signal, signals, watched_tables
 
 @dataclass(frozen=True)
 class Check:
-    """A measure of the weights that must not exceed a limit."""
+    """A check holds a measure of the weights against a limit that it must not exceed."""
 
     measure: str
     kind: str
@@ -30,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the detectors say of a step."""
+    """They are what the detectors say of a step."""
 
     alarms: tuple[Alarm, ...] = ()
     """Hard ones of this step, and soft ones for as long as their sums are above their thresholds."""
@@ -43,7 +44,7 @@ class Findings:
 
 
 class Detectors:
-    """Called once a step on every rank with the same report."""
+    """They are called once a step on every rank with the same report."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config.watchdog
@@ -85,7 +86,7 @@ class Detectors:
         self._growths = {name: Growth() for name in self._growths}
 
     def _facts(self, report: StepReport) -> Iterator[Alarm]:
-        """The hard channel."""
+        """It yields the alarms of the hard channel."""
         yield from _nonfinite(report, self._signals)
         if report.finite:
             yield from self._over_caps(report)
@@ -108,7 +109,7 @@ class Detectors:
                 yield Alarm(name, "cap", report.step, value, cap)
 
     def _values(self, report: StepReport) -> Iterator[tuple[str, float]]:
-        """What the channels look at; signals that the step lacks, or whose logarithm does not exist, are left out."""
+        """It yields what the channels look at, but no signal that the step lacks or that has no logarithm."""
         numbers = _numbers(report, self._signals)
         last_rate = self._learning_rate or report.learning_rate
         for signal in self._signals:
@@ -123,7 +124,7 @@ class Detectors:
                 yield signal.name, value
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able; goes into checkpoints."""
+        """It returns what goes into checkpoints, JSON-able."""
         return {
             "channels": {name: channel.state_dict() for name, channel in self._channels.items()},
             **{_growth_key(name): vars(growth).copy() for name, growth in self._growths.items()},
@@ -132,7 +133,10 @@ class Detectors:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A state of equal settings; what it lacks, because earlier versions watched less, is as after a start."""
+        """Go on from a state of equal settings.
+
+        What it lacks, because earlier versions watched less, is as after a start.
+        """
         for name, channel in self._channels.items():
             if name in state["channels"]:
                 channel.load_state_dict(state["channels"][name])
@@ -173,7 +177,7 @@ def _nonfinite(report: StepReport, watched: Sequence[Signal]) -> Iterator[Alarm]
 
 
 def _standing(channels: Mapping[str, Channel]) -> tuple[tuple[Alarm, ...], tuple[Alarm, ...]]:
-    """Alarms and suspects."""
+    """It returns alarms and suspects."""
     alarms, suspects = [], []
     for name, channel in channels.items():
         for direction, drift in channel.drifts.items():

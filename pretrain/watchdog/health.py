@@ -1,4 +1,4 @@
-"""When a candidate has proven healthy: steps without a suspicion, and a loss that has not moved up for good."""
+"""A candidate has proven healthy by steps without a suspicion, and a loss that has not moved up for good."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ LEVEL_FLOOR = 2e-3
 
 
 class Health:
-    """Follows the losses of accepted steps and the last unhealthy step of a run."""
+    """It follows the losses of accepted steps and the last unhealthy step of a run."""
 
     def __init__(self, horizon: int) -> None:
         self.horizon = horizon

@@ -1,4 +1,4 @@
-"""Whether the loss still falls: the witness against alarms of other signals."""
+"""Whether the loss still falls is a witness against alarms of other signals."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SIGMAS = 2.0
 
 @dataclass(frozen=True)
 class LossTrend:
-    """The last finite losses of a run, by step; goes into checkpoints, and back with them."""
+    """It has the last finite losses of a run, by step; it goes into checkpoints, and back with them."""
 
     losses: tuple[tuple[int, float], ...] = ()
 

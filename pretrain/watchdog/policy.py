@@ -1,6 +1,6 @@
-"""The policy: from what the detectors have found to what is done about it.
+"""The policy decides, from what the detectors have found, what is done about it.
 
-Pure functions of values that are equal on all ranks, so all ranks come to the same verdict.
+Its functions are pure, and their arguments are equal on all ranks, so all ranks come to the same verdict.
 
     memory fault (replicas differ, unreachable)        -> rollback, same samples again (REPLAY)
     drift: loss; TEV with any second suspicion;
@@ -46,7 +46,7 @@ MAX_VETOES_IN_A_ROW = 50
 
 @dataclass(frozen=True)
 class JudgeInput:
-    """All that a verdict rests on."""
+    """It is all that a verdict rests on."""
 
     alarms: tuple[Alarm, ...]
     """Of this step."""
@@ -62,7 +62,7 @@ class JudgeInput:
 
     @property
     def attempt(self) -> int:
-        """Of this step."""
+        """It is the attempt of this step."""
         return self.state.attempt + 1
 
     def of_kind(self, kinds: Sequence[str]) -> tuple[Alarm, ...]:
@@ -89,8 +89,8 @@ def judge(given: JudgeInput, config: RunConfig) -> Verdict:
 
 
 def judge_finite(report: StepReport, state: TrainState) -> Verdict:
-    """The judge of a run without a watchdog: it withholds updates from non-finite losses or gradients, and ends a run
-    that has nothing else any more."""
+    """This judge of a run without a watchdog withholds updates from non-finite losses or gradients, and ends a run that
+    has nothing else any more."""
     if report.finite:
         return Verdict(Action.PROCEED)
     reason = f"loss {report.loss} and gradient norm {report.gradient_norm} at step {report.step}"
@@ -136,7 +136,7 @@ def _by_loss(alarm: Alarm) -> bool:
 
 
 def _withhold(bad: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> Verdict:
-    """It vetoes one update, but not one after the other."""
+    """It vetoes one update, but not too many one after the other."""
     report, row = given.report, given.state.vetoes_in_a_row
     reason = _summary(bad) or f"non-finite loss {report.loss} and gradient norm {report.gradient_norm}"
     budget = veto_budget(given.history, config, given.attempt)

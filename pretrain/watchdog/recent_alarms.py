@@ -1,4 +1,4 @@
-"""Which signals have lately alarmed: for the rules that ask for two of them within some steps."""
+"""It remembers which signals have lately alarmed, for the rules that ask for two of them within some steps."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ def family(signal: str) -> str:
 
 @dataclass(frozen=True)
 class Sighting:
-    """The last time that a family was seen drifting."""
+    """A sighting is the last time that a family was seen drifting."""
 
     step: int
     alarm: Alarm
@@ -35,9 +35,9 @@ class Sighting:
 
 @dataclass(frozen=True)
 class RecentAlarms:
-    """Drifts of the last `PAIR_WINDOW` steps: one alarm and one suspicion of each family at most.
+    """They are the drifts of the last `PAIR_WINDOW` steps: one alarm and one suspicion of each family at most.
 
-    Part of the state of the run: it goes into checkpoints, and back with them.
+    They are part of the state of the run: they go into checkpoints, and back with them.
     """
 
     sightings: tuple[Sighting, ...] = ()

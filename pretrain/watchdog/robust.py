@@ -1,4 +1,4 @@
-"""Robust statistics: median, spread, and the error of a median.
+"""This module computes robust statistics: median, spread, and the error of a median.
 
 All arithmetic is selection, or IEEE operations element by element, so hosts of one run agree to the bit.
 """

@@ -1,4 +1,4 @@
-"""From a verdict to the rollback that it asks for."""
+"""This module plans the rollback that a verdict asks for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from pretrain.watchdog.policy import LEARNING_RATE_FACTOR, WIDTH, JudgeInput, re
 
 @dataclass(frozen=True)
 class RollbackPlan:
-    """What a rollback is to do; which candidate there is for it, the checkpoint manager knows."""
+    """It says what a rollback is to do; which candidate there is for it, the checkpoint manager knows."""
 
     limit_step: int
     """Back to the newest certified checkpoint up to this step; where there is none so old, to the oldest."""
@@ -31,7 +31,7 @@ def plan_rollback(
 ) -> RollbackPlan:
     """It plans what a ROLLBACK verdict on this input asks for.
 
-    `draws`: step -> draws of the last steps of this lineage, without gaps, up to the judged one.
+    `draws` maps the last steps of this lineage, without gaps, up to the judged one, to their ranges of samples.
     """
     remedy = verdict.remedy
     assert remedy is not None, "a rollback has a remedy"
@@ -57,7 +57,7 @@ def plan_rollback(
 def _window(
     onset: int, step: int, width: int, draws: Mapping[int, SampleRange], config: RunConfig
 ) -> SampleRange:
-    """It returns draws from a margin before the onset, or from the oldest step that is remembered, to some steps'
+    """It returns the samples from a margin before the onset, or from the oldest step that is remembered, to some steps'
     worth on."""
     first = max(onset - width * config.watchdog.margin, min(draws))
     after = width * config.watchdog.skip_after * config.data.global_batch_size

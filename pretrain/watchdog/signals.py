@@ -1,4 +1,4 @@
-"""The signals that drifts are looked for in: one table, with one row a signal.
+"""The signals that drifts are looked for in stand in one table, with one row a signal.
 
 TEV grows for the whole run, in waves: its level is held against a short past, which catches jumps, and a creeping drift
 is sought in its growth over blocks of steps, in units of what the updates could have made of it. The mean row moves at
@@ -42,7 +42,7 @@ _SUDDEN_FALL = replace(LOW, allowance=2.0)
 
 @dataclass(frozen=True)
 class Signal:
-    """How one signal is read off a report, and watched."""
+    """It says how one signal is read off a report, and watched."""
 
     name: str
     channel: ChannelSettings
@@ -56,7 +56,7 @@ class Signal:
 
     @property
     def measure(self) -> str:
-        """The number in the report that it comes from."""
+        """It names the number in the report that the signal comes from."""
         return self.growth_of or self.name
 
     def value(self, number: float, last_rate: float) -> float | None:
@@ -72,7 +72,7 @@ class Signal:
 
 @dataclass
 class Growth:
-    """Change of TEV in blocks of steps, by what the learning rates could have made of it."""
+    """It follows the change of TEV in blocks of steps, by what the learning rates could have made of it."""
 
     start: float | None = None
     """TEV at the block's start."""

@@ -1,4 +1,4 @@
-"""The watchdog: from the report of a step to a verdict, the same on every rank.
+"""The watchdog turns the report of a step into a verdict, the same on every rank.
 
 What it carries from step to step is in its state, which goes into checkpoints and comes back with them. What must
 not be forgotten by going back (budgets, skips, what was tried) is in the ledger (`history`).
@@ -21,11 +21,11 @@ from pretrain.watchdog.recent_alarms import RecentAlarms
 from pretrain.watchdog.rollback_plan import RollbackPlan, plan_rollback
 
 REMEMBERED_STEPS = 4096
-"""Steps whose draws are kept, for the skip of a rollback."""
+"""Steps whose ranges of samples are kept, for the skip of a rollback."""
 
 
 class Watchdog:
-    """Detectors, memory of alarms, health of candidates; the policy judges on what they say."""
+    """It has detectors, recent alarms and the health of candidates; the policy judges on what they say."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -45,7 +45,7 @@ class Watchdog:
 
     @property
     def suspicious(self) -> bool:
-        """It says whether the next step deserves a dense look."""
+        """It says whether the next step deserves a full look."""
         return bool(self.findings.alarms or self.findings.suspects)
 
     @property
@@ -66,9 +66,9 @@ class Watchdog:
     def judge(
         self, report: StepReport, state: TrainState, history: RunHistory, draws: SampleRange
     ) -> Verdict:
-        """Look at a step and say what to do; called once for every step, on every rank.
+        """Look at a step and say what to do; it is called once for every step, on every rank.
 
-        `state` is that before the step, `draws` are those of its samples.
+        `state` is that before the step, `draws` the range of its samples.
         """
         self._remember(report.step, draws)
         self.switch = self._switch_at(state)
@@ -106,7 +106,7 @@ class Watchdog:
         return plan_rollback(verdict, self.given, self._draws, self._config)
 
     def draws_since(self, step: int) -> tuple[SampleRange, ...]:
-        """It returns the draws of the steps from this one on, as far as they are remembered."""
+        """It returns the ranges of samples of the steps from this one on, as far as they are remembered."""
         return tuple(draws for at, draws in sorted(self._draws.items()) if at >= step)
 
     def _remember(self, step: int, draws: SampleRange) -> None:
