@@ -2,7 +2,8 @@
 
 import hashlib
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -93,7 +94,8 @@ def train(
     state = trainer.resume(state)
     if restored:
         restored.restore_random_state()
-    state = run_to_its_end(trainer, state, parts.ledger)
+    with end_recorded(trainer, parts.ledger):
+        state = trainer.run(state)
     for line in closing_lines(config, trainer.validation_loss, parts.validation, config.model.loss_unit):
         metrics.event(state.step, line)
     return state
@@ -196,18 +198,18 @@ def make_trainer(
     return Trainer(config, collaborators)
 
 
-def run_to_its_end(trainer: Trainer, state: TrainState, ledger: RunLedger) -> TrainState:
-    """Train, and record in the ledger how the run ended."""
+@contextmanager
+def end_recorded(trainer: Trainer, ledger: RunLedger) -> Iterator[None]:
+    """Record in the ledger how the run inside of it ended: it was done, asked to stop, or given up."""
     try:
-        state = trainer.run(state)
+        yield
     except Preempted:
         ledger.append(record(Kind.PREEMPTED, trainer.state))
         raise
     except TrainingDiverged as error:
         ledger.append(record(Kind.STOPPED, trainer.state, code=error.exit_code, reason=str(error)))
         raise
-    ledger.append(record(Kind.DONE, state))
-    return state
+    ledger.append(record(Kind.DONE, trainer.state))
 
 
 def identity_fields(config: RunConfig, layout: Plan) -> dict[str, Any]:
