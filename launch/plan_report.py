@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
+from pretrain.plan.batch import BatchEquation
 from pretrain.plan.plan import Plan, Stage
 
 Rows = Iterator[tuple[str, str]]
@@ -53,7 +54,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     """It returns the plan with everything derived from it, in plain JSON types."""
     return {
         **asdict(plan),
-        "batch": {**asdict(plan.batch), "samples": plan.batch.samples, "tokens": plan.batch.tokens},
+        "batch": batch_document(plan.batch),
         "parameters": {
             **plan.parameters.parts,
             "total": plan.parameters.total,
@@ -63,6 +64,13 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "tokens": plan.tokens,
         "tokens_per_parameter": plan.tokens_per_parameter,
     }
+
+
+def batch_document(batch: BatchEquation) -> dict[str, int]:
+    """It returns the batch equation; scripts know the tokens of a sample as `sequence_length`."""
+    equation = asdict(batch)
+    length = equation.pop("tokens_per_sample")
+    return {**equation, "sequence_length": length, "samples": batch.samples, "tokens": batch.tokens}
 
 
 def problem_document(message: str, problems: tuple[Problem, ...]) -> dict[str, Any]:

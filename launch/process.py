@@ -20,6 +20,7 @@ from launch.outcome import Ending, last_step, outcome_of
 from launch.ranks import children, find_ranks, send
 from launch.reap import reap
 from launch.remote import on_hosts
+from pretrain.run_folder import METRICS
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.2
@@ -154,7 +155,7 @@ def run(command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
 def run_to_end(command: Command, options: LaunchOptions, run_folder: Path, steps: int) -> int:
     """It trains for `steps` steps in one launch, says why that failed if it did, and returns the exit code."""
     ending = run(command, options, run_folder)
-    outcome = outcome_of(ending, last_step(run_folder / "metrics.jsonl"), steps)
+    outcome = outcome_of(ending, last_step(run_folder / METRICS), steps)
     if outcome.reason:
         note(outcome.reason)
     return outcome.exit_code

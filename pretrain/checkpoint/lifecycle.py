@@ -66,11 +66,12 @@ def by_preference(
     *,
     oldest: bool = False,
 ) -> tuple[AnyCandidate, ...]:
-    """It returns those of at most this step, certified ones first, each kind newest (or oldest) first. Of two that are
-    alike in this, the one that was found first comes first."""
-    sign = 1 if oldest else -1
-    within = [one for one in found if one.step <= limit_step]
-    return tuple(sorted(within, key=lambda one: (not is_certified(one), sign * one.step)))
+    """It returns those of at most this step, certified ones first, each kind newest (or oldest) first.
+
+    `found` has the newest of two of the same step first.
+    """
+    within = sorted((one for one in found if one.step <= limit_step), key=lambda one: -one.step)
+    return tuple(sorted(reversed(within) if oldest else within, key=lambda one: not is_certified(one)))
 
 
 def candidates(checkpoints: Path) -> Candidates:

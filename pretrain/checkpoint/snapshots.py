@@ -74,7 +74,7 @@ class SnapshotStore:
     def choose(self, limit_step: int, *, oldest: bool = False) -> Snapshot | None:
         """It returns the newest (or oldest) certified snapshot of at most this step; if none is certified, the newest
         (or oldest) one."""
-        found = by_preference(self._snapshots, lambda one: one.certified, limit_step, oldest=oldest)
+        found = by_preference(self._snapshots[::-1], lambda one: one.certified, limit_step, oldest=oldest)
         return found[0] if found else None
 
     def certify(self, step: int) -> None:

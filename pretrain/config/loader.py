@@ -29,6 +29,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     table = read_toml(Path(path))
     problems = [problem for text in overrides if (problem := apply_override(table, text))]
+    data = table.get("data")
+    if isinstance(data, dict) and "kind" in data:
+        problems.append(Problem("data.kind", "unknown key", "the kind of data follows from model.kind", ""))
     try:
         # Strict JSON mode: no silent conversion such as true -> 1 or "8" -> 8, yet lists become tuples.
         text = json.dumps(with_kind_of_data(table), default=str)

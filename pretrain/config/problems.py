@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
 from pretrain.config.keys import is_section, nearest, sections_of, walk, without_kinds
@@ -39,6 +39,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
     A section or key that is missing because its name is misspelled is reported once, as the misspelling.
     """
     details = [located(model, detail) for detail in error.errors(include_url=False)]
+    details += [hidden for detail in details for hidden in hidden_by_kind(model, detail)]
     unknown = [
         (key, value, suggest(model, key))
         for detail in details
@@ -58,6 +59,18 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
 def located(model: type[BaseModel], detail: ErrorDetails) -> ErrorDetails:
     """It returns the same error at the key as users write it."""
     return {**detail, "loc": without_kinds(model, detail["loc"])}
+
+
+def hidden_by_kind(model: type[BaseModel], detail: ErrorDetails) -> Iterator[ErrorDetails]:
+    """It yields what else is wrong in a section whose `kind` is unknown, which is then judged as one of the first."""
+    if detail["type"] == "union_tag_invalid":
+        first, *_ = sections_of(model.model_fields[str(detail["loc"][0])]).values()
+        keys = {key: value for key, value in detail["input"].items() if key != "kind"}
+        try:
+            first.model_validate_json(json.dumps(keys), strict=True)
+        except ValidationError as error:
+            for hidden in error.errors(include_url=False):
+                yield {**hidden, "loc": (*detail["loc"], *hidden["loc"])}
 
 
 def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) -> bool:
@@ -102,7 +115,7 @@ def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
             f"{key}.kind",
             f"must be {kinds}",
             f"for example kind = {kinds.split(',')[0]}",
-            toml(detail["ctx"]["tag"]),
+            toml(detail["input"]["kind"]),
         )
     example = working_value(model, key)
     if detail["type"] == "missing":
@@ -112,7 +125,10 @@ def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
 
 
 def working_value(model: type[BaseModel], key: str) -> str:
-    """It returns a line of TOML that sets `key` to a value that would work, or a section's heading; else nothing."""
+    """It returns a line of TOML that sets `key` to a value that would work, or a section's heading; else nothing.
+
+    A task gives its own examples with the field: `Field(examples=[8])`.
+    """
     name = re.sub(r"\[\d+\]", "[]", key)
     field = dict(walk(model)).get(name)
     if field is None:
@@ -121,7 +137,8 @@ def working_value(model: type[BaseModel], key: str) -> str:
         return f"{known_name(name)} = {example}"
     if is_section(field):
         return f"[{name}]"
-    return f"{known_name(name)} = {toml(field.default)}"
+    value = field.examples[0] if field.examples else field.default
+    return "" if value is PydanticUndefined else f"{known_name(name)} = {toml(value)}"
 
 
 def belongs_to(model: type[BaseModel], key: str) -> str:

@@ -184,8 +184,13 @@ class RunConfig(Section):
 
 
 def with_kind_of_data(table: Any) -> Any:
-    """It returns a table of settings whose [data] says what kind it is of: users name the task alone; that follows."""
+    """It returns a table of settings whose [data] says what kind it is of: users name the task alone; that follows.
+
+    Where the task is unknown, so that [data] cannot be judged, it is taken for the first one's.
+    """
     if not isinstance(table, dict) or not isinstance(table.get("data"), dict):
         return table
-    section = DATA.get(MODELS.kind_in(table.get("model", {})))
-    return {**table, "data": {"kind": kind_of(section), **table["data"]}} if section else table
+    kind = MODELS.kind_in(table.get("model", {}))
+    first, *_ = DATA.values()
+    section = DATA.get(kind, first) if isinstance(kind, str) else first
+    return {**table, "data": {**table["data"], "kind": kind_of(section)}}

@@ -3,7 +3,7 @@
 B  samples in a micro-batch, S  tokens in a sequence, W  rows of the vocabulary on this rank
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from pretrain.fault_injection.plan import FaultPlan
 LEARNING_RATE_FACTOR = 20.0
 
 
-class HookFault(PlannedFault):
+class HookFault(PlannedFault, ABC):
     """Its hook is there during the steps of the plan and gone afterwards."""
 
     def __init__(self, plan: FaultPlan, config: RunConfig, mesh: ParallelMesh) -> None:
@@ -75,8 +75,12 @@ class InfiniteLoss(HookFault):
         impossible[0] = not self.mesh.tensor.first
         return logits_BSW.masked_fill(impossible, float("-inf"))
 
-    def _inflate(self, head: nn.Module, arguments: Any, outputs: Tensor) -> Tensor | None:
-        return outputs + float("inf") if head.training else None
+    def _inflate(self, head: nn.Module, arguments: Any, outputs: Any) -> Any:
+        if not head.training:
+            return None
+        if isinstance(outputs, tuple):
+            return (outputs[0] + float("inf"), *outputs[1:])
+        return outputs + float("inf")
 
 
 class HighLearningRate(PlannedFault):

@@ -1,6 +1,6 @@
 """Faults of samples go by the samples' draws, so that a skip avoids them."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,7 +49,7 @@ class AlteredBatches(WrappedBatches):
         return batch
 
 
-class SampleFault(PlannedFault):
+class SampleFault(PlannedFault, ABC):
     """Something is wrong with the samples that these steps have when nothing is skipped before them."""
 
     def wrap_batches(self, stream: BatchStream[Any, Any]) -> Batches:

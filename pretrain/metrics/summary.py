@@ -9,6 +9,7 @@ from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.optim.registry import make_optimizer
 from pretrain.plan.plan import Plan
+from pretrain.run_folder import TENSORBOARD
 from pretrain.runtime.kernels import Kernels
 
 
@@ -37,13 +38,13 @@ def closing_lines(
     if loss is None:
         lines.append(f"nothing was left to do; surefoot inspect {folder} tells how it ended")
     else:
-        lines.append(f"final validation loss {loss:.4f} {loss_unit}{unigram_baseline(validation)}")
+        lines.append(f"final validation loss {loss:.4f} {loss_unit}{baseline_loss(validation)}")
     if config.journal.tensorboard:
-        lines.append(f"curves: {program('tensorboard')} --logdir {folder / 'tensorboard'}")
+        lines.append(f"curves: {program('tensorboard')} --logdir {folder / TENSORBOARD}")
     return lines
 
 
-def unigram_baseline(validation: ValidationSet) -> str:
+def baseline_loss(validation: ValidationSet) -> str:
     """It tells the loss that the data itself knows, for the model's to be compared with."""
     baseline = validation.baseline
     if baseline is None:

@@ -54,7 +54,7 @@ _NOT_CURVES = {
     "validation_seconds",
 }
 
-_TEV = re.compile(r"tev(_\w+)?_(mean|std|p99|max|reach)")
+_TEV = re.compile(r"tev(_\w+)?_(mean|std|p99|max)|tev_reach")
 """Token embedding variability of the embedding table, or of another one by its name: `tev_mean`, `tev_head_mean`."""
 
 _VALIDATION = "validation_"

@@ -4,7 +4,7 @@ B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
 F  feed-forward size on this tensor rank; everything else is complete on every rank
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -52,7 +52,7 @@ class FeedForward(nn.Module):
         return self.down(F.gelu(h))
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module, ABC):
     """A block is a residual stream that runs around branches f; a subclass says which, in `run`.
 
     `pre` norms: x + f(norm(x)) (Xiong et al. 2020, arXiv 2002.04745); `post`: norm(x + f(x)) (Vaswani et al. 2017,

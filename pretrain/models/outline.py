@@ -47,7 +47,8 @@ class TableSize:
     """Of the real vocabulary; those behind them are padding."""
     columns: int
     measures: str
-    """Token embedding variability of the table is reported under this name: `tev_mean`, `tev_std` and so on."""
+    """Token embedding variability of the table is reported under this name: `tev_mean`, `tev_std` and so on. It begins
+    with `tev`, by which the watchdog knows that several tables are one witness."""
     watched: bool = True
     """Tables that inputs are looked up in are watched at every step; a head's is measured where that is asked for."""
     input: int | None = None
@@ -115,6 +116,8 @@ class Outline:
     layers: tuple[LayerSize, ...]
     parts: Mapping[str, str] = field(default_factory=dict)
     """Parts that parameters belong to, in the order of reports, each with what to say where it has none."""
+    handed_on: int = 1
+    """Tensors with a gradient that a layer hands to the next one, as an encoder's states beside the decoder's."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

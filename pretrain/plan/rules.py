@@ -5,7 +5,6 @@ from math import gcd
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
-from pretrain.section import kind_of
 
 Rule = Callable[[RunConfig, int], Iterator[Problem]]
 
@@ -110,13 +109,6 @@ def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Problem]:
         )
 
 
-def data_fits_task(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """The [data] section must be that of the task."""
-    if not isinstance(config.data, config.model.data_section):
-        rule = f"holds no data for model.kind = {config.model.kind}"
-        yield Problem("data", rule, f"for example data of kind {kind_of(config.model.data_section)}")
-
-
 def model_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """It yields what the task says against its model on these ranks."""
     yield from config.model.problems(config.data, config.parallel)
@@ -181,7 +173,6 @@ RULES: tuple[Rule, ...] = (
     batch_divides,
     zero_fits_pipeline,
     blocks_fill_stages,
-    data_fits_task,
     model_fits,
     optimizer_fits,
     schedule_fits_run,

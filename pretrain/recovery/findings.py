@@ -10,8 +10,6 @@ from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.watchdog import Watchdog
 
 NONE: frozenset[str] = frozenset()
-ODD_RANK = ("replicas_odd_rank", "tev_reach_rank")
-"""Measures that name the rank whose memory is at fault."""
 
 
 class FindingsLog:
@@ -25,7 +23,7 @@ class FindingsLog:
         self._hosts = hosts
         self._alarmed, self._suspected = NONE, NONE
         """Signals that the ledger has last heard of."""
-        self._odd_rank: float | None = None
+        self._odd_rank: int | None = None
         """Whose memory the ledger has last been told to suspect."""
         self._left_alone = False
         """Whether the step before had alarms that nothing is done about."""
@@ -56,11 +54,11 @@ class FindingsLog:
         return news
 
     def _new_host(self, report: StepReport) -> list[tuple[Kind, dict[str, object]]]:
-        odd = next((report.measures[name] for name in ODD_RANK if name in report.measures), None)
+        odd = self._watchdog.odd_rank(report)
         if odd is None or odd == self._odd_rank:
             return []
         self._odd_rank = odd
-        return [(Kind.HOST_SUSPECT, {"rank": int(odd), "host": self._hosts[int(odd)]})]
+        return [(Kind.HOST_SUSPECT, {"rank": odd, "host": self._hosts[odd]})]
 
     def _new_signals(self, verdict: Verdict) -> list[tuple[Kind, dict[str, object]]]:
         findings = self._watchdog.findings

@@ -49,7 +49,7 @@ def main() -> int:
         "collective": problem,
         "devices": devices,
         "cuda": torch.version.cuda or "",
-        "kernels": f"{'apex' if kernels.fused_norms else 'torch'} fused optimizers, {kernels.description}",
+        "kernels": f"{'apex' if kernels.fused_norms else 'torch'} fused Adam, {kernels.description}",
     }
     print(json.dumps(findings))
     return 1 if problem else 0

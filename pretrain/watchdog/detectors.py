@@ -27,6 +27,8 @@ class Check:
     kind: str
     """Of the alarm."""
     limit: float
+    rank: str
+    """Measure that names the rank whose memory is at fault, where one alone is."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Detectors:
             for key, value in _curves(name, channel).items()
         }
         return Findings((*facts, *alarms), suspects, scalars, calibrated)
+
+    def odd_rank(self, report: StepReport) -> int | None:
+        """It returns the rank whose memory is at fault, by the last check that names one; none names none."""
+        named = [report.measures[check.rank] for check in self._checks if check.rank in report.measures]
+        return int(named[-1]) if named else None
 
     def rebaseline(self) -> None:
         """Signals are about to change on purpose: drifts count anew after 64 values."""
@@ -150,8 +157,8 @@ def checks(config: RunConfig) -> Iterator[Check]:
     """It yields the checks of the weights: of every table, and of copies."""
     if config.watchdog.reach:
         for prefix in watched_tables(config):
-            yield Check(f"{prefix}_reach", "reach", 1.0)
-    yield Check("replicas_differ", "replicas", 0.0)
+            yield Check(f"{prefix}_reach", "reach", 1.0, rank=f"{prefix}_reach_rank")
+    yield Check("replicas_differ", "replicas", 0.0, rank="replicas_odd_rank")
 
 
 def _growth_key(signal: str) -> str:

@@ -87,6 +87,10 @@ class Watchdog:
         self.digest = digest_of(verdict, self.findings, history, draws)
         return verdict
 
+    def odd_rank(self, report: StepReport) -> int | None:
+        """It returns the rank whose memory is at fault, where the measures of a step name one."""
+        return self._detectors.odd_rank(report)
+
     def rebaseline(self) -> None:
         """Begin baselines anew: something about the run changes on purpose, and with it the signals."""
         self._detectors.rebaseline()

@@ -94,7 +94,8 @@ class PairConfig(TransformerConfig, TaskConfig):
                 *(decoder_size(self, f"decoder_{number:02d}") for number in decoders),
                 final_norm_size(self),
                 head_size(self, self.target, TARGET_LENGTH, tied_to=target.tied_to or target.name),
-            )
+            ),
+            handed_on=2,
         )
 
     def problems(self, data: DataConfig, parallel: ParallelConfig) -> Iterator[Any]:
@@ -260,13 +261,7 @@ def padded(samples: int, length: int, vocabulary: int, generator: torch.Generato
 
 
 def pair_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
-    """It returns the engine of a run, with the task in the registry.
-
-    What flows between stages is not cut over tensor ranks: DeepSpeed can cut but one tensor that has a gradient, and
-    here two have one.
-    """
+    """It returns the engine of a run, with the task in the registry."""
     planned = plan(config, mesh.world_size)
-    whole = {"pipe_partitioned": False, "grad_partitioned": False}
-    planned = replace(planned, deepspeed={**planned.deepspeed, "pipeline": whole})
     with patch.dict(TASKS, {"pair": Pair()}):  # type: ignore[arg-type]
         return assemble_engine(config, planned, mesh, detect_kernels())

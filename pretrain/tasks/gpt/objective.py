@@ -1,4 +1,4 @@
-"""The objective is what is minimised, one object per task.
+"""The objective of a GPT: it predicts the next token.
 
 B  samples in a micro-batch, S  tokens in a sequence, W  vocabulary rows on this tensor rank
 """

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from support.courses import Losses, largest_difference
 from support.distributed import run_distributed
 from support.training import VOCABULARY, make_batches, make_engine, make_mesh, proceed
 
-from pretrain.config.loader import load_config
+from pretrain.config.loader import dump_config, load_config
 from pretrain.config.run import RunConfig
 from pretrain.plan.plan import plan
 
@@ -94,7 +95,7 @@ WORLD_SIZE = 4
 
 def tiny(name: str, folder: Path, **parallel: int) -> RunConfig:
     """It returns the configuration with small dimensions: everything that is not a size stays."""
-    document: dict[str, Any] = load(name).model_dump(mode="json", exclude_none=True)
+    document: dict[str, Any] = tomllib.loads(dump_config(load(name)))
     document["run"].update(steps=100)
     document["schedule"].update(warmup_steps=10)
     document["model"].update(num_layers=4, hidden_size=32, vocabulary_size=VOCABULARY)

@@ -227,7 +227,7 @@ def test_every_suggested_value_is_accepted(base: Path, key: str) -> None:
     section, _, name = key.rpartition(".")
     kinds = sections_of(RunConfig.model_fields[section]) if section in RunConfig.model_fields else {}
     kind = next((kind for kind, of in kinds.items() if kind and name in of.model_fields), None)
-    chosen = [f"{section}.kind={kind}"] if kind else []
+    chosen = [f"{section}.kind={kind}"] if kind and section != "data" else []
     load_config(base, [*chosen, f"{section}.{working_value(RunConfig, key)}"])
 
 
@@ -245,6 +245,28 @@ def test_a_key_of_another_kind_of_section_is_told_as_such(base: Path) -> None:
     ]
     (problem,) = problems_of(base, "optimizer.kind=adam")
     assert str(problem) == ('optimizer.kind = "adam": must be "adamw", "sgd"; for example kind = "adamw"')
+
+
+def test_a_kind_of_no_text_is_an_error_like_any_other(base: Path) -> None:
+    for value in ("[1]", "true", "3"):
+        problems = problems_of(base, f"model.kind={value}")
+        assert [problem.key for problem in problems] == ["model.kind"]
+        assert problems[0].value == value
+
+
+def test_an_unknown_kind_hides_nothing_else(base: Path) -> None:
+    found = problems_of(base, "model.kind=bert", "model.num_layers=x", "model.wdith=3", "data.shuffle=3")
+    assert {problem.key for problem in found} >= {
+        "model.kind",
+        "model.num_layers",
+        "model.wdith",
+        "data.shuffle",
+    }
+
+
+def test_the_kind_of_data_is_not_the_user_s_to_choose(base: Path) -> None:
+    (problem,) = problems_of(base, "data.kind=text")
+    assert str(problem) == "data.kind: unknown key; the kind of data follows from model.kind"
 
 
 def test_a_section_is_of_the_first_kind_where_it_names_none(base: Path, tmp_path: Path) -> None:

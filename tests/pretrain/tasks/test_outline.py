@@ -95,7 +95,9 @@ def mismatches(
         found += [f"{layer.name}: {words}" for words in parameters(layer, module, tensor)]
         found += [f"{layer.name}: {words}" for words in attentions(layer, module)]
         found += [f"{layer.name}: {words}" for words in table(layer, module, tensor)]
-    heads, looked_up = run(model, inputs)
+    heads, looked_up, handed_on = run(model, inputs)
+    if handed_on != outline.handed_on:
+        found.append(f"{outline.handed_on} tensors are handed on, but {handed_on} by the layers built")
     for layer, module in zip(outline.layers, model.layers, strict=True):
         for attention in layer.attentions:
             there = heads.get(id(dict(module.named_modules()).get(attention.module)))
@@ -167,18 +169,26 @@ def table(layer: LayerSize, module: nn.Module, tensor: int) -> Iterator[str]:
     real = list(range(first, min(first + len(weight), layer.table.rows)))
     if used != real:
         yield f"real rows on rank {rank} are {real[:1]} to {real[-1:]}, but {used[:1]} to {used[-1:]} built"
+    if not layer.table.measures.startswith("tev"):
+        yield f"{layer.table.measures} does not begin with tev"
     if weight.shape[1] != layer.table.columns:
         yield f"{layer.table.columns} columns, but {weight.shape[1]} built"
 
 
-def run(model: SequentialLayers, inputs: tuple[Tensor, ...]) -> tuple[dict[int, int], dict[int, int]]:
-    """By id of the module: heads of every attention on this rank; which input every embedding looks up."""
+def run(model: SequentialLayers, inputs: tuple[Tensor, ...]) -> tuple[dict[int, int], dict[int, int], int]:
+    """By id of the module: heads of every attention on this rank; which input every embedding looks up. And the most
+    tensors with a gradient that a layer hands on."""
     heads: dict[int, int] = {}
+    handed_on: list[int] = []
     looked_up: dict[int, int] = {}
     embed = VocabularyParallelEmbedding.forward
 
     def count(core: nn.Module, arguments: tuple[Any, ...]) -> None:
         heads[id(core)] = arguments[0].shape[1]
+
+    def carry(layer: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        handed_on.append(sum(tensor.requires_grad for tensor in tensors))
 
     def note(module: VocabularyParallelEmbedding, ids: Tensor) -> Tensor:
         looked_up[id(module)] = next(i for i, known in enumerate(inputs) if torch.equal(known, ids))
@@ -187,9 +197,11 @@ def run(model: SequentialLayers, inputs: tuple[Tensor, ...]) -> tuple[dict[int, 
     for module in model.modules():
         if isinstance(module, AttentionCore):
             module.register_forward_pre_hook(count)
-    with patch.object(VocabularyParallelEmbedding, "forward", note), torch.no_grad():
+    for layer in model.layers:
+        layer.register_forward_hook(carry)
+    with patch.object(VocabularyParallelEmbedding, "forward", note):
         model.eval()(*inputs)
-    return heads, looked_up
+    return heads, looked_up, max(handed_on)
 
 
 # What must agree
@@ -267,8 +279,13 @@ WRONG: dict[str, tuple[Callable[[Outline], Outline], str]] = {
     "a module": (lambda o: with_attention(o, 2, module="attention"), "attentions ['attention'], but"),
     "heads": (lambda o: with_attention(o, 2, heads=8), "has 4 heads of 8"),
     "rows": (lambda o: with_table(o, 0, rows=301), "embedding: real rows on rank 0 are"),
+    "measures": (lambda o: with_table(o, 0, measures="source"), "source does not begin with tev"),
     "columns": (lambda o: with_table(o, 0, columns=31), "embedding: 31 columns, but 32 built"),
     "an input": (lambda o: with_table(o, 0, input=None), "embedding: input None is to be looked up, not 0"),
+    "what is handed on": (
+        lambda o: replace(o, handed_on=2),
+        "2 tensors are handed on, but 1 by the layers built",
+    ),
     "no input": (lambda o: with_table(o, 7, input=0), "head: input 0 is to be looked up, not None"),
 }
 

@@ -1,4 +1,4 @@
-"""Signals of the watchdog: dense looks on demand, the ranks' digest, AdamW's reach, copies that differ."""
+"""Signals of the watchdog: full looks on demand, the ranks' digest, AdamW's reach, copies that differ."""
 
 import math
 from functools import partial
@@ -92,7 +92,7 @@ def asked_and_not(layout: Layout) -> tuple[list[StepReport], list[StepReport], l
 @pytest.mark.parametrize(
     "layout", [Layout(data=2, zero=2, accumulation=3), Layout(pipeline=2, accumulation=3)], ids=str
 )
-def test_a_dense_look_on_demand_sees_what_one_by_number_sees(layout: Layout) -> None:
+def test_a_full_look_on_demand_sees_what_one_by_number_sees(layout: Layout) -> None:
     for ours, always, changed in run_distributed(asked_and_not, 2, layout):
         assert changed == []
         for report, full in zip(ours, always, strict=True):
