@@ -86,7 +86,7 @@ def train(
     restored = restore(parts.loader, parts.engine, parts.ledger, request)
     state = starting_state(config, parts, restored, request)
     agreed(mesh, lambda: write_config(config, mesh))
-    metrics = stack.enter_context(open_metrics(config, parts.layout, mesh, state))
+    metrics = stack.enter_context(open_metrics(config, parts, state))
     for note in parts.notes:
         metrics.event(state.step, note)
     parts.ledger.report = lambda record: report_record(metrics, record)
@@ -260,8 +260,9 @@ def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
         write_durably(config.run_folder / CONFIG, dump_config(config))
 
 
-def open_metrics(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: TrainState) -> MetricsLogger:
+def open_metrics(config: RunConfig, parts: Parts, state: TrainState) -> MetricsLogger:
     """Open the logger: rank 0 writes, the others write nothing."""
+    mesh = parts.mesh
     if mesh.rank != 0:
         return SilentLogger()
     return FileLogger(
@@ -271,9 +272,9 @@ def open_metrics(config: RunConfig, layout: Plan, mesh: ParallelMesh, state: Tra
         first_step=state.step + 1,
         undone=state.attempt - state.step,
         lineage=state.lineage,
-        flops_per_token=layout.flops_per_token,
+        flops_per_token=parts.layout.flops_per_token,
         world_size=mesh.world_size,
         device_name=mesh.device_name,
-        metrics=TASKS[config.model.kind].metrics(config.model, mesh),
+        metrics=parts.engine.evaluator.metrics,
         targets=config.model.targets,
     )

@@ -90,10 +90,15 @@ class Evaluator:
         facts = self.mesh.agree_sum(torch.tensor([share_of_loss(self.mesh, loss)], dtype=torch.float64))
         return Evaluation(float(facts), targets, self._reduced(sums))
 
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """These are the metrics of the task."""
+        return self._objective.metrics
+
     def values(self, sums: Sequence[float], loss: float) -> dict[str, float]:
         """It returns what the metrics say, by name, of sums, maybe of several evaluations, and of their mean loss."""
         values, start = {}, 0
-        for metric, size in zip(self._objective.metrics, self._sizes or (), strict=True):
+        for metric, size in zip(self.metrics, self._sizes or (), strict=True):
             values[metric.name] = metric.value(sums[start : start + size], loss)
             start += size
         return values

@@ -29,7 +29,7 @@ class Metric(ABC):
     name: str
     """Rows of metrics.jsonl have it as `validation_NAME`."""
     of_loss: ClassVar[bool] = False
-    """Whether it follows from the loss alone; it is then shown of training steps, too."""
+    """Whether it follows from the loss alone; it is then shown of training steps, too, by one rank alone."""
 
     def sums(self, outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
         """It returns what one micro-batch adds, float64 (n,), n fixed. That is summed over micro-batches and ranks.

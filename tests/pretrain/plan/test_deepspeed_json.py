@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedConfig
+from support.pair_model import pair_config
+from support.training import Layout, make_config
 
 from pretrain.config.keys import walk
 from pretrain.config.run import RunConfig
@@ -156,3 +158,17 @@ def test_broken_json_is_refused(tmp_path: Path, text: str, message: str) -> None
 def test_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"absent\.json: cannot be read"):
         effective(make(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "tensors", "uncut"),
+    [
+        (Layout(tensor=2, pipeline=2), 2, True),
+        (Layout(tensor=2, pipeline=2), 1, False),
+        (Layout(tensor=2), 2, False),
+        (Layout(pipeline=2), 2, False),
+    ],
+)
+def test_several_tensors_between_stages_are_not_cut(layout: Layout, tensors: int, uncut: bool) -> None:
+    config = pair_config(layout, {}, {}) if tensors == 2 else make_config(layout)
+    assert ("pipeline" in plan(config, layout.world_size).deepspeed) is uncut

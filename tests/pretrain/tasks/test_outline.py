@@ -138,7 +138,10 @@ def parameters(layer: LayerSize, module: nn.Module, tensor: int) -> Iterator[str
         owner = module.get_submodule(name.rpartition(".")[0])
         if stacked(owner, name) != size.stacked:
             yield f"{name} has {size.stacked} matrices, but {stacked(owner, name)} built"
-        linear = isinstance(owner, ColumnParallelLinear | RowParallelLinear | ReplicatedLinear)
+        ours = isinstance(owner, ColumnParallelLinear | RowParallelLinear | ReplicatedLinear)
+        if layer.is_block and type(owner) is nn.Linear:
+            yield f"{name} is in no layer of parallel.linear, whose spectral norm the probes know"
+        linear = ours or type(owner) is nn.Linear
         if len(size.shape) == 2 and linear == size.looked_up:
             yield f"{name} is {'' if size.looked_up else 'not '}looked up"
 
