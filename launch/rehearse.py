@@ -77,6 +77,7 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
         wanted = replace(wanted, overrides=(*wanted.overrides, "journal.console=none"))
     config = load_config(wanted.config, wanted.overrides)
     planned = FaultPlan.parse(fault, config.run.steps)
+    planned.check(config.model.outline(config.data))
     home = fresh_folder(config)
     for name, text in ((TWIN, ""), (planned.name, str(planned))):
         code = train(at(wanted, home, name, text))

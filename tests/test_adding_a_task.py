@@ -63,6 +63,8 @@ def follow_the_page(root: Path) -> list[str]:
     """Copy the packages, add the files, change the lines; returns the commands."""
     for name in PACKAGES:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("*.png"))
     commands: list[str] = []
     for block in blocks():
@@ -73,7 +75,7 @@ def follow_the_page(root: Path) -> list[str]:
         else:
             path = root / block.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            if block.language == "python":
+            if block.language == "python" and not block.path.startswith("tests/"):
                 (path.parent / "__init__.py").touch()
             path.write_text(block.text)
     return commands
@@ -85,7 +87,9 @@ def run(command: str, root: Path) -> str:
     if command.startswith("surefoot "):
         words: list[str] = [sys.executable, "-c", SUREFOOT, *command.split()[1:]]
     else:
-        words = ["sh", "-c", command]
+        program = {"python": sys.executable, "pytest": f"{sys.executable} -m pytest -p no:cacheprovider"}
+        first, *rest = command.split(" ")
+        words = ["sh", "-c", " ".join([program.get(first, first), *rest])]
     done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -99,14 +103,17 @@ def test_few_lines_change_and_the_rest_is_new() -> None:
     assert not any((ROOT / path).exists() for path in new)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_the_page_ends_in_a_run_that_has_learnt(tmp_path: Path) -> None:
     root = tmp_path / "surefoot"
     root.mkdir()
     commands = follow_the_page(root)
-    assert [command.split()[0] for command in commands] == ["cat", "cat", "surefoot", "surefoot", "surefoot"]
-    outputs = [run(command, root) for command in commands]
-    assert "accuracy" in outputs[-1]
+    programs = [command.split()[0] for command in commands]
+    assert programs == ["cat", "cat", "surefoot", "surefoot", "surefoot", "python", "pytest"]
+    *_, trained, _, tested = [run(command, root) for command in commands]
+    assert "accuracy" in trained
+    assert "2 passed" in tested, "on one rank and on two"
+    assert "classifier" in (root / "docs/configuration.md").read_text()
     rows = [json.loads(line) for line in (root / "runs/lines/metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "validation_accuracy" in row][-1]
     assert last["step"] == 80

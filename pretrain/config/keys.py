@@ -33,6 +33,16 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
                     yield inner, found
 
 
+def of_other_kinds(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """It returns the keys that a section does not have, but others of its kinds do; `location` is one of pydantic's."""
+    section, kind = str(location[0]), str(location[1]) if len(location) > 1 else ""
+    kinds = sections_of(model.model_fields[section]) if section in model.model_fields else {}
+    if not kind or kind not in kinds:
+        return set()
+    keys = {name: {key for key, _ in walk(of, f"{section}.")} for name, of in kinds.items()}
+    return set().union(*keys.values()) - keys[kind]
+
+
 def sections_of(field: FieldInfo) -> Mapping[str, type[BaseModel]]:
     """It returns the models of the keys in a field, by their kind, or by an empty string where there is but one."""
     for mark in field.metadata:
@@ -64,8 +74,10 @@ def without_kinds(model: type[BaseModel], location: tuple[int | str, ...]) -> tu
     return (location[0], *location[2:]) if location[1] in kinds else location
 
 
-def nearest(name: str, candidates: Iterable[str]) -> list[str]:
+def nearest(name: Any, candidates: Iterable[str]) -> list[str]:
     """It returns the candidates most similar to `name`: several when they tie, none when nothing is similar."""
+    if not isinstance(name, str):
+        return []
     similarity = {known: SequenceMatcher(None, name, known).ratio() for known in candidates}
     best = max(similarity.values(), default=0.0)
     return [known for known, ratio in similarity.items() if ratio == best >= LEAST_SIMILARITY]

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from pretrain.config.problems import explain
-from pretrain.config.run import RunConfig, with_kind_of_data
+from pretrain.config.run import RunConfig, tasks_meant, with_kind_of_data
 from pretrain.errors import ConfigurationError, Problem
 
 Table = dict[str, Any]
@@ -38,6 +38,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         config = RunConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
         problems += explain(RunConfig, error)
+    if not tasks_meant(table):  # [data] cannot be judged without a task
+        problems = [problem for problem in problems if problem.key.partition(".")[0] != "data"]
     if problems:
         raise ConfigurationError(f"{path}: {count(problems)}", problems)
     return config

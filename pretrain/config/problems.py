@@ -2,15 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
-from pretrain.config.keys import is_section, nearest, sections_of, walk, without_kinds
+from pretrain.config.keys import is_section, nearest, of_other_kinds, sections_of, walk, without_kinds
 from pretrain.errors import Problem
+from pretrain.section import kind_of
+from pretrain.tasks.kinds import KINDS
 
 RULES = {
     "int_type": "must be a whole number",
@@ -38,11 +40,12 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
 
     A section or key that is missing because its name is misspelled is reported once, as the misspelling.
     """
-    details = [located(model, detail) for detail in error.errors(include_url=False)]
-    details += [hidden for detail in details for hidden in hidden_by_kind(model, detail)]
+    found = error.errors(include_url=False)
+    found += [hidden for detail in found for hidden in hidden_by_kind(model, detail)]
+    details = [located(model, detail) for detail in found]
     unknown = [
-        (key, value, suggest(model, key))
-        for detail in details
+        (key, value, suggest(model, key, without=of_other_kinds(model, raw["loc"])))
+        for raw, detail in zip(found, details, strict=True)
         if detail["type"] == "extra_forbidden"
         for key, value in unknown_leaves(model, dotted(detail["loc"]), detail["input"])
     ]
@@ -62,15 +65,16 @@ def located(model: type[BaseModel], detail: ErrorDetails) -> ErrorDetails:
 
 
 def hidden_by_kind(model: type[BaseModel], detail: ErrorDetails) -> Iterator[ErrorDetails]:
-    """It yields what else is wrong in a section whose `kind` is unknown, which is then judged as one of the first."""
-    if detail["type"] == "union_tag_invalid":
-        first, *_ = sections_of(model.model_fields[str(detail["loc"][0])]).values()
-        keys = {key: value for key, value in detail["input"].items() if key != "kind"}
+    """It yields what else is wrong in a section whose `kind` is misspelled."""
+    if detail["type"] != "union_tag_invalid":
+        return
+    kinds = sections_of(model.model_fields[str(detail["loc"][0])])
+    for kind in nearest(detail["input"]["kind"], kinds)[:1]:
         try:
-            first.model_validate_json(json.dumps(keys), strict=True)
+            kinds[kind].model_validate_json(json.dumps({**detail["input"], "kind": kind}), strict=True)
         except ValidationError as error:
             for hidden in error.errors(include_url=False):
-                yield {**hidden, "loc": (*detail["loc"], *hidden["loc"])}
+                yield {**hidden, "loc": (*detail["loc"], kind, *hidden["loc"])}
 
 
 def follows(detail: ErrorDetails, details: list[ErrorDetails], meant: set[str]) -> bool:
@@ -95,28 +99,28 @@ def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tup
         yield key, value
 
 
-def suggest(model: type[BaseModel], key: str) -> list[str]:
-    """It returns the known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling."""
-    known = [name for name, _ in walk(model)]
+def suggest(model: type[BaseModel], key: str, without: Collection[str] = ()) -> list[str]:
+    """It returns the known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling.
+
+    Keys `without` are none of them.
+    """
+    known = [name for name, _ in walk(model) if name not in without]
     section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     siblings = [known_name(full) for full in known if full.rpartition(".")[0] == section]
     foreign = FOREIGN_NAMES.get(name.lower().replace("-", "_"))
     elsewhere = [full for full in known if known_name(full) == name]
     similar = [f"{key.rpartition('.')[0]}.{match}".lstrip(".") for match in nearest(name, siblings)]
-    return list(dict.fromkeys([*([foreign] if foreign else []), *elsewhere, *similar]))
+    return list(dict.fromkeys([*([foreign] if foreign in known else []), *elsewhere, *similar]))
 
 
 def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
     """It returns the problem behind one error that is not an unknown key."""
     key = dotted(detail["loc"])
     if detail["type"] == "union_tag_invalid":
-        kinds = detail["ctx"]["expected_tags"].replace("'", '"')
-        return Problem(
-            f"{key}.kind",
-            f"must be {kinds}",
-            f"for example kind = {kinds.split(',')[0]}",
-            toml(detail["input"]["kind"]),
-        )
+        kinds, given = list(sections_of(model.model_fields[key])), detail["input"]["kind"]
+        meant = (nearest(given, kinds) or kinds)[0]
+        rule = f"must be {', '.join(map(toml, kinds))}"
+        return Problem(f"{key}.kind", rule, f"for example kind = {toml(meant)}", toml(given))
     example = working_value(model, key)
     if detail["type"] == "missing":
         return Problem(key, "required", f"for example {example}" if example else "")
@@ -151,6 +155,9 @@ def belongs_to(model: type[BaseModel], key: str) -> str:
     kinds = [
         kind for kind, of in sections_of(field).items() if kind and name in dict(walk(of, f"{section}."))
     ]
+    if section == "data":  # what users choose is the task
+        tasks = [kind_of(task) for task in KINDS if kind_of(task.data_section) in kinds]
+        return f"it is a key of model.kind = {' or '.join(map(toml, tasks))}" if tasks else ""
     return f"it is a key of kind = {' or '.join(map(toml, kinds))}" if kinds else ""
 
 

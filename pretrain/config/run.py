@@ -11,6 +11,7 @@ from pydantic import Field
 
 from data_pipeline.config import DataConfig
 from parallel.config import ParallelConfig
+from pretrain.config.keys import nearest
 from pretrain.optim.config import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from pretrain.section import OneOf, Section, kind_of
 from pretrain.tasks.config import TaskConfig
@@ -184,13 +185,13 @@ class RunConfig(Section):
 
 
 def with_kind_of_data(table: Any) -> Any:
-    """It returns a table of settings whose [data] says what kind it is of: users name the task alone; that follows.
-
-    Where the task is unknown, so that [data] cannot be judged, it is taken for the first one's.
-    """
+    """It returns a table of settings whose [data] says what kind it is of: users name the task alone; that follows."""
     if not isinstance(table, dict) or not isinstance(table.get("data"), dict):
         return table
-    kind = MODELS.kind_in(table.get("model", {}))
-    first, *_ = DATA.values()
-    section = DATA.get(kind, first) if isinstance(kind, str) else first
+    section = DATA[(tasks_meant(table) or list(DATA))[0]]
     return {**table, "data": {**table["data"], "kind": kind_of(section)}}
+
+
+def tasks_meant(table: dict[str, Any]) -> list[str]:
+    """It returns the kind of task that a table of settings names, or those that are spelled like it; maybe none."""
+    return nearest(MODELS.kind_in(table.get("model", {})), DATA)

@@ -30,10 +30,7 @@ class Fault:
 
 
 class PlannedFault(Fault):
-    """It is a fault with a plan on a rank of a run.
-
-    Its constructor raises ConfigurationError where the model has nothing that the fault could strike.
-    """
+    """It is a fault with a plan on a rank of a run whose model has what the fault strikes (`FaultPlan.check`)."""
 
     def __init__(self, plan: FaultPlan, config: RunConfig, mesh: ParallelMesh) -> None:
         self.plan = plan

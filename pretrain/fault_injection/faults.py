@@ -28,4 +28,7 @@ def make_fault(plan: FaultPlan | None, config: RunConfig, mesh: ParallelMesh) ->
 
     Raises ConfigurationError where the model has nothing that the fault could strike.
     """
-    return KINDS[plan.name](plan, config, mesh) if plan else Fault()
+    if plan is None:
+        return Fault()
+    plan.check(config.model.outline(config.data))
+    return KINDS[plan.name](plan, config, mesh)

@@ -13,7 +13,6 @@ from parallel.mesh import ParallelMesh
 from pretrain.backend.setup import local_layers
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import TrainEngine
-from pretrain.errors import ConfigurationError
 from pretrain.fault_injection.fault import PlannedFault
 from pretrain.fault_injection.plan import FaultPlan
 from pretrain.models.attention import SelfAttention
@@ -37,14 +36,11 @@ class TableFault(PlannedFault):
         super().__init__(plan, config, mesh)
         self.outline = config.model.outline(config.data)
         layers = self.outline.layers
-        tables = [
+        self.layer, self.table = next(
             (i, table)
             for i in self.outline.tables
             if (table := layers[i].table) is not None and table.watched
-        ]
-        if not tables:
-            raise ConfigurationError(f"--fault {plan}: this model has no table of embeddings")
-        self.layer, self.table = tables[0]
+        )
 
 
 class BitFlip(TableFault):
@@ -115,8 +111,6 @@ class ExplodingLogits(PlannedFault):
         super().__init__(plan, config, mesh)
         outline = config.model.outline(config.data)
         blocks = [index for index in outline.blocks if outline.layers[index].attentions]
-        if not blocks:
-            raise ConfigurationError(f"--fault {plan}: this model has no attention")
         self.layer = blocks[len(blocks) // 2]
         self.attention = outline.layers[self.layer].attentions[0]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pretrain.config.keys import nearest
 from pretrain.errors import ConfigurationError
+from pretrain.models.outline import Outline
 
 _PATTERN = re.compile(r"(\w+)(?:@(\d{1,9})(?:\+(\d{1,9}))?)?")
 
@@ -16,18 +17,24 @@ class FaultKind:
 
     description: str
     steps: int = 1
+    needs: str = ""
+    """What of the outline it strikes: `table` or `attention`; empty: any model will do."""
 
 
 FAULTS: Mapping[str, FaultKind] = {
-    "poisoned_samples": FaultKind("labels of all samples of some steps are shuffled within each sample", 40),
-    "garbage_batch": FaultKind("one global batch is of random tokens"),
+    "poisoned_samples": FaultKind("targets of all samples of some steps are shuffled", 40),
+    "garbage_batch": FaultKind("one global batch has random inputs"),
     "nan_gradient": FaultKind("a gradient of the last rank is NaN"),
     "infinite_loss": FaultKind("the loss of one rank of the last stage is infinite"),
     "high_learning_rate": FaultKind("the learning rate is 20 times what it should be", 40),
-    "exponent_flip": FaultKind("the highest exponent bit of one embedding weight flips in one replica"),
-    "replica_flip": FaultKind("a middle bit of one embedding weight flips in one replica"),
-    "tev_drift": FaultKind("every step adds 0.2 % of a common vector to all rows of the embedding", 100),
-    "exploding_logits": FaultKind("query weights of one block grow 30 times"),
+    "exponent_flip": FaultKind(
+        "the highest exponent bit of one embedding weight flips in one replica", needs="table"
+    ),
+    "replica_flip": FaultKind("a middle bit of one embedding weight flips in one replica", needs="table"),
+    "tev_drift": FaultKind(
+        "every step adds 0.2 % of a common vector to all rows of the embedding", 100, "table"
+    ),
+    "exploding_logits": FaultKind("query weights of one block grow 30 times", needs="attention"),
 }
 
 
@@ -48,6 +55,19 @@ class FaultPlan:
     def covers(self, step: int) -> bool:
         """It says whether a step has the fault."""
         return self.step <= step < self.step + self.steps
+
+    def check(self, outline: Outline) -> None:
+        """It raises ConfigurationError where the model has nothing that the fault could strike."""
+        watched = any((table := outline.layers[index].table) and table.watched for index in outline.tables)
+        there = {
+            "": True,
+            "table": watched,
+            "attention": any(outline.layers[index].attentions for index in outline.blocks),
+        }
+        if not there[FAULTS[self.name].needs]:
+            others = ", ".join(name for name, kind in FAULTS.items() if there[kind.needs])
+            lack = {"table": "table of embeddings"}.get(FAULTS[self.name].needs, "attention")
+            raise ConfigurationError(f"--fault {self}: this model has no {lack}; it can have {others}")
 
     @classmethod
     def parse(cls, text: str, total_steps: int) -> "FaultPlan":

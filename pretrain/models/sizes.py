@@ -51,12 +51,10 @@ def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
     """It yields the parameters of a block in the order of its module."""
     D, F, Q = config.hidden_size, config.ffn_size, config.attention.num_heads * config.head_size
     gates = 2 if config.activation == "swiglu" else 1
-    if config.norm_placement != "none":
-        yield from norm_parameters(config, "attention_norm")
+    yield from norm_parameters(config, "attention_norm")
     yield from projection_parameters(config, "attention.qkv")
     yield from row_parameters(config, "attention.output", ATTENTION, (D, Q))
-    if config.norm_placement != "none":
-        yield from norm_parameters(config, "feed_forward_norm")
+    yield from norm_parameters(config, "feed_forward_norm")
     yield from column_parameters(config, "feed_forward.up", FEED_FORWARD, (gates * F, D), gates)
     yield from row_parameters(config, "feed_forward.down", FEED_FORWARD, (D, F))
 
@@ -75,7 +73,9 @@ def projection_parameters(config: TransformerConfig, name: str) -> Iterator[Para
 
 
 def norm_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
-    """A norm has a gain and, for LayerNorm with biases, a bias."""
+    """A norm has a gain and, for LayerNorm with biases, a bias; a model without norms has the identity in its place."""
+    if config.norm_placement == "none":
+        return
     yield ParameterSize(f"{name}.weight", (config.hidden_size,), NORMS)
     if config.bias and config.normalization == "layer_norm":
         yield ParameterSize(f"{name}.bias", (config.hidden_size,), NORMS)

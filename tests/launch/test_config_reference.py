@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 from launch.config_reference import reference
 from pretrain.config.keys import is_section, sections_of, walk
-from pretrain.config.problems import known_name
 from pretrain.config.run import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -26,12 +27,19 @@ def rows() -> list[str]:
     return found
 
 
+def shared_keys(name: str, field: FieldInfo) -> set[str]:
+    """The keys that several kinds of a section have."""
+    kinds = [
+        {key for key, found in walk(kind, f"{name}.") if not is_section(found)}
+        for kind in sections_of(field).values()
+    ]
+    return {key for kind in kinds for key in kind if sum(key in other for other in kinds) > 1}
+
+
 def test_every_key_has_a_row() -> None:
     keys = {key for key, field in walk(RunConfig) if not is_section(field)}
     assert set(rows()) == keys
-    kinds = sections_of(RunConfig.model_fields["optimizer"])
-    twice = [key for key in keys if sum(known_name(key) in kind.model_fields for kind in kinds.values()) > 1]
-    shared = {key for key in twice if key.startswith("optimizer.")}
+    shared = {key for name, field in RunConfig.model_fields.items() for key in shared_keys(name, field)}
     assert {key for key in rows() if rows().count(key) > 1} == shared
 
 

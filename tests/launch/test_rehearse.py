@@ -89,7 +89,7 @@ def test_what_is_told(
     assert call(StandIn(), monkeypatch, tmp_path) == 0
     out = capsys.readouterr().out
     for told in (
-        "step 167 to 206: labels",
+        "step 167 to 206: targets",
         "4 steps after the first with the fault, at step 171: suspicion: loss",
         "1 rollback",
         "47 steps; 2,000 samples skipped",

@@ -255,13 +255,18 @@ def test_a_kind_of_no_text_is_an_error_like_any_other(base: Path) -> None:
 
 
 def test_an_unknown_kind_hides_nothing_else(base: Path) -> None:
-    found = problems_of(base, "model.kind=bert", "model.num_layers=x", "model.wdith=3", "data.shuffle=3")
+    found = problems_of(base, "model.kind=gtp", "model.num_layers=x", "model.wdith=3", "data.shuffle=3")
     assert {problem.key for problem in found} >= {
         "model.kind",
         "model.num_layers",
         "model.wdith",
         "data.shuffle",
     }
+
+
+def test_of_an_unknown_kind_nothing_else_is_judged(base: Path) -> None:
+    found = problems_of(base, "model.kind=bert", "model.num_layers=x", "data.shuffle=3", "run.steps=x")
+    assert [problem.key for problem in found] == ["run.steps", "model.kind"]
 
 
 def test_the_kind_of_data_is_not_the_user_s_to_choose(base: Path) -> None:

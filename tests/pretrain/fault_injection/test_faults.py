@@ -1,6 +1,7 @@
 """Planted faults: when they strike, where, and that the signals see them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,7 @@ from support.distributed import run_distributed
 from support.engine_state import state
 from support.probed import probed_config
 from support.runs import differences, run_config
-from support.training import Layout, make_batches, make_engine, make_mesh
+from support.training import Layout, make_batches, make_config, make_engine, make_mesh
 
 from data_pipeline.reading.stream import BatchStream
 from data_pipeline.text.source import TextSource
@@ -105,7 +106,7 @@ def test_faults_of_one_rank_are_seen_by_all_in_the_step_that_has_them(layout: La
 
 
 def test_a_learning_rate_goes_by_the_update() -> None:
-    fault = make_fault(FaultPlan("high_learning_rate", 3, 2), cast(Any, None), cast(Any, None))
+    fault = make_fault(FaultPlan("high_learning_rate", 3, 2), make_config(Layout()), cast(Any, None))
     assert [fault.learning_rate(update, 1.0) for update in range(6)] == [1, 1, 20, 20, 1, 1]
     assert Fault().learning_rate(0, 0.5) == 0.5
 
@@ -209,3 +210,16 @@ def test_garbage_is_one_global_batch(corpus: Path) -> None:
         assert 0 <= min(tokens) <= max(tokens) < 300
     stream.close()
     plain.close()
+
+
+def test_what_a_model_lacks_cannot_be_struck() -> None:
+    config = make_config(Layout())
+    outline = config.model.outline(config.data)
+    bare = replace(
+        outline, layers=tuple(replace(layer, table=None, attentions=()) for layer in outline.layers)
+    )
+    for name, kind in FAULTS.items():
+        FaultPlan(name, 1, 1).check(outline)
+        if kind.needs:
+            with pytest.raises(ConfigurationError, match="it can have poisoned_samples, garbage_batch"):
+                FaultPlan(name, 1, 1).check(bare)

@@ -4,14 +4,16 @@ both. Whoever changes one of the two sees here that the other must follow."""
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from support.distributed import run_distributed
-from support.pair_model import Pair, pair_batches, pair_config
-from support.training import Layout, make_batches, make_config, make_mesh
+from support.pair_model import Pair
+from support.training import Layout, make_mesh
 from torch import Tensor, nn
 
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
@@ -30,48 +32,21 @@ from pretrain.tasks.kinds import KINDS
 from pretrain.tasks.registry import TASKS
 from pretrain.tasks.task import Task
 
-MLRA = {"kind": "mlra", "rank": 12}
-BLOCKS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "mlra_replicated": {"attention": MLRA},
-    "mlra_sharded_grouped": {
-        "attention": {**MLRA, "down_projection": "sharded", "num_key_value_heads": 2},
-        "bias": False,
-    },
-    "llama": {
-        "activation": "swiglu",
-        "normalization": "rms_norm",
-        "bias": False,
-        "tied_embeddings": False,
-        "attention": {"num_key_value_heads": 2},
-    },
-    "swiglu": {"activation": "swiglu", "ffn_hidden_size": 40},
-    "rms_norm": {"normalization": "rms_norm"},
-    "post": {"norm_placement": "post", "positions": "learned"},
-    "none": {"norm_placement": "none"},
-    "learned_untied": {"positions": "learned", "tied_embeddings": False},
-    "sigma": {"reparametrization": "sigma"},
+FOLDER = Path(__file__).parents[2] / "support" / "cases"
+CASES: dict[str, Any] = {
+    path.stem: import_module(f"support.cases.{path.stem}") for path in FOLDER.glob("*.py")
 }
-"""Settings of Transformer blocks."""
-LENGTHS = {"padded": {"vocabulary_multiple": 512}}
-JOINT = {"joint": {"joint": True}}
-CASES = {"gpt": BLOCKS | LENGTHS, "pair": {name: BLOCKS[name] for name in ("plain", "llama", "post")} | JOINT}
-"""By kind of task, configurations of it by name; besides the tasks of the registry the encoder-decoder of the tests."""
+"""By kind of task, configurations of it; besides the tasks of the registry the encoder-decoder of the tests."""
 TENSOR = (1, 2)
 
 
 def case_config(kind: str, name: str, tensor: int) -> RunConfig:
-    if kind == "pair":
-        return pair_config(Layout(tensor=tensor), CASES[kind][name], {})
-    return make_config(Layout(tensor=tensor), kind=kind, **CASES[kind][name])
+    config: RunConfig = CASES[kind].make_case(Layout(tensor=tensor), CASES[kind].CASES[name])
+    return config
 
 
 def task_of(kind: str) -> Task[Any]:
     return Pair() if kind == "pair" else TASKS[kind]
-
-
-def batch_of(kind: str, config: RunConfig, mesh: ParallelMesh) -> Any:
-    return (pair_batches if kind == "pair" else make_batches)(config, mesh, 1)[0]
 
 
 def specs_of(kind: str, config: RunConfig, mesh: ParallelMesh) -> list[LayerSpec]:
@@ -215,15 +190,16 @@ def compared(kind: str, name: str, tensor: int) -> list[str]:
     mesh = make_mesh(config.parallel)
     outline = config.model.outline(config.data)
     specs = specs_of(kind, config, mesh)
-    return mismatches(outline, specs, tensor, batch_of(kind, config, mesh).inputs)
+    return mismatches(outline, specs, tensor, CASES[kind].make_batch(config, mesh).inputs)
 
 
 def all_compared(kind: str, tensor: int) -> dict[str, list[str]]:
-    return {name: found for name in CASES[kind] if (found := compared(kind, name, tensor))}
+    return {name: found for name in CASES[kind].CASES if (found := compared(kind, name, tensor))}
 
 
 def test_every_task_has_cases() -> None:
-    assert {kind_of(section) for section in KINDS} <= set(CASES)
+    missing = {kind_of(section) for section in KINDS} - set(CASES)
+    assert not missing, f"give them a file in {FOLDER}"
 
 
 @pytest.mark.parametrize("tensor", TENSOR)
@@ -298,7 +274,7 @@ def broken() -> dict[str, list[str]]:
     config = case_config("gpt", "plain", 1)
     mesh = make_mesh(config.parallel)
     outline = config.model.outline(config.data)
-    inputs = batch_of("gpt", config, mesh).inputs
+    inputs = CASES["gpt"].make_batch(config, mesh).inputs
     return {
         name: mismatches(spoil(outline), specs_of("gpt", config, mesh), 1, inputs)
         for name, (spoil, _) in WRONG.items()
