@@ -44,7 +44,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
     found += [hidden for detail in found for hidden in hidden_by_kind(model, detail)]
     details = [located(model, detail) for detail in found]
     unknown = [
-        (key, value, suggest(model, key, without=of_other_kinds(model, raw["loc"])))
+        (key, value, suggest(model, key, last=of_other_kinds(model, raw["loc"])))
         for raw, detail in zip(found, details, strict=True)
         if detail["type"] == "extra_forbidden"
         for key, value in unknown_leaves(model, dotted(detail["loc"]), detail["input"])
@@ -99,12 +99,17 @@ def unknown_leaves(model: type[BaseModel], key: str, value: Any) -> Iterator[tup
         yield key, value
 
 
-def suggest(model: type[BaseModel], key: str, without: Collection[str] = ()) -> list[str]:
+def suggest(model: type[BaseModel], key: str, last: Collection[str] = ()) -> list[str]:
     """It returns the known keys that an unknown dotted key may mean: a foreign name, a key elsewhere, a misspelling.
 
-    Keys `without` are none of them.
+    Keys in `last` are meant only where no others can be.
     """
-    known = [name for name, _ in walk(model) if name not in without]
+    known = [name for name, _ in walk(model)]
+    return meant_of([name for name in known if name not in last], key) or meant_of(known, key)
+
+
+def meant_of(known: list[str], key: str) -> list[str]:
+    """It returns those of the known keys that an unknown one may mean."""
     section, _, name = re.sub(r"\[\d+\]", "[]", key).rpartition(".")
     siblings = [known_name(full) for full in known if full.rpartition(".")[0] == section]
     foreign = FOREIGN_NAMES.get(name.lower().replace("-", "_"))

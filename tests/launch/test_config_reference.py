@@ -28,12 +28,12 @@ def rows() -> list[str]:
 
 
 def shared_keys(name: str, field: FieldInfo) -> set[str]:
-    """The keys that several kinds of a section have."""
-    kinds = [
-        {key for key, found in walk(kind, f"{name}.") if not is_section(found)}
-        for kind in sections_of(field).values()
-    ]
-    return {key for kind in kinds for key in kind if sum(key in other for other in kinds) > 1}
+    """The keys that several kinds of a section have of their own."""
+    kinds = [of.model_fields for of in sections_of(field).values()]
+    own = {
+        key: found for kind in kinds for key, found in kind.items() if found.repr and not is_section(found)
+    }
+    return {f"{name}.{key}" for key in own if sum(key in kind for kind in kinds) > 1}
 
 
 def test_every_key_has_a_row() -> None:

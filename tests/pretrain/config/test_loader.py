@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config.foreign_names import FOREIGN_NAMES
-from pretrain.config.keys import is_section, sections_of, walk
+from pretrain.config.keys import is_section, of_other_kinds, sections_of, walk
 from pretrain.config.loader import changed_settings, dump_config, load_config, parse_value
 from pretrain.config.problems import known_name, suggest, working_value
-from pretrain.config.run import RunConfig
+from pretrain.config.run import DATA, RunConfig
 from pretrain.errors import ConfigurationError, Problem
 from pretrain.optim.config import AdamWConfig, SGDConfig
+from pretrain.section import kind_of
 
 BASE = """
 [run]
@@ -33,8 +34,13 @@ global_batch_size = 8
 learning_rate = 1e-3
 """
 
+FIRST, *_ = DATA
 FIELDS = dict(walk(RunConfig))
-LEAVES = [key for key, field in FIELDS.items() if not is_section(field)]
+OTHERS = of_other_kinds(RunConfig, ("model", FIRST)) | of_other_kinds(
+    RunConfig, ("data", kind_of(DATA[FIRST]))
+)
+LEAVES = [key for key, field in FIELDS.items() if not is_section(field) and key not in OTHERS]
+"""Keys of all sections, but not those of other tasks than that of the base."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 
 
@@ -181,7 +187,7 @@ def test_entry_of_a_list_is_named_by_its_index(base: Path) -> None:
 @st.composite
 def typos(draw: st.DrawFn) -> tuple[str, str]:
     """(known key, the same with one character inserted, removed, replaced or swapped in its last part)."""
-    key = draw(st.sampled_from([key for key in FIELDS if len(known_name(key)) > 2]))
+    key = draw(st.sampled_from([key for key in FIELDS if len(known_name(key)) > 2 and key not in OTHERS]))
     section, _, name = key.rpartition(".")
     at = draw(st.integers(0, len(name) - 1))
     letter = draw(st.sampled_from(LETTERS))
