@@ -49,7 +49,7 @@ class Compatibility:
             )
         if manifest.config_digest != self.architecture:
             return (
-                "holds another model; restore [model] and data.sequence_length as they were, or choose another "
+                "holds another model; restore [model] and the lengths in [data] as they were, or choose another "
                 "run.name"
             )
         held = manifest.optimizer or kind_of(OPTIMIZERS[0])

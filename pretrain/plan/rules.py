@@ -103,7 +103,7 @@ def blocks_fill_stages(config: RunConfig, world_size: int) -> Iterator[Problem]:
     if blocks < stages:
         yield Problem(
             "parallel.pipeline",
-            f"must not exceed model.num_layers = {blocks}: each stage needs a block",
+            f"must not exceed {blocks}, the blocks of the model: each stage needs one",
             f"for example {blocks}",
             str(stages),
         )
