@@ -209,7 +209,7 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
     ({"parallel": {"pipeline": 2, "zero_stage": 2}}, 2, "parallel.zero_stage", "0 or 1 with pipeline"),
     ({"parallel": {"pipeline": 2, "zero_stage": 3}}, 2, "parallel.zero_stage", "0 or 1 with pipeline"),
     ({"parallel": {"pipeline": 2, "zero_stage": 0}}, 2, "parallel.zero_stage", "cannot load"),
-    ({"parallel": {"pipeline": 8}}, 8, "parallel.pipeline", "num_layers = 4"),
+    ({"parallel": {"pipeline": 8}}, 8, "parallel.pipeline", "exceed 4, the blocks"),
     ({"data": {"global_batch_size": 50}}, 4, "data.global_batch_size", "2 x 4 data-parallel ranks = 8"),
     ({"model": {"attention": {"num_heads": 7}}}, 1, "model.hidden_size", "num_heads = 7"),
     ({"model": {"hidden_size": 72, "attention": {"num_heads": 8}}}, 1, "model.hidden_size", "odd size 9"),
