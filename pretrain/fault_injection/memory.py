@@ -35,12 +35,10 @@ class TableFault(PlannedFault):
     def __init__(self, plan: FaultPlan, config: RunConfig, mesh: ParallelMesh) -> None:
         super().__init__(plan, config, mesh)
         self.outline = config.model.outline(config.data)
-        layers = self.outline.layers
-        self.layer, self.table = next(
-            (i, table)
-            for i in self.outline.tables
-            if (table := layers[i].table) is not None and table.watched
-        )
+        self.layer, *_ = self.outline.watched_tables
+        table = self.outline.layers[self.layer].table
+        assert table is not None
+        self.table = table
 
 
 class BitFlip(TableFault):

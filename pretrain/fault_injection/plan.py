@@ -10,6 +10,8 @@ from pretrain.models.outline import Outline
 
 _PATTERN = re.compile(r"(\w+)(?:@(\d{1,9})(?:\+(\d{1,9}))?)?")
 
+TABLE, ATTENTION = "table of embeddings", "attention"
+
 
 @dataclass(frozen=True)
 class FaultKind:
@@ -18,7 +20,7 @@ class FaultKind:
     description: str
     steps: int = 1
     needs: str = ""
-    """What of the outline it strikes: `table` or `attention`; empty: any model will do."""
+    """What of a model it strikes, `TABLE` or `ATTENTION`; empty: any model will do."""
 
 
 FAULTS: Mapping[str, FaultKind] = {
@@ -28,13 +30,13 @@ FAULTS: Mapping[str, FaultKind] = {
     "infinite_loss": FaultKind("the loss of one rank of the last stage is infinite"),
     "high_learning_rate": FaultKind("the learning rate is 20 times what it should be", 40),
     "exponent_flip": FaultKind(
-        "the highest exponent bit of one embedding weight flips in one replica", needs="table"
+        "the highest exponent bit of one embedding weight flips in one replica", needs=TABLE
     ),
-    "replica_flip": FaultKind("a middle bit of one embedding weight flips in one replica", needs="table"),
+    "replica_flip": FaultKind("a middle bit of one embedding weight flips in one replica", needs=TABLE),
     "tev_drift": FaultKind(
-        "every step adds 0.2 % of a common vector to all rows of the embedding", 100, "table"
+        "every step adds 0.2 % of a common vector to all rows of the embedding", 100, TABLE
     ),
-    "exploding_logits": FaultKind("query weights of one block grow 30 times", needs="attention"),
+    "exploding_logits": FaultKind("query weights of one block grow 30 times", needs=ATTENTION),
 }
 
 
@@ -58,15 +60,13 @@ class FaultPlan:
 
     def check(self, outline: Outline) -> None:
         """It raises ConfigurationError where the model has nothing that the fault could strike."""
-        watched = any((table := outline.layers[index].table) and table.watched for index in outline.tables)
         there = {
             "": True,
-            "table": watched,
-            "attention": any(outline.layers[index].attentions for index in outline.blocks),
+            TABLE: bool(outline.watched_tables),
+            ATTENTION: any(outline.layers[index].attentions for index in outline.blocks),
         }
-        if not there[FAULTS[self.name].needs]:
+        if not there[lack := FAULTS[self.name].needs]:
             others = ", ".join(name for name, kind in FAULTS.items() if there[kind.needs])
-            lack = {"table": "table of embeddings"}.get(FAULTS[self.name].needs, "attention")
             raise ConfigurationError(f"--fault {self}: this model has no {lack}; it can have {others}")
 
     @classmethod

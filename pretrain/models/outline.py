@@ -134,6 +134,11 @@ class Outline:
         """These are the indices of the layers that have a table of their own."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.table and not layer.tied_to)
 
+    @cached_property
+    def watched_tables(self) -> tuple[int, ...]:
+        """These are the indices of the layers with a table of their own that is measured at every step."""
+        return tuple(i for i in self.tables if (table := self.layers[i].table) and table.watched)
+
     def owner(self, index: int) -> int:
         """It returns the layer that the `weight` of a layer belongs to: its own, or that which it is tied to."""
         layer = self.layers[index]

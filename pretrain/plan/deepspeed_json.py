@@ -36,9 +36,10 @@ def derive(config: RunConfig, batch: BatchEquation) -> Json:
     bf16 = config.precision.dtype == "bf16"
     # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
-    outline, parallel = config.model.outline(config.data), config.parallel
+    parallel = config.parallel
     # Between stages DeepSpeed (0.19.8) can cut over tensor-parallel ranks only one tensor that has a gradient.
-    uncut = outline.handed_on > 1 and parallel.tensor > 1 and parallel.pipeline > 1
+    cut = parallel.tensor > 1 and parallel.pipeline > 1
+    uncut = cut and config.model.outline(config.data).handed_on > 1
     pipeline = {"pipeline": {"pipe_partitioned": False, "grad_partitioned": False}} if uncut else {}
     return {
         "train_batch_size": batch.samples,

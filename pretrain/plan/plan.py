@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import ConfigurationError, Problem
+from pretrain.errors import ConfigurationError
 from pretrain.models.outline import Outline
 from pretrain.plan.batch import BatchEquation
 from pretrain.plan.deepspeed_json import Json, deepspeed_json
@@ -88,18 +88,13 @@ class Plan:
         return max((stage.memory for stage in self.stages), key=lambda memory: memory.total)
 
 
-def check_layout(config: RunConfig, world_size: int) -> list[Problem]:
-    """It returns all that cannot work with this configuration on `world_size` ranks; nothing when all is well."""
-    return layout_problems(config, world_size)
-
-
 def plan(config: RunConfig, world_size: int) -> Plan:
     """It makes the plan of a run.
 
     Raises ConfigurationError with every rule that the layout breaks, or where the user's own DeepSpeed JSON contradicts
     the configuration.
     """
-    if problems := check_layout(config, world_size):
+    if problems := layout_problems(config, world_size):
         ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise ConfigurationError(f"this configuration cannot run on {ranks}", problems)
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline

@@ -137,5 +137,5 @@ def table_signals(prefix: str, always: ChannelSettings, config: RunConfig) -> It
 def watched_tables(config: RunConfig) -> dict[str, LayerSize]:
     """It returns the layers with a table that inputs are looked up in, by what its measures are called."""
     outline = config.model.outline(config.data)
-    layers = [outline.layers[index] for index in outline.tables]
-    return {layer.table.measures: layer for layer in layers if layer.table and layer.table.watched}
+    layers = [outline.layers[index] for index in outline.watched_tables]
+    return {layer.table.measures: layer for layer in layers if layer.table}

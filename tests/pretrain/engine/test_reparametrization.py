@@ -20,7 +20,7 @@ from support.training import (
 
 from data_pipeline.text.batch import TokenBatch
 from parallel.spectral import find_spectral_layers
-from pretrain.plan.plan import check_layout
+from pretrain.plan.rules import layout_problems
 from pretrain.step import Action, Verdict
 
 STEPS = 20
@@ -209,5 +209,5 @@ def test_resumed_equals_uninterrupted(layout: Layout, corpus: Path, tmp_path: Pa
 
 
 def test_zero_3_is_refused() -> None:
-    problems = check_layout(make_config(Layout(zero=3), **SIGMA), 1)
+    problems = layout_problems(make_config(Layout(zero=3), **SIGMA), 1)
     assert ["parallel.zero_stage" in str(problem) for problem in problems] == [True]

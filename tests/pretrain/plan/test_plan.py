@@ -13,7 +13,8 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
 from pretrain.optim.config import SGDConfig
-from pretrain.plan.plan import Plan, check_layout, plan
+from pretrain.plan.plan import Plan, plan
+from pretrain.plan.rules import layout_problems
 
 SHIPPED = {
     "demo.toml": 2,
@@ -270,7 +271,7 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
 def test_what_cannot_work_is_refused_with_a_reason_and_a_remedy(
     sections: dict[str, dict[str, Any]], world_size: int, key: str, rule: str
 ) -> None:
-    problems = {problem.key: problem for problem in check_layout(make(**sections), world_size)}
+    problems = {problem.key: problem for problem in layout_problems(make(**sections), world_size)}
     assert rule in problems[key].rule
     assert problems[key].remedy.startswith("for example")
     with pytest.raises(ConfigurationError, match=f"on {world_size} rank"):
@@ -283,7 +284,7 @@ def test_all_broken_rules_are_told_at_once() -> None:
         schedule={"warmup_steps": 1000},
         checkpoint={"every_steps": 10, "keep_every": 25},
     )
-    assert {problem.key for problem in check_layout(config, 4)} == {
+    assert {problem.key for problem in layout_problems(config, 4)} == {
         "parallel",
         "parallel.zero_stage",
         "parallel.pipeline",
@@ -309,7 +310,7 @@ class Whole(SGDConfig):
 def test_what_needs_whole_matrices_gets_them(tensor: int, zero: int, keys: list[str]) -> None:
     config = make(parallel={"tensor": tensor, "zero_stage": zero})
     config = config.model_copy(update={"optimizer": Whole(learning_rate=1e-3)})
-    problems = check_layout(config, 2)
+    problems = layout_problems(config, 2)
     assert [problem.key for problem in problems] == [f"parallel.{key}" for key in keys]
     assert all("optimizer.kind = sgd, whose update of a matrix needs all of it" in p.rule for p in problems)
 
@@ -333,7 +334,7 @@ def test_updates_without_a_bound_are_told_of() -> None:
 @pytest.mark.parametrize("stage", [0, 1])
 def test_pipeline_works_with_the_stages_that_can(stage: int) -> None:
     config = make(parallel={"pipeline": 2, "zero_stage": stage}, precision={"dtype": "fp32"})
-    assert check_layout(config, 4) == []
+    assert layout_problems(config, 4) == []
 
 
 def test_a_bubble_and_uneven_stages_are_warned_of() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from support.distributed import run_distributed
 from support.engine_state import state
+from support.gradient_facts import gradient_facts
 from support.probed import probed_config
 from support.runs import differences
 from support.training import (
@@ -107,28 +108,7 @@ def mean_row(module: Any) -> Tensor:
     return mean
 
 
-def gradient_facts(config: RunConfig, module: Any, objective: Any, batches: Any) -> dict[str, float]:
-    """Norm and variance of the gradient, from the gradients of each micro-batch one by one."""
-    owners = ["embedding", "positions", *(f"layer_{n:02d}" for n in range(4)), "final_norm", "head"]
-    factor = len(batches) / sum(batch.target_weight for batch in batches)
-    flat: dict[str, list[Tensor]] = {}
-    for batch in batches:
-        scaled = batch.scaled(factor)
-        objective(module(*scaled.inputs), scaled.labels).backward()
-        seen: set[int] = set()
-        for owner, layer in zip(owners, module.layers, strict=True):
-            own = [p for p in layer.parameters() if id(p) not in seen]
-            seen.update(map(id, own))
-            if own:
-                flat.setdefault(owner, []).append(torch.cat([p.grad.double().view(-1) for p in own]))
-        module.zero_grad()
-    facts = {}
-    for owner, gradients in flat.items():
-        stacked = torch.stack(gradients)
-        facts[f"gradient_norm/{owner}"] = stacked.mean(0).norm().item()
-        facts[f"gradient_variance/{owner}"] = stacked.var(dim=0).sum().item()
-    facts["gradient_variance"] = sum(v for name, v in facts.items() if name.startswith("gradient_variance/"))
-    return facts
+OWNERS = ("embedding", "positions", *(f"layer_{n:02d}" for n in range(4)), "final_norm", "head")
 
 
 def forward_facts(config: RunConfig, module: Any, batch: Any) -> dict[str, float]:
@@ -180,7 +160,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     batches = make_batches(config, mesh, 2)
     module.eval()
     facts |= weight_facts(config, module) | forward_facts(config, module, batches[0])
-    facts |= gradient_facts(config, module, NextToken(mesh.tensor), batches)
+    facts |= gradient_facts(OWNERS, module, NextToken(mesh.tensor), batches)
     reports = [take(engine, config, mesh, step) for step in range(2, 9)]
     slack = [r.measures["attention_entropy_slack_min"] for r in reports if r.step % 2 == 0]
     return dict(reports[0].measures), facts, slack
