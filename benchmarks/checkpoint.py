@@ -28,6 +28,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from step import SIZES, make_batches, make_config
 
+from data_pipeline.files import sync_folder
 from parallel.mesh import ParallelMesh
 from pretrain.backend.quiet import quiet
 from pretrain.checkpoint.compatibility import Compatibility
@@ -39,7 +40,6 @@ from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.plan.plan import plan
-from pretrain.runtime.durable_files import sync_folder
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.step import Action, StepReport, TrainState, Verdict
 

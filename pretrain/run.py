@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from data_pipeline.files import replace_file
 from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh
@@ -36,7 +37,6 @@ from pretrain.recovery.resume import PLAIN, Request, in_words, restore, resume, 
 from pretrain.recovery.rollback import RollbackExecutor
 from pretrain.run_folder import CHECKPOINTS, CONFIG
 from pretrain.runtime.agreement import agreed
-from pretrain.runtime.durable_files import write_durably
 from pretrain.runtime.heartbeat import Heartbeat
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.runtime.run_lock import RunLock
@@ -257,7 +257,7 @@ def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> 
 def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
     """Write the resolved configuration, on rank 0, once the run goes on with it and the ledger knows what is new."""
     if mesh.rank == 0:
-        write_durably(config.run_folder / CONFIG, dump_config(config))
+        replace_file(config.run_folder / CONFIG, dump_config(config))
 
 
 def open_metrics(config: RunConfig, parts: Parts, state: TrainState) -> MetricsLogger:

@@ -9,7 +9,7 @@ from typing import IO, cast
 
 import torch
 
-from pretrain.runtime.durable_files import sha256_of
+from data_pipeline.files import create_file, open_regular, sha256_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PieceWriter:
 
     def __init__(self, path: Path) -> None:
         """It raises OSError if the file cannot be made."""
-        self._file = path.open("wb", buffering=0)
+        self._file = create_file(path)
         self._failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
@@ -93,7 +93,7 @@ def fsync_and_hash(path: Path) -> Digest:
     Raises:
         OSError: the disk has refused it.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         os.fsync(file.fileno())
         sha256 = sha256_of(file)
         return Digest(file.tell(), sha256)

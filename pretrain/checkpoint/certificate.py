@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from data_pipeline.files import replace_file
 from pretrain.checkpoint.manifest import MANIFEST, Digest, Document, parse_document, read_text
 from pretrain.errors import CheckpointError
-from pretrain.runtime.durable_files import write_durably
 
 CERTIFICATE = "CERTIFICATE.json"
 
@@ -37,7 +37,7 @@ def certify(folder: Path, *, step: int, horizon: int) -> Certificate:
     Raises CheckpointError without a manifest, and OSError.
     """
     certificate = Certificate(tag=folder.name, step=step, horizon=horizon, manifest=_manifest_digest(folder))
-    write_durably(folder / CERTIFICATE, certificate.model_dump_json(indent=1))
+    replace_file(folder / CERTIFICATE, certificate.model_dump_json(indent=1))
     return certificate
 
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from data_pipeline.files import replace_file, sync_folder
 from pretrain.checkpoint.certificate import read_certificate
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
-from pretrain.runtime.durable_files import sync_folder, write_durably
 
 LATEST = "latest"
 QUARANTINED = ".quarantined"
@@ -119,14 +119,14 @@ def update_latest(checkpoints: Path, *, certified: bool) -> None:
     found = candidates(checkpoints)
     tag = next(iter(found.certified if certified else found.sealed), None)
     if tag is not None:
-        write_durably(checkpoints / LATEST, str(tag))
+        replace_file(checkpoints / LATEST, str(tag))
     else:
         (checkpoints / LATEST).unlink(missing_ok=True)
 
 
 def condemn(checkpoints: Path, tag: Tag, reason: str) -> None:
     """It marks a checkpoint as one that is not to be loaded, and keeps it as evidence."""
-    write_durably(checkpoints / str(tag) / CONDEMNED, reason.rstrip("\n") + "\n")
+    replace_file(checkpoints / str(tag) / CONDEMNED, reason.rstrip("\n") + "\n")
 
 
 def reinstate(checkpoints: Path, tag: Tag) -> None:
@@ -140,7 +140,7 @@ def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
     aside = checkpoints / f"{tag}{QUARANTINED}"
     (checkpoints / str(tag)).rename(aside)
     sync_folder(checkpoints)
-    write_durably(aside / REASON, reason.rstrip("\n") + "\n")
+    replace_file(aside / REASON, reason.rstrip("\n") + "\n")
     return aside
 
 

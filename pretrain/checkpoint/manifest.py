@@ -7,14 +7,13 @@ its files have been compared with it.
 import os
 import stat
 from collections.abc import Iterable
-from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from data_pipeline.files import open_regular, replace_file, sha256_of
 from pretrain.errors import CheckpointError
-from pretrain.runtime.durable_files import sha256_of, write_durably
 from pretrain.step import TrainState
 
 MANIFEST = "MANIFEST.json"
@@ -90,7 +89,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
     ]
     if problems:
         raise CheckpointError("; ".join(problems))
-    write_durably(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    replace_file(folder / MANIFEST, manifest.model_dump_json(indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -104,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_text(path: Path) -> bytes:
     """It returns the bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             text = file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
@@ -140,7 +139,7 @@ def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | No
     if problem := _size_problem(path, record):
         return problem
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             if from_disk:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             same = sha256_of(file) == record.sha256
@@ -159,16 +158,6 @@ def _size_problem(path: Path, record: FileRecord) -> str | None:
     if status.st_size != record.size:
         return f"{path}: {status.st_size} bytes, but {record.size} were saved"
     return None
-
-
-def _open_regular(path: Path) -> BufferedReader:
-    """It opens a file for reading, but no symbolic link, and no pipe or device that would block."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise OSError(0, "not a regular file", str(path))
-    return file
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.files import sync_folder
 from parallel.mesh import ParallelMesh
 from pretrain.backend.checkpoint_io import load_plain
 from pretrain.backend.host_copy import copied
@@ -19,7 +20,6 @@ from pretrain.checkpoint.random_state import capture_random_state
 from pretrain.checkpoint.restored import Restored, proof_of
 from pretrain.checkpoint.tag import Tag
 from pretrain.engine.engine import TrainEngine
-from pretrain.runtime.durable_files import sync_folder
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from data_pipeline.files import sync_folder
 from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Record, decode, encode
-from pretrain.runtime.durable_files import LineFile, sync_folder
+from pretrain.runtime.line_file import LineFile
 
 BEGINNING = "0" * 64
 """Stands for the digest of the line before the first."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from pretrain.runtime.durable_files import LineFile
+from pretrain.runtime.line_file import LineFile
 
 _TAIL = 2**16
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
+from data_pipeline.files import open_own, write_all
 from pretrain.errors import ConfigurationError
 from pretrain.run_folder import RUN_LOCK
 
@@ -21,7 +22,7 @@ class RunLock:
     def __init__(self, folder: Path, name: str = RUN_LOCK) -> None:
         """Take the lock. Raises ConfigurationError, which names the holder, if another process has it."""
         self._path = folder / name
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._descriptor = open_own(self._path)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -30,7 +31,7 @@ class RunLock:
             raise ConfigurationError(reason) from error
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%F %T}"}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+        write_all(self._descriptor, json.dumps(holder).encode())
 
     def release(self) -> None:
         """Let the lock go. The file stays: without it two later runs could lock two different files of that name."""

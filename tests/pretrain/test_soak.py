@@ -128,7 +128,7 @@ def struck(mishap: str, steps: int, here: bool) -> Iterator[None]:
         if here and mishap == "killed in a save":
             patch.setattr(rank_files, "fsync_and_hash", due(rank_files.fsync_and_hash))
         if here and mishap == "killed while sealing":
-            patch.setattr(manifest, "write_durably", due(manifest.write_durably))
+            patch.setattr(manifest, "replace_file", due(manifest.replace_file))
         if here and mishap == "killed between intent and deed":
             patch.setattr(CheckpointManager, "condemn", die)
         if here and mishap == "killed before the deed is told":

@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.disk import fill, records, small_disk
 
+from data_pipeline import files
 from pretrain.backend.state_file import PieceWriter, fsync_and_hash, write_state
 from pretrain.checkpoint.manifest import FileRecord
-from pretrain.runtime import durable_files
 
 STATE = {"weight": torch.randn(3, 2**16), "step": 7, "small": torch.zeros(5, dtype=torch.bfloat16)}
 
@@ -25,7 +25,7 @@ def test_torch_reads_it_and_the_digest_is_that_of_its_bytes(tmp_path: Path) -> N
 
 
 def test_a_file_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable_files, "_READ_BYTES", 1000)
+    monkeypatch.setattr(files, "_READ_BYTES", 1000)
     write_state(STATE, tmp_path / "x.pt")
     assert fsync_and_hash(tmp_path / "x.pt").sha256 == records(tmp_path, ["x.pt"], rank=0)["x.pt"].sha256
 

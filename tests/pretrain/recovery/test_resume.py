@@ -95,7 +95,7 @@ def die_in_save(config: RunConfig, moment: str, rank: int) -> str:
     module, name = {
         "write": (state_file.torch, "save"),
         "flush": (rank_files, "fsync_and_hash"),
-        "seal": (manifest, "write_durably"),
+        "seal": (manifest, "replace_file"),
     }[moment]
     original, calls = getattr(module, name), []
 

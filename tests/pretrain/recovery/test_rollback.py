@@ -17,6 +17,7 @@ from support.training import Layout, slow
 from support.watched import kinds, one, run, story, watched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_pipeline.files import replace_file
 from pretrain.checkpoint.lifecycle import LATEST
 from pretrain.checkpoint.tag import Tag
 from pretrain.config.run import CheckpointConfig, RunConfig
@@ -25,7 +26,6 @@ from pretrain.ledger import file as ledger_file
 from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
 from pretrain.run_folder import LEDGER
-from pretrain.runtime.durable_files import write_durably
 from pretrain.step import StepReport, TrainState, Verdict
 from pretrain.trainer import Trainer
 from pretrain.watchdog.watchdog import Watchdog
@@ -178,7 +178,7 @@ def test_a_crash_between_intent_and_deed_is_made_up_for(corpus: Path, tmp_path: 
     path = tmp_path / "test" / LEDGER
     lines = path.read_bytes().splitlines(keepends=True)
     cut = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "rollback_intent")
-    write_durably(path, b"".join(lines[: cut + 1]).decode())
+    replace_file(path, b"".join(lines[: cut + 1]).decode())
     intended = [tuple(r) for r in json.loads(lines[cut])["skip"]]
     assert run_distributed(run, 1, config) == ["finished"]
     after = story(tmp_path)[cut + 1 :]

@@ -1,44 +1,11 @@
-"""Files stay right in a crash if they are replaced whole or appended line by line; a digest tells whether they are."""
+"""A file of lines stays right in a crash: it is appended line by line, and never rewritten."""
 
-import hashlib
 import os
-from io import BufferedReader
 from pathlib import Path
 
-_READ_BYTES = 2**23
-"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which the run needs as well."""
+from data_pipeline.files import open_own, write_all
+
 _TAIL_BYTES = 2**16
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the entries of a folder to disk: files made, renamed or removed in it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file atomically: at any moment, also after a crash, it has its old text or the new one.
-
-    It needs one writer per path. A crash may leave `.NAME.tmp`, which the next write replaces.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def sha256_of(file: BufferedReader) -> str:
-    """It returns the SHA-256 of what is left to read of a file."""
-    digest = hashlib.sha256()
-    while block := file.read(_READ_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 class LineFile:
@@ -49,7 +16,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         """Open or make the file and cut off a line that was torn by a crash. Raises OSError."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._descriptor = open_own(path)
         os.ftruncate(self._descriptor, self._whole_lines())
 
     def append(self, line: bytes, *, durable: bool = False) -> None:
@@ -60,7 +27,7 @@ class LineFile:
         """
         size = self._size()
         try:
-            _write_all(self._descriptor, line + b"\n")
+            write_all(self._descriptor, line + b"\n")
             if durable:
                 os.fsync(self._descriptor)
         except OSError:
@@ -87,8 +54,3 @@ class LineFile:
                 return start + newline + 1
             end = start
         return 0
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,161 @@
+"""Files are opened, made and replaced here, and nowhere else.
+
+No link leads a writer astray, no pipe holds up a reader, the umask decides who may use what is made, and at any moment,
+also after a crash, a file has its old content or the new one.
+"""
+
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from io import BufferedReader, FileIO
+from pathlib import Path
+
+_READ_BYTES = 2**23
+"""Bytes that are read at once. Between two reads a thread asks for the interpreter, which a run needs as well."""
+_MODE = 0o666
+"""Less what the umask takes away."""
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_ASIDE = ".{}.replaced"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
+    """Open a file for reading, but no pipe or device, which might block, and no link unless `follow`.
+
+    Raises OSError, also for what is no regular file.
+    """
+    descriptor = _open(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
+    return os.fdopen(descriptor, "rb")
+
+
+def open_own(path: Path) -> int:
+    """Open a file that only we write, to read and append, or make it; it returns the descriptor.
+
+    Raises OSError, also for a link, for a file with a second name, whose content is another's as well, and for what is
+    no regular file.
+    """
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "has a second name (hard link); copy it to a file of its own", str(path))
+    return descriptor
+
+
+def create_file(path: Path) -> FileIO:
+    """Make a file that is not there yet, for writing without a buffer. Raises OSError, FileExistsError above all."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return FileIO(os.open(path, flags, _MODE), "wb")
+
+
+def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Give a file new content, in one piece; a link is replaced, never followed.
+
+    With `durable` it waits until the disk has it. A killed process may leave a temporary, see `remove_temporaries`.
+    Raises OSError, and then leaves the file as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    file = create_file(temporary)
+    try:
+        with file:
+            write_all(file.fileno(), content.encode() if isinstance(content, str) else content)
+            if durable:
+                os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left of `replace_file` in a folder; no other process may write there now."""
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Give two files or folders of one file system each other's name, in one step.
+
+    Where the file system cannot, that takes three, and a process that is killed between them may leave nothing under
+    the name `old`: `finish_exchange` mends that. Raises OSError.
+    """
+    if _exchange_at_once(new, old):
+        return
+    aside = _aside(old)
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
+def finish_exchange(old: Path) -> None:
+    """Bring back what an exchange that was cut short has left nameless. Raises OSError."""
+    if not os.path.lexists(old) and os.path.lexists(_aside(old)):
+        _aside(old).rename(old)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the entries of a folder to disk: files made, renamed or removed in it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, however much the system takes at once. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def sha256_of(file: BufferedReader) -> str:
+    """It returns the SHA-256 of what is left to read of a file."""
+    digest = hashlib.sha256()
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(errno.ELOOP, "is a symbolic link, and none is followed here", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return descriptor
+
+
+def _aside(old: Path) -> Path:
+    return old.with_name(_ASIDE.format(old.name))
+
+
+def _exchange_at_once(new: Path, old: Path) -> bool:
+    """It returns False where the system or the file system has no such call."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NOT_SUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(new), None, str(old))

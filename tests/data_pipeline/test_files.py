@@ -1,0 +1,226 @@
+"""Files are opened, made and replaced without a link, a pipe, a crash or a second writer doing harm."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import files
+from data_pipeline.files import (
+    create_file,
+    exchange,
+    finish_exchange,
+    open_own,
+    open_regular,
+    remove_temporaries,
+    replace_file,
+)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    return path
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def replace(path: Path) -> None:
+    replace_file(path, "new")
+
+
+def own(path: Path) -> None:
+    os.close(open_own(path))
+
+
+def create(path: Path) -> None:
+    create_file(path).close()
+
+
+def read(path: Path) -> None:
+    open_regular(path).close()
+
+
+@pytest.mark.parametrize("touch", [own, create, read])
+def test_a_link_is_refused(touch: Callable[[Path], None], tmp_path: Path, victim: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(victim)
+    with pytest.raises(OSError, match=r"link|exists"):
+        touch(link)
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"link|exists"):
+        touch(link)
+    assert not (tmp_path / "nowhere").exists()
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_is_followed_where_that_is_asked_for(tmp_path: Path, victim: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(victim)
+    with open_regular(link, follow=True) as file:
+        assert file.read() == b"precious"
+
+
+def test_a_second_name_is_refused_for_appending(tmp_path: Path, victim: Path) -> None:
+    (tmp_path / "other").hardlink_to(victim)
+    with pytest.raises(OSError, match="second name"):
+        open_own(tmp_path / "other")
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [os.mkfifo, make_folder])
+@pytest.mark.parametrize("touch", [own, create, read])
+def test_what_is_no_regular_file_is_refused_at_once(
+    make: Callable[[Path], None], touch: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / "thing")
+    with pytest.raises(OSError, match=r"regular|exists|directory"):
+        touch(tmp_path / "thing")
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_devices_are_refused(follow: bool) -> None:
+    with pytest.raises(OSError, match="regular"):
+        open_regular(Path("/dev/zero"), follow=follow)
+
+
+@pytest.mark.parametrize("touch", [own, create, replace])
+def test_the_umask_decides(
+    touch: Callable[[Path], None], tmp_path: Path, umask: Callable[[int], int]
+) -> None:
+    for mask, mode in ((0o002, 0o664), (0o077, 0o600), (0o022, 0o644)):
+        umask(mask)
+        touch(tmp_path / f"{mask}")
+        assert permissions(tmp_path / f"{mask}") == mode
+
+
+def test_replacing_replaces_a_link_and_leaves_what_it_points_to(tmp_path: Path, victim: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(victim)
+    replace_file(link, b"new")
+    assert link.read_text() == "new"
+    assert not link.is_symlink()
+    assert victim.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "victim"]
+
+
+def test_no_planted_temporary_is_written(tmp_path: Path, victim: Path) -> None:
+    """Nobody knows the name of the next one, and one that is there is not opened."""
+    for name in (".config.toml.tmp", "config.toml.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    replace_file(tmp_path / "config.toml", "new")
+    assert victim.read_text() == "precious"
+
+
+def test_a_temporary_that_exists_is_not_opened(
+    tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 16)
+    (tmp_path / f".config.toml.{'0' * 16}.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        replace_file(tmp_path / "config.toml", "new")
+    assert victim.read_text() == "precious"
+
+
+def test_a_failed_replacement_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path / "folder", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def killed(where: str, call: str, folder: Path) -> None:
+    """Run a call of `files` in a process that is killed when it comes to `where`."""
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom data_pipeline import files\n"
+        f"folder = Path({str(folder)!r})\n"
+        "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{where}\n{call}\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=False)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("old")
+    (tmp_path / ".mine.tmp").write_text("a user's")
+    killed("Path.rename = die", "files.replace_file(folder / 'note', 'new')", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "note"]
+    assert (tmp_path / "note").read_text() == "old"
+    remove_temporaries(tmp_path / "not there")
+
+
+def two_folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    return tmp_path / "new", tmp_path / "old"
+
+
+def without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_exchange_at_once", lambda new, old: False)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_exchange(at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = two_folders(tmp_path)
+    if at_once:
+        monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("it is one call"))
+    else:
+        without_the_call(monkeypatch)
+    exchange(new, old)
+    assert (old / "content").read_text() == "new"
+    assert (new / "content").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_exchange_with_what_is_not_there(
+    at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old = two_folders(tmp_path)
+    if not at_once:
+        without_the_call(monkeypatch)
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "nothing", old)
+    assert (old / "content").read_text() == "old"
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_an_exchange_that_was_cut_short_is_finished(renames: int, tmp_path: Path) -> None:
+    _, old = two_folders(tmp_path)
+    cut = (
+        "files._exchange_at_once = lambda new, old: False\n"
+        "rename, calls = Path.rename, []\n"
+        "def limited(*paths):\n"
+        f"    die() if len(calls) == {renames} else calls.append(1)\n"
+        "    return rename(*paths)\n"
+        "Path.rename = limited"
+    )
+    killed(cut, "files.exchange(folder / 'new', folder / 'old')", tmp_path)
+    finish_exchange(old)
+    assert (old / "content").read_text() == ("old" if renames == 1 else "new")
+    finish_exchange(old)
+    assert old.exists()
