@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.text.tokenizer import END_OF_TEXT, SPACE_MARK, Tokenizer, train_tokenizer
+from data_pipeline.text.tokenizer import END_OF_TEXT, PROBE, SPACE_MARK, Tokenizer, train_tokenizer
 
 TEXTS = ["def f(x):\n    return x + 1\n\n\nclass A:\n\tpass\r\n", "the cat sat on the mat  twice"] * 20
 SIZE = 310
@@ -59,6 +60,51 @@ def test_an_impossible_size_names_one_that_works(size: int, word: str) -> None:
     beyond = works + 1 if word == "at most" else works - 1
     with pytest.raises(DataError):
         train_tokenizer(TEXTS, beyond)
+
+
+HARD_TEXTS = {
+    "names": "\n".join(f"{'aeiou'[n % 5]}{'bcdfg'[n * n % 5]}a{n % 7}" for n in range(2000)),
+    "Chinese": "".join(chr(0x4E00 + n * n % 300) for n in range(5000)),
+    "one space in much": "".join(chr(0x4E00 + n * n % 300) for n in range(9000)) + " ",
+    "many characters": "".join(map(chr, range(0x100, 0x2F00))),
+    "DNA": "".join("ACGT"[n * n * 7 % 11 % 4] for n in range(5000)),
+    "one character": "a",
+    "digits": "0123456789" * 50,
+    "emoji": "\U0001f43e\U0001f600" * 50,
+    "line ends": "\n\r\n" * 50,
+    "tabs": "\t" * 50,
+    "control characters": "\x01\x1b\x7f\x0b\x85" * 20,
+    "NUL": "\0" * 20,
+    "the mark of a space": SPACE_MARK * 20,
+    "control pieces": END_OF_TEXT + "<unk><0x41>",
+}
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS.values(), ids=HARD_TEXTS.keys())
+def test_any_text_can_be_learnt_from_and_any_other_text_survives(text: str) -> None:
+    with pytest.raises(DataError, match=r"at most \d+ works") as raised:
+        train_tokenizer([text], 100_000)
+    largest = int(str(raised.value).split()[-2])
+    learnt = train_tokenizer([text], largest)
+    for other in (text, PROBE, f" a  {text} \t\n\0{SPACE_MARK} "):
+        assert learnt.decode(learnt.encode(other)) == other
+
+
+def test_what_fails_while_texts_are_read_is_told_as_what_it_is() -> None:
+    class Broken(Exception):
+        pass
+
+    def texts() -> Iterator[str]:
+        yield TEXTS[0]
+        raise Broken
+
+    with pytest.raises(Broken):
+        train_tokenizer(texts(), SIZE)
+
+
+def test_a_size_beyond_all_counting_names_one_that_works() -> None:
+    with pytest.raises(DataError, match=rf"{10**30} is too large for the text: at most \d+ works"):
+        train_tokenizer(TEXTS, 10**30)
 
 
 def test_no_text_is_said_so() -> None:
