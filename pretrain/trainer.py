@@ -184,7 +184,11 @@ class Trainer:
 
     def _record(self, state: TrainState, report: StepReport, verdict: Verdict, seconds: float) -> None:
         """Record a step, also the one that ends the run; `state` is the state before it."""
-        self.metrics.record(report, verdict, self._measurements(seconds))
+        totals = {
+            "total_samples": state.samples + report.samples,
+            "total_tokens": state.tokens + report.tokens,
+        }
+        self.metrics.record(report, verdict, {**totals, **self._measurements(seconds)})
         for tag, values in report.histograms.items():
             self.metrics.histogram(report.step, tag, values)
         self.metrics.curves(report.step, self.watchdog.curves)

@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
+
+from pretrain.metrics.event_file import EventFile
 
 _TAGS = {
     "loss": "train/loss",
@@ -54,6 +56,10 @@ _NOT_CURVES = {
     "validation_seconds",
 }
 
+_ABOVE_ZERO = 1e-12 * 1.1 ** numpy.arange(1233)
+_BINS = [*-_ABOVE_ZERO[::-1], 0.0, *_ABOVE_ZERO]
+"""Edges of the bins of histograms, each a tenth above the last: all that fp32 can hold, of a run that diverges, too."""
+
 _TEV = re.compile(r"tev(_\w+)?_(mean|std|p99|max)|tev_reach")
 """Token embedding variability of the embedding table, or of another one by its name: `tev_mean`, `tev_head_mean`."""
 
@@ -93,36 +99,37 @@ class EventFiles:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._folder = folder
-        self._purge_step: int | None = first_step
-        self._writer: SummaryWriter | None = None
+        self._first_step: int | None = first_step
+        self._file: EventFile | None = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """It writes one event for all values of a step: each event is a write of its own."""
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._write(lambda writer: writer._get_file_writer().add_summary(summary, step))
+        self._write(
+            Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]), step
+        )
 
     def histogram(self, tag: str, values: Sequence[float], step: int) -> None:
         """It leaves out what is not finite, which has no place on the axis."""
         finite = numpy.array([value for value in values if math.isfinite(value)])
         if finite.size:
-            self._write(lambda writer: writer.add_histogram(tag, finite, step))
+            self._write(summary.histogram(tag, finite, _BINS), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        self._write(lambda writer: writer.add_text(tag, text, step))
+        self._write(summary.text(tag, text), step)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
-    def _write(self, write: Callable[[SummaryWriter], None]) -> None:
+    def _write(self, event: Summary, step: int) -> None:
         try:
-            if self._writer is None:
-                self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, max_queue=1000)
-                self._purge_step = None
-            write(self._writer)
-            self._writer.flush()  # else its thread keeps a full disk to itself
+            if self._file is None:
+                self._file = EventFile(self._folder, self._first_step)
+                self._first_step = None
+            self._file.add(event, step)
         except OSError:
-            self._writer = None
+            self.close()
+            self._file = None
             raise
 
 

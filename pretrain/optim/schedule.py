@@ -24,8 +24,7 @@ def _decay(update: int, total: int, config: ScheduleConfig) -> float:
         return 1.0
     if config.kind == "inverse_sqrt":
         # Vaswani et al. 2017, arXiv 1706.03762, section 5.3, continuous at the end of warmup.
-        start = max(config.warmup_steps, 1)
-        return max(floor, math.sqrt(start / max(update, start)))
+        return max(floor, math.sqrt(max(config.warmup_steps, 1) / (update + 1)))
     if config.kind == "wsd":
         # Warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395), with a linear decay.
         return 1 - (1 - floor) * _progress(update, decay_start(total, config), total)

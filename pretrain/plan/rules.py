@@ -5,6 +5,7 @@ from math import gcd
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
+from pretrain.optim.schedule import decay_start
 
 Rule = Callable[[RunConfig, int], Iterator[Problem]]
 
@@ -130,24 +131,34 @@ def optimizer_fits(config: RunConfig, world_size: int) -> Iterator[Problem]:
 
 
 def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    """Warmup comes before the decay, and both within the run; else the learning rate would fall at once."""
     schedule, steps = config.schedule, config.run.steps
-    if schedule.warmup_steps >= steps:
+    warmup, decay = schedule.warmup_steps, schedule.decay_steps
+    if warmup >= steps:
         yield Problem(
             "schedule.warmup_steps",
             f"must be less than run.steps = {steps}: the run would end in its warmup",
             f"for example {steps // 10}",
-            str(schedule.warmup_steps),
+            str(warmup),
         )
-    elif (
-        schedule.kind == "wsd"
-        and schedule.decay_steps
-        and schedule.warmup_steps + schedule.decay_steps > steps
-    ):
+    elif schedule.kind == "wsd" and decay_start(steps, schedule) < warmup:
         yield Problem(
             "schedule.decay_steps",
-            f"must fit after the warmup into run.steps = {steps}",
-            f"for example {max((steps - schedule.warmup_steps) // 5, 1)}",
-            str(schedule.decay_steps),
+            f"must fit after the warmup into run.steps = {steps}"
+            + (
+                ""
+                if decay
+                else f", and is a fifth of that, {steps - decay_start(steps, schedule)}, if not given"
+            ),
+            f"for example {max((steps - warmup) // 5, 1)}",
+            str(decay or ""),
+        )
+    elif schedule.kind in ("linear", "cosine") and decay and decay <= warmup:
+        yield Problem(
+            "schedule.decay_steps",
+            f"must come after schedule.warmup_steps = {warmup}: it is the update at which the decay ends",
+            f"for example {steps}",
+            str(decay),
         )
 
 

@@ -253,6 +253,18 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         "after the warmup",
     ),
     (
+        {"schedule": {"kind": "wsd", "warmup_steps": 85}},
+        1,
+        "schedule.decay_steps",
+        "is a fifth of that, 20, if not given",
+    ),
+    (
+        {"schedule": {"warmup_steps": 50, "decay_steps": 50}},
+        1,
+        "schedule.decay_steps",
+        "must come after schedule.warmup_steps = 50",
+    ),
+    (
         {"checkpoint": {"every_steps": 10, "keep_every": 25}},
         1,
         "checkpoint.keep_every",

@@ -98,6 +98,11 @@ def test_tensorboard_has_the_course_of_the_watchdog_and_its_words(corpus: Path, 
     assert rollbacks == [(attempt, float(attempt > 23)) for attempt in range(1, 42)]
     alarms = {event.step: event.value for event in events.Scalars("wd/alarms")}
     assert [alarms[attempt] for attempt in (19, 20, 22)] == [0, 1, 1]
+    batch = config.data.global_batch_size
+    samples = {event.step: event.value for event in events.Scalars("train/samples")}
+    assert samples == {attempt: batch * (attempt - 11 * (attempt > 23)) for attempt in range(1, 42)}
+    tokens = {event.step: event.value for event in events.Scalars("train/tokens")}
+    assert tokens == {a: count * config.data.tokens_per_sample for a, count in samples.items()}
     words = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("run/events/text_summary")]
     for told in ("update withheld: gradient_norm is not finite", "rollback (skip) to step 12, skips"):
         assert any(told in word for word in words), words
