@@ -10,6 +10,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from data_pipeline.files import create_file, write_all
+
 _NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\..+")
 """Seconds since 1970, then host and process."""
 
@@ -26,7 +28,7 @@ class EventFile:
         """It begins a new file; events of older ones from `first_step` on are hidden."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{_date(folder):010}.{socket.gethostname()}.{os.getpid()}.0"
-        self._file = (folder / name).open("xb", buffering=0)
+        self._file = create_file(folder / name)
         self._records = RecordWriter(self)
         self._add(Event(step=first_step, file_version="brain.Event:2"))
         if first_step is not None:
@@ -42,9 +44,7 @@ class EventFile:
 
     def write(self, record: bytes) -> None:
         """It takes what TensorBoard's writer of records has made of an event."""
-        left = memoryview(record)
-        while left:
-            left = left[self._file.write(left) :]
+        write_all(self._file.fileno(), record)
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
