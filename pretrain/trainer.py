@@ -184,14 +184,14 @@ class Trainer:
 
     def _record(self, state: TrainState, report: StepReport, verdict: Verdict, seconds: float) -> None:
         """Record a step, also the one that ends the run; `state` is the state before it."""
-        totals = {
-            "total_samples": state.samples + report.samples,
-            "total_tokens": state.tokens + report.tokens,
-        }
-        self.metrics.record(report, verdict, {**totals, **self._measurements(seconds)})
+        self.metrics.record(report, verdict, self._measurements(seconds))
         for tag, values in report.histograms.items():
             self.metrics.histogram(report.step, tag, values)
-        self.metrics.curves(report.step, self.watchdog.curves)
+        totals = {
+            "train/samples": state.samples + report.samples,
+            "train/tokens": state.tokens + report.tokens,
+        }
+        self.metrics.curves(report.step, {**totals, **self.watchdog.curves})
         self.findings.append(report, verdict, state)
 
     def _measurements(self, seconds: float) -> dict[str, float]:

@@ -17,8 +17,6 @@ _TAGS = {
     "learning_rate": "train/learning_rate",
     "gradient_norm": "train/gradient_norm",
     "gradient_variance": "train/gradient_variance",
-    "total_samples": "train/samples",
-    "total_tokens": "train/tokens",
     "seconds": "throughput/seconds_per_step",
     "tokens_per_second": "throughput/tokens_per_second",
     "tflops": "throughput/tflops",
