@@ -3,6 +3,7 @@
 #   make test        static checks and all tests that need neither minutes each nor a GPU
 #   make check       static checks only
 #   make test-slow   the tests that take minutes, and the layouts that `make test` leaves out
+#   make gpu         on a machine with a GPU: its tests, those of the rig over NCCL, and what steps and methods cost there
 #   make bench       every benchmark; tables on the console, JSON in benchmarks/results
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Package index for torch alone, for example PyTorch's own index of CPU builds. Empty: pip's configuration.
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check test-slow bench clean
+.PHONY: demo test check test-slow gpu bench clean
 
 demo: $(READY)
 	$(BIN)/surefoot prepare text python-stdlib --out data/demo --vocabulary-size 2048 --sequence-length 128 \
@@ -35,6 +36,13 @@ check: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	SUREFOOT_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "not slow and not gpu" tests/parallel tests/pretrain --numprocesses $(WORKERS)
+	$(BIN)/python benchmarks/step.py --size 124m
+	$(BIN)/python benchmarks/step.py --size 1.3b --ours-only
+	$(BIN)/python benchmarks/methods.py --size deep --arms sigma tev probes
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[dev,plots]"

@@ -38,7 +38,9 @@ SIZES = {
     # layers, hidden size, heads, vocabulary, sequence, micro-batch
     "tiny": (6, 256, 4, 8192, 128, 4),
     "small": (6, 384, 6, 8192, 256, 4),
-    "1.3b": (24, 2048, 16, 50304, 1024, 4),
+    "124m": (12, 768, 12, 50304, 1024, 4),
+    "deep": (48, 1024, 16, 50304, 1024, 2),
+    "1.3b": (24, 2048, 16, 50304, 1024, 4),  # all arms at once do not fit on one device
 }
 NO_PROBES = {name: False for name, value in ProbesConfig() if value is True}
 
@@ -220,7 +222,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     gpu = torch.cuda.is_available()
-    options.size = options.size or ("1.3b" if gpu else "tiny")
+    options.size = options.size or ("124m" if gpu else "tiny")
     names = [options.memory_of] if options.memory_of else list(dict.fromkeys(["base", *options.arms]))
     configs = {name: make_config(options.size, "bf16" if gpu else "fp32", ARMS[name]) for name in names}
     mesh = ParallelMesh.create(configs[names[0]].parallel)

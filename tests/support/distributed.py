@@ -1,8 +1,11 @@
-"""The rig runs a plain function on several gloo ranks of this machine.
+"""The rig runs a plain function on several ranks of this machine: over gloo, or on GPUs over NCCL.
 
 Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (`rank_imports`) and take one
 function after the other. Every engine leaves process groups behind, with threads of gloo that spin once a peer has
 dropped its end: so after some functions the ranks are replaced by fresh ones.
+
+With `SUREFOOT_TEST_DEVICE=cuda` every rank has a GPU of its own, and a test that needs more than there are is skipped.
+A process that has looked at a GPU cannot be forked: then ranks are started one by one.
 """
 
 import atexit
@@ -23,12 +26,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import torch
+from torch.utils._pytree import tree_map
 
 Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 120.0
 CALLS_PER_POOL = 10
 COLLECTIVE_TIMEOUT_SECONDS = 60
+DEVICE_TYPE = os.environ.get("SUREFOOT_TEST_DEVICE", "cpu")
 ASK_FOR_STACK = signal.SIGRTMIN
 
 
@@ -44,6 +50,8 @@ def run_distributed(
 
     The function and its arguments must be picklable (defined at the top level of a test module).
     """
+    if DEVICE_TYPE == "cuda" and world_size > torch.cuda.device_count():
+        pytest.skip(f"needs {world_size} devices")
     pool = _pool(world_size)
     try:
         return pool.run(function, arguments, timeout)
@@ -63,8 +71,9 @@ class _Pool:
         atexit.register(self.kill)
 
     def _start(self) -> None:
-        _start_server()
-        context = multiprocessing.get_context("forkserver")
+        if DEVICE_TYPE == "cpu":
+            _start_server()
+        context = multiprocessing.get_context("forkserver" if DEVICE_TYPE == "cpu" else "spawn")
         self._stacks = Path(tempfile.mkdtemp(prefix="ranks-"))
         store = self._stacks / "store"
         for rank in range(self._world_size):
@@ -153,10 +162,9 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     """It is the life of a rank."""
     from datetime import timedelta
 
-    import torch
     import torch.distributed as dist
 
-    if not gc.get_freeze_count():
+    if DEVICE_TYPE == "cpu" and not gc.get_freeze_count():
         raise ImportError("the server of ranks could not import support.rank_imports")
     faulthandler.register(ASK_FOR_STACK, file=open(f"{stacks}/rank{rank}.stack", "w"))  # noqa: SIM115
     torch.set_num_threads(1)
@@ -164,8 +172,10 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     # As DeepSpeed's launcher does. Without the size it calls `numactl` in every reduction of ZeRO-3 to count devices.
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if DEVICE_TYPE == "cuda":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        "gloo" if DEVICE_TYPE == "cpu" else "nccl",
         init_method=f"file://{store}",
         rank=rank,
         world_size=world_size,
@@ -177,10 +187,15 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
         except EOFError:
             return
         try:
-            connection.send((True, function(*arguments)))
+            connection.send((True, tree_map(_on_host, function(*arguments))))
         except BaseException:
             connection.send((False, traceback.format_exc()))
         _leave_groups()
+
+
+def _on_host(value: Any) -> Any:
+    """It copies a tensor of a device, which would be sent by reference, to the host."""
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _leave_groups() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from _pytest.mark import ParameterSet
+from support.distributed import DEVICE_TYPE
 
 from data_pipeline.text.batch import TokenBatch
 from parallel.config import ParallelConfig
@@ -79,10 +80,9 @@ def make_config(layout: Layout, global_batch_size: int = 12, **model: Any) -> Ru
 
 def make_mesh(config: ParallelConfig) -> ParallelMesh:
     """It returns the mesh over the ranks of the rig."""
-    dist = torch.distributed
-    return ParallelMesh.over_world(
-        config, dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu")
-    )
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    device = torch.device("cuda", rank) if DEVICE_TYPE == "cuda" else torch.device("cpu")
+    return ParallelMesh.over_world(config, rank, world_size, rank, device)
 
 
 def make_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[TokenBatch]:
