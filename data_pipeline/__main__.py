@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 COMMAND = "command"
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,6 +46,20 @@ def _parser(kinds: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _run(arguments: Sequence[str]) -> int:
+    """It runs the command line in a process of its own, which heeds signals before anything heavy is imported."""
+    ours = Path(__file__).parents[1]
+    if ours != Path.cwd():  # `python -m` looks there first: a `numpy.py` of the user's is none of ours
+        sys.path[:] = [entry for entry in sys.path if Path(entry) != Path.cwd()]
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+                signal.signal(number, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `surefoot prepare` blocks it until here
+        return main(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
 if __name__ == "__main__":  # worker processes import this file again and need none of it
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_run(sys.argv[1:]))

@@ -12,7 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from launch.hosts import environment_file_problems, read_hostfile
+from launch.children import child_environment
+from launch.hosts import environment_file_problems, environment_files, read_hostfile
 from launch.machine import this_machine
 from launch.plan_report import print_rows
 from pretrain.errors import ConfigurationError
@@ -76,7 +77,7 @@ def examine(hostfile: Path | None, folder: Path) -> Findings:
     yield from tools()
     yield room("disk", nearest_folder(folder), DISK_NEEDED, DISK_WANTED)
     yield room("shared memory", Path("/dev/shm"), SHARED_MEMORY_NEEDED, SHARED_MEMORY_WANTED)
-    yield from environment_files()
+    yield from variables_for_hosts()
     if hostfile is not None:
         yield from hosts(hostfile)
     yield from self_test()
@@ -137,15 +138,13 @@ def nearest_folder(path: Path) -> Path:
     return next(folder for folder in (absolute, *absolute.parents) if folder.exists())
 
 
-def environment_files() -> Findings:
+def variables_for_hosts() -> Findings:
     """It reads `.deepspeed_env` where DeepSpeed's launcher looks for it."""
-    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
-    for path in dict.fromkeys([Path.home() / name, Path.cwd() / name]):
-        if path.is_file():
-            problems = [str(problem) for problem in environment_file_problems(path)]
-            yield Finding(
-                name, Level.FAULT if problems else Level.OK, "; ".join(problems) or f"{path} is sound"
-            )
+    for path in environment_files():
+        problems = [str(problem) for problem in environment_file_problems(path)]
+        yield Finding(
+            path.name, Level.FAULT if problems else Level.OK, "; ".join(problems) or f"{path} is sound"
+        )
 
 
 def hosts(hostfile: Path) -> Findings:
@@ -208,7 +207,9 @@ def deepspeed_report() -> Findings:
 def probe(command: list[str], seconds: float = PROBE_SECONDS) -> tuple[int, str]:
     """It returns code and output of a command; the code is -1 when it took too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, env=child_environment()
+        )
     except subprocess.TimeoutExpired:
         return -1, f"no answer within {seconds:.0f} seconds"
     except OSError as error:

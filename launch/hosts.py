@@ -1,5 +1,6 @@
 """Hostfiles and `.deepspeed_env` are read as DeepSpeed's launcher reads them, and a problem names its line."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -94,6 +95,27 @@ def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, .
             )
         named[host] = tuple(sorted({*named.get(host, ()), *chosen}))
     return named
+
+
+def environment_files(environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
+    """It yields the files of variables for other hosts, `.deepspeed_env`, that DeepSpeed's launcher would read."""
+    name = environment.get("DS_ENV_FILE", ".deepspeed_env")
+    for folder in dict.fromkeys((os.path.expanduser("~"), os.getcwd())):
+        if (path := Path(folder, name)).is_file():
+            yield path
+
+
+def host_environment(path: str) -> str:
+    """It returns the variables of those files for other hosts, with `path` as their PYTHONPATH.
+
+    Raises:
+        ConfigurationError: a line of a file would crash DeepSpeed's launcher.
+    """
+    files = tuple(environment_files())
+    if problems := [problem for file in files for problem in environment_file_problems(file)]:
+        raise ConfigurationError("variables for other hosts cannot be used", problems)
+    lines = [line for file in files for line in read_text(file).splitlines()]
+    return "".join(f"{line}\n" for line in (*lines, f"PYTHONPATH={path}"))
 
 
 def environment_file_problems(path: Path) -> Iterator[Problem]:

@@ -14,13 +14,17 @@ from types import FrameType
 
 import psutil
 
+from launch.children import child_environment
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.hang_detector import Trouble
-from launch.outcome import Ending, last_step, outcome_of
+from launch.hosts import host_environment
+from launch.outcome import Ending, Outcome, last_step, outcome_of
 from launch.ranks import children, find_ranks, send
 from launch.reap import reap
 from launch.remote import on_hosts
-from pretrain.run_folder import METRICS
+from launch.run_progress import is_done, records
+from pretrain.errors import PeerLost
+from pretrain.run_folder import LEDGER, METRICS
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.2
@@ -64,9 +68,17 @@ class Launch:
         cls, command: Command, options: LaunchOptions, run_folder: Path, pending: deque[int]
     ) -> "Launch":
         """It starts the launcher in a session of its own: Ctrl-C reaches it only through us."""
-        environment = {**os.environ, **command.environment}
+        environment = {**child_environment(), **command.environment}
         kept = {name: value for name, value in environment.items() if command.environment.get(name) != ""}
-        process = subprocess.Popen(command.argv, env=kept, start_new_session=True)
+        with os.fdopen(os.memfd_create("variables"), "w") as file:
+            if options.slots is not None:
+                # DeepSpeed puts the current directory on the search path of hosts; what it reads here comes after that.
+                file.write(host_environment(kept["PYTHONPATH"]))
+                file.flush()
+                kept["DS_ENV_FILE"] = f"/proc/self/fd/{file.fileno()}"
+            process = subprocess.Popen(
+                command.argv, env=kept, start_new_session=True, pass_fds=[file.fileno()]
+            )
         return cls(command, options, run_folder, process, pending)
 
     @property
@@ -154,11 +166,23 @@ def run(command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
 
 def run_to_end(command: Command, options: LaunchOptions, run_folder: Path, steps: int) -> int:
     """It trains for `steps` steps in one launch, says why that failed if it did, and returns the exit code."""
+    known = len(records(run_folder))
     ending = run(command, options, run_folder)
     outcome = outcome_of(ending, last_step(run_folder / METRICS), steps)
+    if outcome.exit_code == 0 and (options.slots is None or (run_folder / LEDGER).exists()):
+        outcome = believed(outcome, run_folder, known)
     if outcome.reason:
         note(outcome.reason)
     return outcome.exit_code
+
+
+def believed(outcome: Outcome, run_folder: Path, known: int) -> Outcome:
+    """It returns a good outcome as it is only if the ledger says so, too, behind its first `known` records."""
+    if outcome.exit_code == 0 and not is_done(run_folder, known):
+        return Outcome(
+            PeerLost.exit_code, f"the launcher ended well, but the ledger of {run_folder} has no `done`"
+        )
+    return outcome
 
 
 @contextmanager

@@ -5,8 +5,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from launch.children import child_environment
 from launch.command import LaunchOptions
 
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
@@ -15,13 +16,13 @@ SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -
 
 def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds: float) -> str:
     """It runs `python -m MODULE WORDS...` on every host and returns what went wrong, nothing where all exit with 0."""
-    remote = shlex.join([sys.executable, "-m", module, *words]).replace(
-        "%", "%%"
-    )  # pdsh expands %h, %n and %u
-    shell = f"cd {shlex.quote(os.getcwd())}; {remote}"
+    environment = child_environment()
+    path = f"PYTHONPATH={environment['PYTHONPATH']}"
+    remote = shlex.join(["env", path, sys.executable, "-P", "-m", module, *words])
+    shell = f"cd {shlex.quote(os.getcwd())}; {remote}".replace("%", "%%")  # pdsh expands %h, %n and %u
     process = subprocess.Popen(
         ["pdsh", "-S", "-w", ",".join(options.slots or ()), shell],
-        env=pdsh_environment(options),
+        env=pdsh_environment(options, environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -39,9 +40,9 @@ def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds:
     return "; ".join(errors.strip().splitlines()) or f"pdsh ended with {process.returncode}"
 
 
-def pdsh_environment(options: LaunchOptions) -> dict[str, str]:
-    """It returns an environment in which pdsh uses ssh as the launcher does, with the port that the user gave."""
-    given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+def pdsh_environment(options: LaunchOptions, environment: Mapping[str, str]) -> dict[str, str]:
+    """It adds to an environment that pdsh uses ssh as the launcher does, with the port that the user gave."""
+    given = environment.get("PDSH_SSH_ARGS_APPEND", "")
     port = f"-p {options.ssh_port}" if options.ssh_port else ""
     arguments = " ".join(filter(None, (given, SSH_OPTIONS, port)))
-    return {**os.environ, "PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS_APPEND": arguments}
+    return {**environment, "PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS_APPEND": arguments}

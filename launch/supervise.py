@@ -19,7 +19,7 @@ from typing import Any
 from launch.command import Command, LaunchOptions
 from launch.hang_detector import LOST_SECONDS, HangDetector, Trouble
 from launch.outcome import Ending, Outcome, last_step, outcome_of
-from launch.process import ORPHAN_SECONDS, Launch, Remains, forwarding, note
+from launch.process import ORPHAN_SECONDS, Launch, Remains, believed, forwarding, note
 from launch.run_progress import is_done, records, sealed_step
 from pretrain.errors import (
     DATA_EXIT_CODE,
@@ -146,8 +146,7 @@ class Supervisor:
             return Outcome(PeerLost.exit_code, trouble.reason)
         ending = Ending(launch.process.returncode, launch.stopping, remains.orphans)
         outcome = outcome_of(ending, last_step(self._folder / METRICS), self._steps)
-        if outcome.exit_code == 0:
-            outcome = Outcome(PeerLost.exit_code, "the launcher ended well, but the ledger has no `done`")
+        outcome = believed(outcome, self._folder, known)
         if outcome.exit_code == PeerLost.exit_code:
             self._record("lost", outcome.reason or "a rank has lost another one")
         return outcome

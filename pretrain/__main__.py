@@ -3,6 +3,10 @@
 python -m pretrain CONFIG [--set section.key=value]...
 """
 
+from pretrain.runtime.startup import begin
+
+begin()  # before anything else is imported
+
 import argparse
 import os
 import sys

@@ -52,6 +52,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.runtime.libraries",
     "pretrain.runtime.run_lock",
     "pretrain.runtime.stacks",
+    "pretrain.runtime.startup",
     "pretrain.watchdog.budgets",
 )
 """What of ours the command line sees: rooms, and single modules of others, that need no torch (import-linter checks

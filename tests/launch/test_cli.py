@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main, split_extra
+from launch.cli import main
+from launch.subcommands import split_extra
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "gpt" / "demo.toml")

@@ -11,11 +11,11 @@ from launch.doctor import (
     Level,
     devices_agree,
     doctor,
-    environment_files,
     hosts,
     nearest_folder,
     probe,
     room,
+    variables_for_hosts,
 )
 
 
@@ -49,7 +49,7 @@ def test_environment_file_of_the_current_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DS_ENV_FILE", ".my_env")
     (tmp_path / ".my_env").write_text("A=b\n\n")
-    (finding,) = environment_files()
+    (finding,) = variables_for_hosts()
     assert finding.level is Level.FAULT
     assert f"{tmp_path}/.my_env:2: a blank line" in finding.text
 

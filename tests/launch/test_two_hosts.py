@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.host_pair import across, host_pair, losses, start
+from support.traps import set_traps
 from support.two_hosts import TwoHosts, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -21,6 +22,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
 
 
 def test_two_hosts_train_as_one_does(pair: TwoHosts) -> None:
+    set_traps(pair.folder)  # it is the current directory, which DeepSpeed puts on the search path of hosts
     distributed = start(pair, "two", *across(pair), "--set", 'journal.console = "plain"')
     assert distributed.wait(SECONDS) == 0, (pair.folder / "two.log").read_text()
     local = start(pair, "one", "--num-accelerators", "2", "--set", "parallel.timeout_seconds=60")

@@ -11,7 +11,7 @@ from pathlib import Path
 from support.two_hosts import INTERFACE, TwoHosts, two_hosts
 
 ROOT = Path(__file__).parents[2]
-SUREFOOT = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())"]
+SUREFOOT = [sys.executable, "-P", "-c", "import sys; from launch.cli import main; sys.exit(main())"]
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",

@@ -1,0 +1,311 @@
+"""These are the commands of `surefoot`: their options, and what each of them calls."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from launch.children import child_environment
+from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
+from launch.doctor import doctor
+from launch.hosts import read_hostfile, select_slots
+from launch.inspect import inspect
+from launch.machine import missing_sources, this_machine
+from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
+from launch.process import note, run_to_end
+from launch.rehearse import rehearse
+from launch.run_progress import has_resumed, records
+from launch.supervise import Policy, Supervisor
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigurationError, SurefootError
+from pretrain.fault_injection.plan import FAULTS
+from pretrain.plan.plan import plan
+from pretrain.runtime.startup import open_standard_streams
+
+LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
+SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
+"""These options of `surefoot train` are keys of `Policy`."""
+
+
+def run(words: list[str]) -> int:
+    """It runs a command line and returns the exit code."""
+    open_standard_streams()
+    if words[:1] == ["prepare"]:
+        prepare(words[1:])
+    ours, extra = split_extra(words)
+    options = build_parser().parse_args(ours)
+    options.extra = extra
+    try:
+        return int(options.command(options))
+    except SurefootError as error:
+        if getattr(options, "json", False) and isinstance(error, ConfigurationError):
+            print(json.dumps(problem_document(str(error), error.problems), indent=2))
+        else:
+            note(str(error))
+        return error.exit_code
+
+
+def split_extra(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """It returns our words, and what stands after `--` for DeepSpeed's launcher."""
+    if "--" not in words:
+        return words, ()
+    cut = words.index("--")
+    return words[:cut], tuple(words[cut + 1 :])
+
+
+def prepare(arguments: list[str]) -> None:
+    """It becomes the data preparation, which has options of its own."""
+    # Until it can deal with Ctrl-C, that waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    command = [sys.executable, "-m", "data_pipeline", *arguments]
+    os.execve(sys.executable, command, child_environment())
+
+
+def check(options: argparse.Namespace) -> int:
+    """It prints the plan of a configuration and what DeepSpeed would be given."""
+    config = load_config(options.config, options.set)
+    smallest = config.parallel.tensor * config.parallel.pipeline
+    planned = plan(config, options.world_size or smallest)
+    planned = replace(planned, warnings=(*planned.warnings, *missing_sources(config)))
+    if options.json:
+        print(json.dumps(plan_document(planned), indent=2))
+        return 0
+    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(planned.deepspeed))])
+    for warning in planned.warnings:
+        note(f"warning: {warning}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """It checks the configuration, starts all ranks and stays until they have ended."""
+    config = load_config(options.config, options.set)
+    wanted = launch_options(options)
+
+    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    known = len(records(config.run_folder)) if options.resume else 0
+
+    def build() -> Command:
+        """Once a launch has resumed from the checkpoint that was asked for, further ones go on from the newest."""
+        done = options.resume and has_resumed(config.run_folder, known, options.resume)
+        orders = replace(wanted, arguments=()) if done else wanted
+        return build_command(orders, this_machine(), model_parallel)
+
+    command = build_command(wanted, this_machine(), model_parallel)
+    planned = plan(config, command.world_size)
+    policy = supervision(options, config)
+    for warning in planned.warnings:
+        note(f"warning: {warning}")
+    if policy:
+        return Supervisor(config.run_folder, config.run.steps, wanted, build, policy).run()
+    return run_to_end(command, wanted, config.run_folder, config.run.steps)
+
+
+def supervision(options: argparse.Namespace, config: RunConfig) -> Policy | None:
+    """It returns how `--supervise` is to go about it, or None without it."""
+    given = {name: value for name in SUPERVISION if (value := getattr(options, name)) is not None}
+    if options.supervise:
+        return Policy(**{"hang_after": 2 * config.parallel.timeout_seconds, **given})
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigurationError(f"{words}: only with --supervise")
+    return None
+
+
+def launch_options(options: argparse.Namespace) -> LaunchOptions:
+    """It returns the options of `surefoot train` with the hostfile read."""
+    if options.hostfile is None and (options.include or options.exclude):
+        raise ConfigurationError(
+            "--include and --exclude choose among the hosts of a --hostfile; there is none"
+        )
+    slots = None
+    if options.hostfile is not None:
+        slots = select_slots(read_hostfile(options.hostfile), options.include, options.exclude)
+    return LaunchOptions(
+        config=options.config,
+        overrides=tuple(options.set),
+        num_accelerators=options.num_accelerators,
+        hostfile=options.hostfile,
+        slots=slots,
+        include=options.include,
+        exclude=options.exclude,
+        master_addr=options.master_addr,
+        master_port=options.master_port,
+        launcher=options.launcher,
+        ssh_port=options.ssh_port,
+        extra=options.extra,
+        arguments=tuple(resume_arguments(options)),
+    )
+
+
+def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
+    """It yields what the ranks are told about the checkpoint to begin with."""
+    tag, force = getattr(options, "resume", None), getattr(options, "force_condemned", False)
+    if force and not tag:
+        raise ConfigurationError("--force-condemned: only with --resume TAG")
+    if tag:
+        yield f"--resume={tag}"
+    if force:
+        yield "--force-condemned"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """It declares all commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="surefoot",
+        description="Pretrain deep Transformers on DeepSpeed and Megatron-core.",
+        epilog="exit codes: 0 finished, 2 configuration or command line, 3 data, 4 no usable checkpoint, "
+        "5 diverged, 6 lost a peer, 75 preempted and resumable",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("prepare", help="turn raw files into training data; see `surefoot prepare --help`")
+    add_check(commands.add_parser("check", help="print what a configuration amounts to, or what is wrong"))
+    add_doctor(commands.add_parser("doctor", help="look for what would break a run on this machine"))
+    add_train(commands.add_parser("train", help="train on this machine or on the hosts of a hostfile"))
+    add_rehearse(
+        commands.add_parser("rehearse", help="train with a planted fault, beside an undisturbed twin")
+    )
+    add_inspect(
+        commands.add_parser("inspect", help="tell the story of a run: alarms, rollbacks, checkpoints")
+    )
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """It declares the configuration and what overrides it."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key of the configuration; may be repeated",
+    )
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot check`."""
+    add_config(parser)
+    parser.add_argument(
+        "--world-size", type=positive, metavar="N", help="number of ranks (default: tensor x pipeline)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=check)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot doctor`."""
+    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="hostfile to check")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs"), help="folder of the runs, whose disk is looked at"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=lambda options: doctor(options.hostfile, options.folder, options.json))
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot inspect`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, such as runs/NAME")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=lambda options: inspect(options.run, options.json))
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot train`."""
+    add_config(parser)
+    add_launch(parser, "surefoot train CONFIG [options] [-- options of deepspeed]")
+    add_supervision(parser.add_argument_group("supervision"))
+    parser.set_defaults(command=train)
+
+
+def add_rehearse(parser: argparse.ArgumentParser) -> None:
+    """It declares `surefoot rehearse`."""
+    add_config(parser)
+    add_launch(parser, "surefoot rehearse CONFIG --fault NAME[@STEP] [options] [-- options of deepspeed]")
+    parser.add_argument(
+        "--fault",
+        required=True,
+        metavar="NAME[@STEP[+STEPS]]",
+        help=f"what goes wrong, from which step on, for how many steps: {', '.join(FAULTS)}",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(
+        command=lambda options: rehearse(launch_options(options), options.fault, options.json)
+    )
+
+
+def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
+    """It declares where and how ranks are started."""
+    parser.usage = usage
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--num-accelerators",
+        type=positive,
+        metavar="N",
+        help="ranks on this machine (default: all its accelerators; without any, tensor x pipeline ranks)",
+    )
+    where.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, in lines of HOST slots=N")
+    parser.add_argument(
+        "--include", default="", metavar="HOST[:SLOTS][@...]", help="only these of the hostfile"
+    )
+    parser.add_argument("--exclude", default="", metavar="HOST[:SLOTS][@...]", help="all but these")
+    parser.add_argument("--master-addr", default="", metavar="ADDRESS", help="address of the first host")
+    parser.add_argument("--master-port", type=positive, metavar="PORT", help="its port (default: a free one)")
+    parser.add_argument(
+        "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="TAG",
+        help="go on from this checkpoint, for example step00001200-a3, in a new lineage",
+    )
+    parser.add_argument("--force-condemned", action="store_true", help="with --resume: even a condemned one")
+    parser.add_argument("--ssh-port", type=positive, metavar="PORT", help="port of ssh on the hosts")
+
+
+def add_supervision(group: argparse._ArgumentGroup) -> None:
+    """It declares when launches are ended and made again."""
+    group.add_argument(
+        "--supervise",
+        action="store_true",
+        help="launch again when ranks or hosts are lost or hang, until the run's ledger says that it is done",
+    )
+    group.add_argument(
+        "--hang-after",
+        type=seconds,
+        metavar="SECONDS",
+        help="a rank that takes longer for a step hangs; start, save and validation may take 4 times as long "
+        "(default: twice parallel.timeout_seconds)",
+    )
+    group.add_argument(
+        "--relaunches",
+        type=positive,
+        metavar="N",
+        help=f"give up after so many without a new checkpoint (default: {Policy.relaunches})",
+    )
+    group.add_argument(
+        "--wait-for-hosts",
+        type=seconds,
+        metavar="SECONDS",
+        help=f"for lost hosts to come back before a relaunch (default: {Policy.wait_for_hosts:.0f})",
+    )
+
+
+def positive(text: str) -> int:
+    """It reads an argument that must be a whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """It reads an argument that must be a time above zero."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number

@@ -1,0 +1,59 @@
+"""A rank sets this right before it imports what takes seconds: where it imports from, and what signals do meanwhile."""
+
+import os
+import signal
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType
+
+from pretrain.errors import Preempted
+
+ROOT = Path(__file__).absolute().parents[2]
+"""Our packages lie in this folder."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def begin() -> None:
+    """It prepares this process for the imports of a rank."""
+    open_standard_streams()
+    leave_out_current_folder()
+    end_on_signals()
+
+
+def open_standard_streams() -> None:
+    """It opens the null device in place of standard streams that were closed (`>&-`).
+
+    The first files to be opened would take their numbers otherwise, and get what libraries print.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # the lowest number that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def leave_out_current_folder() -> None:
+    """It removes the current directory from the search path, unless our packages or Python's lie there.
+
+    `python -m` and DeepSpeed put it there. A module that was found in place of this package itself cannot be helped:
+    PYTHONSAFEPATH=1, which `surefoot train` sets, keeps Python from looking there.
+    """
+    here = os.getcwd()
+    if here != str(ROOT) and here not in sysconfig.get_paths().values():
+        sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
+
+
+def end_on_signals() -> None:
+    """It has signals that ask for the end do so at once; the exit code says that the run can be resumed."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(Preempted.exit_code)
