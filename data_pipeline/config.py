@@ -6,7 +6,10 @@ A kind of data adds the keys of its own in a subclass, in the `config.py` of its
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from data_pipeline.shown import masked
 
 
 class SourceConfig(BaseModel):
@@ -16,9 +19,21 @@ class SourceConfig(BaseModel):
 
     path: str
     """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote: `DIR/train`, or `DIR`,
-    which means `DIR/train` among the sources and `DIR/validation` in `data.validation`."""
+    which means `DIR/train` among the sources and `DIR/validation` in `data.validation`. A URL has no user, password or
+    query: it is written down in many places."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the sum of all weights."""
+
+    @field_validator("path")
+    @classmethod
+    def _keeps_no_secret(cls, path: str) -> str:
+        if masked(path) != path:
+            raise PydanticCustomError(
+                "secret_in_url",
+                "must have no user, password or query: it is written to config.toml, messages and reports; give them "
+                "to fsspec in a file of ~/.config/fsspec, or in the environment",
+            )
+        return path
 
 
 class DataConfig(BaseModel):

@@ -38,6 +38,7 @@ def has_source(folder: Path) -> bool:
 
 LAUNCH_MAY_IMPORT = (
     "data_pipeline.files",
+    "data_pipeline.parsing",
     "data_pipeline.shown",
     "pretrain.config",
     "pretrain.plan",

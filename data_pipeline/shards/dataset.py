@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Generic
 
 from data_pipeline.errors import DataError
+from data_pipeline.parsing import read_whole
 from data_pipeline.shards.manifest import MANIFEST, ManifestType, index_name, read_manifest
 from data_pipeline.shards.shard import SampleDamaged, ShardIndex, ShardReader
-from data_pipeline.shards.storage import Folder, LocalFolder, open_folder
+from data_pipeline.shards.storage import Folder, LocalFolder, data_errors, open_folder
 
 OPEN_SHARDS = 256
-"""Shards that are held open at once; each takes two file descriptors."""
+"""Shards that are held open at once; each takes a file descriptor, and its index memory."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,14 @@ class Sample:
     fields: tuple[memoryview, ...] = ()
     damage: str = ""
     """Name and fault of a damaged sample."""
+    shard: str = ""
+    number: int = 0
+    """In the shard, from 0."""
+
+    @property
+    def place(self) -> str:
+        """It says where the sample lies, for messages."""
+        return f"{self.source}/{self.shard}: sample {self.number}"
 
 
 class Dataset(Generic[ManifestType]):
@@ -40,7 +49,6 @@ class Dataset(Generic[ManifestType]):
         self.folder = folder
         self._ends = list(accumulate(shard.samples for shard in self.manifest.shards))
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._verified: set[int] = set()
         if isinstance(folder, LocalFolder):
             for number in range(len(self._ends)):
                 self._files(number)
@@ -56,10 +64,11 @@ class Dataset(Generic[ManifestType]):
     def read(self, number: int) -> Sample:
         """It returns sample `number` in the order of the shards."""
         shard, place = self._locate(number)
+        name = self.manifest.shards[shard].name
         try:
-            return Sample(self.name, self._reader(shard).read(place))
+            return Sample(self.name, self._reader(shard).read(place), shard=name, number=place)
         except SampleDamaged as error:
-            return Sample(self.name, damage=str(error))
+            return Sample(self.name, damage=str(error), shard=name, number=place)
 
     def place(self, number: int) -> tuple[str, int]:
         """It returns the shard of a sample, and its number in it, from 0."""
@@ -88,11 +97,11 @@ class Dataset(Generic[ManifestType]):
     def _open_shard(self, number: int) -> ShardReader:
         entry = self.manifest.shards[number]
         path, index_path = self._files(number)
-        if number not in self._verified:
-            if hashlib.sha256(index_path.read_bytes()).hexdigest() != entry.index_sha256:
-                raise DataError(f"{index_path}: changed since {self.name}/{MANIFEST} was written")
-            self._verified.add(number)
-        index = ShardIndex.load(index_path, self.manifest.fields)
+        with data_errors(index_path):
+            content = read_whole(index_path, entry.index_bytes)
+        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+            raise DataError(f"{index_path}: changed since {self.name}/{MANIFEST} was written")
+        index = ShardIndex.parse(content, str(index_path), self.manifest.fields, entry.samples, entry.bytes)
         return ShardReader(path, index, f"{self.name}/{entry.name}")
 
     def _files(self, number: int) -> tuple[Path, Path]:

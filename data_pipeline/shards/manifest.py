@@ -2,14 +2,24 @@
 
 import hashlib
 import json
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_field, model_validator
 
 from data_pipeline.errors import DataError
+from data_pipeline.parsing import parse_json, parsed_as
 from data_pipeline.shards.storage import Folder
+from data_pipeline.shown import shown
 
 MANIFEST = "manifest.json"
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256. Files are cached under it, so it must be nothing else."""
+
+Count = Annotated[int, Field(gt=0, lt=2**53)]
+"""A number of things, or a size in bytes, that there can be."""
+
+Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*(\.[a-z0-9_]+)*$", max_length=100)]
 
 ManifestType = TypeVar("ManifestType", bound="Manifest")
 
@@ -21,13 +31,13 @@ class ShardEntry(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+-[0-9]{6}\.tar$")
     """File name of the shard; `index_name` gives that of its index."""
-    samples: int = Field(gt=0)
-    bytes: int = Field(gt=0)
+    samples: Count
+    bytes: Count
     """Size of the shard."""
-    sha256: str
+    sha256: Digest
     """Of the shard."""
-    index_bytes: int = Field(gt=0)
-    index_sha256: str
+    index_bytes: Count
+    index_sha256: Digest
 
 
 class Manifest(BaseModel):
@@ -40,10 +50,10 @@ class Manifest(BaseModel):
     kind: str
     """Task that the samples are for."""
     split: Literal["train", "validation"]
-    documents: int = Field(gt=0)
+    documents: Count
     """Texts, sentence pairs or recordings that the samples were made from."""
-    samples: int = Field(gt=0)
-    fields: tuple[str, ...] = Field(min_length=1)
+    samples: Count
+    fields: tuple[Extension, ...] = Field(min_length=1, max_length=64)
     """Extensions of the members of every sample, in the order of the tar file, which is that of the alphabet."""
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
 
@@ -63,8 +73,16 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _fields_are_sorted(self) -> Self:
         """It refuses fields out of order: shards are written that way, and fields are found by their place."""
-        if list(self.fields) != sorted(self.fields):
-            raise ValueError(f"fields must be in the order of the tar file, {', '.join(sorted(self.fields))}")
+        if list(self.fields) != (ordered := sorted({*self.fields})):
+            raise ValueError(f"fields must be in the order of the tar file, each once, {', '.join(ordered)}")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_differ(self) -> Self:
+        """It refuses a shard that is listed twice: all but one of its checksums would never be looked at."""
+        names = [shard.name for shard in self.shards]
+        if len({*names}) < len(names):
+            raise ValueError(f"shards: {len(names)} are listed under {len({*names})} names")
         return self
 
 
@@ -80,19 +98,11 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
     """
     name = f"{folder.name}/{MANIFEST}"
     content = folder.read(MANIFEST)
-    try:
-        facts = dict(json.loads(content))
+    with parsed_as(DataError, name):
+        facts = dict(parse_json(content))
         claimed = facts.pop("fingerprint", None)
-        manifest = kind.model_validate(facts)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{name}: {_first_fault(error)}") from error
-    if claimed != manifest.fingerprint:
-        raise DataError(f"{name}: fingerprint {claimed} does not fit its content; prepare the data again")
+        # Strict in JSON's own types: nothing is taken for a number or a string that is none.
+        manifest = kind.model_validate_json(json.dumps(facts), strict=True)
+        if claimed != manifest.fingerprint:
+            raise ValueError(f"fingerprint {shown(claimed)} does not fit its content; prepare the data again")
     return manifest
-
-
-def _first_fault(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        return f"{'.'.join(map(str, fault['loc'])) or 'content'}: {fault['msg']}"
-    return f"not a manifest ({error})"

@@ -7,6 +7,7 @@ unnoticed. Nothing is ever unpickled or extracted.
 """
 
 import hashlib
+import io
 import mmap
 import os
 import re
@@ -22,7 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import open_regular
+from data_pipeline.parsing import parsed_as
 from data_pipeline.shards.storage import data_errors
+from data_pipeline.shown import shown
 
 BLOCK = tarfile.BLOCKSIZE
 KEY = re.compile(r"(?!__)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
@@ -56,20 +60,45 @@ class ShardIndex:
         return np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("fields", "<u4", (fields,))])
 
     @classmethod
-    def load(cls, path: Path, fields: tuple[str, ...]) -> Self:
-        """It maps an index file into memory. Raises DataError when it is none."""
-        try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"{path}: not an index of a shard ({error})") from error
-        if rows.dtype != cls.dtype(len(fields)) or rows.ndim != 1:
-            raise DataError(f"{path}: not an index of samples with the fields {', '.join(fields)}")
+    def parse(cls, content: bytes, name: str, fields: tuple[str, ...], samples: int, size: int) -> Self:
+        """It reads the content of an index file, for a shard of `size` bytes that holds `samples` samples.
+
+        Raises DataError when it is no such index.
+        """
+        with parsed_as(DataError, name):
+            rows = _array(content, cls.dtype(len(fields)), samples)
+            _check_rows(rows, size)
         return cls(fields, rows)
 
     def save(self, path: Path) -> None:
         """It writes an index file."""
         with path.open("wb") as file:
             np.save(file, self.rows, allow_pickle=False)
+
+
+def _array(content: bytes, dtype: np.dtype[np.void], rows: int) -> NDArray[np.void]:
+    """It returns the rows of a `.npy` file. Only its header is parsed: nothing is unpickled, and no memory is taken for
+    what the header alone says is there."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not an index of a shard")
+    shape, by_columns, found = np.lib.format.read_array_header_1_0(file)
+    if found != dtype or shape != (rows,) or by_columns:
+        raise ValueError(f"not an index of {rows} samples")
+    if len(content) != file.tell() + rows * dtype.itemsize:
+        raise ValueError(f"{len(content)} bytes are not those of {rows} rows")
+    return np.frombuffer(content, dtype, offset=file.tell())
+
+
+def _check_rows(rows: NDArray[np.void], shard_bytes: int) -> None:
+    """It refuses rows that do not lie in the shard one after another, each as long as its fields."""
+    sizes = rows["size"].astype(np.int64)
+    blocks = BLOCK + -(-rows["fields"].astype(np.int64) // BLOCK) * BLOCK
+    ends = np.cumsum(sizes)
+    if (blocks.sum(1) != sizes).any() or (rows["offset"] != (ends - sizes).astype(np.uint64)).any():
+        raise ValueError("its samples do not lie one after another")
+    if ends[-1] > shard_bytes:
+        raise ValueError(f"its samples end at byte {ends[-1]}, the shard has {shard_bytes}")
 
 
 class SampleDamaged(Exception):
@@ -84,14 +113,14 @@ class ShardReader:
         self._path = path
         self._rows = index.rows
         with data_errors(path):
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open_regular(path, follow=True)
 
     def read(self, number: int) -> tuple[memoryview, ...]:
         """It returns the fields of sample `number`. Raises SampleDamaged, and DataError when it cannot be read."""
         offset, size, crc32, fields = self._rows[number].item()
         # What cannot be read is not what is damaged: other ranks may read it, and must not see another sample.
         with data_errors(self._path):
-            content = os.pread(self._file, size, offset)
+            content = os.pread(self._file.fileno(), size, offset)
         if len(content) < size:
             raise self._damaged(number, offset, f"{len(content)} of {size} bytes left")
         if zlib.crc32(content) != crc32:
@@ -100,7 +129,7 @@ class ShardReader:
 
     def close(self) -> None:
         """It closes the file."""
-        os.close(self._file)
+        self._file.close()
 
     def _damaged(self, number: int, offset: int, what: str) -> SampleDamaged:
         return SampleDamaged(f"{self._name}: sample {number} at byte {offset}: {what}")
@@ -136,31 +165,39 @@ def index_shard(path: Path) -> tuple[ShardIndex, str]:
     Raises DataError when the tar is damaged or cut, or has members other than plain files, keys or extensions
     that are refused, a key twice, or samples with different fields.
     """
-    try:
-        with (
-            data_errors(path),
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content,
-        ):
-            return _index(_members(content), content), hashlib.sha256(content).hexdigest()
-    except (ValueError, OverflowError, tarfile.TarError) as error:
-        raise DataError(f"{path}: {error}") from error
+    with (
+        data_errors(path),
+        parsed_as(DataError, path),
+        open_regular(path, follow=True) as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content,
+    ):
+        return _index(_members(content), content), hashlib.sha256(content).hexdigest()
 
 
 def _members(content: mmap.mmap) -> list[tarfile.TarInfo]:
     """It returns the headers of all members, once it is sure that they are plain files and none is missing."""
+    members, end = [], 0
     with tarfile.open(fileobj=content, mode="r:") as tar:
-        members = list(tar)
-    for member in members:
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise ValueError(f"member {member.name!r} is not a plain file")
-        if member.offset_data != member.offset + BLOCK:
-            raise ValueError(f"member {member.name!r} has an extended header; the name is too long")
-    end = members[-1].offset_data + _padded(members[-1].size) if members else 0
+        # One after another: a size below zero has tarfile go in circles.
+        while member := tar.next():
+            _check_member(member, end)
+            members.append(member)
+            end = member.offset_data + _padded(member.size)
     rest = content[end:]
     if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
         raise ValueError(f"damaged or cut after member {len(members)}, at byte {end}")
     return members
+
+
+def _check_member(member: tarfile.TarInfo, start: int) -> None:
+    """It refuses links, folders, devices, files with holes, extended headers, and sizes that lead back."""
+    name = shown(member.name)
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise ValueError(f"member {name} is not a plain file")
+    if (member.offset, member.offset_data) != (start, start + BLOCK):
+        raise ValueError(f"member {name} has an extended header; the name is too long")
+    if member.size < 0:
+        raise ValueError(f"member {name} has a size of {member.size} bytes")
 
 
 def _index(members: list[tarfile.TarInfo], content: mmap.mmap) -> ShardIndex:

@@ -11,6 +11,9 @@ from typing import Protocol
 import fsspec.core
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import create_file, open_own, open_regular, sha256_of, write_all
+from data_pipeline.parsing import LARGEST_DOCUMENT, parsed_as, read_whole, reason
+from data_pipeline.shown import masked, shown
 
 COPY_BYTES = 1 << 20
 DOWNLOAD_ATTEMPTS = 3
@@ -33,7 +36,7 @@ class Folder(Protocol):
         """It tells whether there is a file or folder `name`."""
 
     def read(self, name: str) -> bytes:
-        """It returns the whole of a small file."""
+        """It returns the whole of a small file; one that is not small is refused."""
 
     def local(self, name: str, size: int, sha256: str) -> Path:
         """It returns a path on this machine with the file of that size and content."""
@@ -67,29 +70,35 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         with data_errors(self._path / name):
-            return (self._path / name).read_bytes()
+            return read_whole(self._path / name)
 
     def local(self, name: str, size: int, sha256: str) -> Path:
         path = self._path / name
         with data_errors(path):
             found = path.stat().st_size
         if found != size:
-            raise DataError(f"{path}: changed since it was indexed: {found} bytes, the manifest says {size}")
+            raise DataError(
+                f"{shown(path)}: changed since it was indexed: {found} bytes, the manifest says {size}"
+            )
         return path
 
 
 class RemoteFolder:
-    """It is a folder behind a URL; files are cached by their content, so several runs and ranks share one copy."""
+    """It is a folder behind a URL; files are cached by their content, so several runs and ranks share one copy.
+
+    What is in the cache is read once before it is used, as other processes have written it, some time ago.
+    """
 
     def __init__(self, url: str, cache: Path) -> None:
         self._url = url
         self._cache = cache
+        self._verified: set[Path] = set()
         with remote_errors(url):
             self._filesystem, self._root = fsspec.core.url_to_fs(url)
 
     @property
     def name(self) -> str:
-        return self._url
+        return masked(self._url)
 
     def child(self, name: str) -> Folder:
         return RemoteFolder(f"{self._url}/{name}", self._cache)
@@ -103,23 +112,43 @@ class RemoteFolder:
             return bool(self._filesystem.exists(f"{self._root}/{name}"))
 
     def read(self, name: str) -> bytes:
-        with remote_errors(f"{self._url}/{name}"):
-            return bytes(self._filesystem.cat_file(f"{self._root}/{name}"))
+        with remote_errors(f"{self._url}/{name}"), self._filesystem.open(f"{self._root}/{name}") as file:
+            content = bytearray()
+            while chunk := file.read(COPY_BYTES):  # as much as there is at the moment
+                content += chunk
+                if len(content) > LARGEST_DOCUMENT:
+                    raise DataError(
+                        f"{self.name}/{name}: larger than {LARGEST_DOCUMENT} bytes, as no sound one is"
+                    )
+        return bytes(content)
 
     def local(self, name: str, size: int, sha256: str) -> Path:
         path = self._cache / sha256[:2] / f"{sha256}{Path(name).suffix}"
-        with data_errors(path), locked(path.with_suffix(".lock")):
-            if not path.exists() or path.stat().st_size != size:
-                self._fetch(name, path, sha256)
+        with data_errors(path):
+            if not self._is_sound(path, size, sha256):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with locked(path.with_suffix(".lock")):
+                    if not self._is_sound(path, size, sha256):
+                        self._fetch(name, path, size, sha256)
+            self._verified.add(path)
         return path
 
-    def _fetch(self, name: str, path: Path, sha256: str) -> None:
+    def _is_sound(self, path: Path, size: int, sha256: str) -> bool:
+        """It tells whether a file is in the cache, as it should be."""
+        try:
+            with open_regular(path) as file:
+                same_size = os.fstat(file.fileno()).st_size == size
+                return same_size and (path in self._verified or sha256_of(file) == sha256)
+        except OSError:
+            return False
+
+    def _fetch(self, name: str, path: Path, size: int, sha256: str) -> None:
         """It downloads, again when the connection breaks; only a complete and verified file gets its name."""
         partial = path.with_suffix(".partial")
         try:
             for left in reversed(range(DOWNLOAD_ATTEMPTS)):
                 try:
-                    self._download(name, partial, sha256)
+                    self._download(name, partial, size, sha256)
                     break
                 except DataError:
                     if not left:
@@ -128,20 +157,25 @@ class RemoteFolder:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _download(self, name: str, target: Path, sha256: str) -> None:
-        digest = hashlib.sha256()
+    def _download(self, name: str, target: Path, size: int, sha256: str) -> None:
+        """It writes what the server sends, and not a byte more than the manifest says there is."""
+        url, digest, left = f"{self._url}/{name}", hashlib.sha256(), size
+        target.unlink(missing_ok=True)
         with (
-            remote_errors(f"{self._url}/{name}"),
+            remote_errors(url),
             self._filesystem.open(f"{self._root}/{name}", "rb") as reader,
-            target.open("wb") as writer,
+            create_file(target) as writer,
         ):
-            while chunk := reader.read(COPY_BYTES):
+            while chunk := reader.read(min(COPY_BYTES, left + 1)):
+                left -= len(chunk)
+                if left < 0:
+                    raise DataError(f"{masked(url)}: larger than the {size} bytes that the manifest says")
                 digest.update(chunk)
-                writer.write(chunk)
+                write_all(writer.fileno(), chunk)
+        if left:
+            raise DataError(f"{masked(url)}: {size - left} bytes, the manifest says {size}")
         if digest.hexdigest() != sha256:
-            raise DataError(
-                f"{self._url}/{name}: SHA-256 is {digest.hexdigest()}, the manifest says {sha256}"
-            )
+            raise DataError(f"{masked(url)}: SHA-256 is {digest.hexdigest()}, the manifest says {sha256}")
 
 
 @contextmanager
@@ -150,26 +184,29 @@ def data_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename or path}: is missing") from error
+        raise DataError(f"{shown(error.filename or path)}: is missing") from error
     except OSError as error:
-        raise DataError(f"{error.filename or path}: {error.strerror or error}") from error
+        raise DataError(f"{shown(error.filename or path)}: {error.strerror or shown(error)}") from error
 
 
 @contextmanager
 def remote_errors(url: str) -> Iterator[None]:
     """It turns whatever an fsspec protocol raises about `url` into a DataError that names it."""
     try:
-        yield
+        with parsed_as(DataError, f"{url}: cannot be read"):
+            yield
     except FileNotFoundError as error:
-        raise DataError(f"{url}: is missing") from error
-    except Exception as error:
-        raise DataError(f"{url}: cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{shown(masked(url))}: is missing") from error
+    except OSError as error:
+        raise DataError(f"{shown(masked(url))}: cannot be read: {reason(error)}") from error
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """It holds an exclusive lock on `path` against other processes; a dead process holds nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """It holds an exclusive lock on `path` against other processes; a dead process holds nothing. Raises OSError."""
+    descriptor = open_own(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)

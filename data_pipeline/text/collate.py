@@ -24,6 +24,7 @@ class TokenCollator:
 
     def __init__(self, manifest: TextManifest) -> None:
         self._codec = BlockCodec(manifest.sequence_length, manifest.dtype)
+        self._vocabulary_size = manifest.tokenizer.vocabulary_size
 
     def __call__(self, samples: Sequence[Sample]) -> TokenBatch:
         blocks_BS1 = np.zeros((len(samples), self._codec.sequence_length + 1), np.int64)
@@ -43,6 +44,13 @@ class TokenCollator:
 
     def _decode(self, sample: Sample) -> np.ndarray:
         try:
-            return self._codec.decode(sample.fields)
+            block_S1 = self._codec.decode(sample.fields)
         except ValueError as error:
-            raise DataError(f"{sample.source}: a sample is {error}") from error
+            raise DataError(f"{sample.place} is {error}") from error
+        # Beyond the vocabulary a look-up fails, or over tensor-parallel ranks gives zeros without a word.
+        if (largest := int(block_S1.max())) >= self._vocabulary_size:
+            raise DataError(
+                f"{sample.place} has the id {largest}, but the tokenizer has {self._vocabulary_size} ids, from 0; "
+                "the shards were made with another tokenizer than the manifest says: prepare the data again"
+            )
+        return block_S1

@@ -1,10 +1,10 @@
 """A folder of text shards says in its manifest how it was packed, and with which tokenizer."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.manifest import Count, Digest, Manifest
 
 
 class TokenizerEntry(BaseModel):
@@ -12,22 +12,29 @@ class TokenizerEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")
     """In the folder above the manifest's."""
-    sha256: str
-    vocabulary_size: int = Field(gt=0)
+    sha256: Digest
+    vocabulary_size: int = Field(gt=0, le=2**32)
 
 
 class TextManifest(Manifest):
     """It describes token blocks for next-token prediction."""
 
     kind: Literal["text"] = "text"
-    sequence_length: int = Field(gt=0)
+    sequence_length: Count
     """Targets in a sample; the sample holds one token more."""
-    tokens: int = Field(gt=0)
+    tokens: Count
     """Targets in all samples."""
     dtype: Literal["uint16", "uint32"]
     """Type of the stored ids, little-endian."""
     tokenizer: TokenizerEntry
-    unigram_cross_entropy: float | None = None
+    unigram_cross_entropy: float | None = Field(default=None, allow_inf_nan=False)
     """Nats per target of a validation split under the train split's token frequencies (add-one smoothing)."""
+
+    @model_validator(mode="after")
+    def _ids_fit(self) -> Self:
+        """It refuses a type of ids that does not hold the whole vocabulary: ids above its range have wrapped."""
+        if self.dtype == "uint16" and self.tokenizer.vocabulary_size > 1 << 16:
+            raise ValueError(f"dtype uint16 does not hold {self.tokenizer.vocabulary_size} ids")
+        return self

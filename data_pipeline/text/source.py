@@ -37,12 +37,22 @@ class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
 
     def check_together(self, dataset: Dataset[TextManifest], other_name: str, other: TextManifest) -> None:
         """It raises DataError when two datasets were made with different tokenizers; `check` has seen to the length."""
-        mine, its = dataset.manifest.tokenizer.sha256, other.tokenizer.sha256
-        if mine != its:
+        mine, its = dataset.manifest.tokenizer, other.tokenizer
+        if mine.sha256 != its.sha256:
             raise DataError(
-                f"{dataset.name}: made with tokenizer {mine[:16]}, but {other_name} with {its[:16]}; "
+                f"{dataset.name}: made with tokenizer {mine.sha256[:16]}, but {other_name} with {its.sha256[:16]}; "
                 "prepare one with the --tokenizer of the other"
             )
+        # One collator reads all datasets of a mixture.
+        for fact, here, there in (
+            ("tokenizer.vocabulary_size", mine.vocabulary_size, its.vocabulary_size),
+            ("dtype", dataset.manifest.dtype, other.dtype),
+        ):
+            if here != there:
+                raise DataError(
+                    f"{dataset.name}: {fact} is {here}, but {other_name} has {there} with the same tokenizer; "
+                    "prepare the data again"
+                )
 
     def collator(self, manifest: TextManifest, data: TextConfig) -> Callable[[Sequence[Sample]], TokenBatch]:
         """It returns what stacks blocks and shifts them by one."""

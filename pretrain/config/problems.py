@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from data_pipeline.shown import masked
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
 from pretrain.config.keys import is_section, nearest, of_other_kinds, sections_of, walk, without_kinds
 from pretrain.errors import Problem
@@ -183,5 +184,5 @@ def toml(value: Any) -> str:
     """It returns the value about as it stands in TOML, shortened; for a table it is empty."""
     if isinstance(value, dict):
         return ""
-    text = json.dumps(value, default=str)
+    text = masked(json.dumps(value, default=str))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -279,7 +279,9 @@ def test_validation_is_padded_with_samples_of_no_weight(data: Path) -> None:
 def test_fields_in_another_order_than_the_shards_have_are_refused(data: Path) -> None:
     path = data / "train" / "manifest.json"
     path.write_text(path.read_text().replace('["label","wave"]', '["wave","label"]'))
-    with pytest.raises(DataError, match="fields must be in the order of the tar file, label, wave"):
+    with pytest.raises(
+        DataError, match="fields must be in the order of the tar file, each once, label, wave"
+    ):
         open_stream(config(data))
 
 

@@ -53,7 +53,8 @@ def test_what_was_written_is_read_back_in_any_order(
     read = []
     for shard in shards:
         path = folder / shard.name
-        index = ShardIndex.load(path.with_suffix(".index.npy"), ("src.txt", "tgt.txt"))
+        content = path.with_suffix(".index.npy").read_bytes()
+        index = ShardIndex.parse(content, "index", ("src.txt", "tgt.txt"), shard.samples, shard.bytes)
         with closing(ShardReader(path, index, shard.name)) as reader:
             order = random.Random(0).sample(range(len(index)), len(index))
             fields = {number: tuple(bytes(field) for field in reader.read(number)) for number in order}
@@ -134,15 +135,61 @@ def test_a_wrong_sample_count_is_refused(tmp_path: Path) -> None:
         read_all(path.parent)
 
 
-def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.index.npy"
-    for content in (b"", b"\x93NUMPY", pickle.dumps([1])):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="not an index"):
-            ShardIndex.load(path, ("npy",))
-    np.save(path, np.zeros(3))
-    with pytest.raises(DataError, match="not an index of samples with the fields npy"):
-        ShardIndex.load(path, ("npy",))
+def parse_index(content: bytes, samples: int = 3, size: int = 10_240) -> ShardIndex:
+    return ShardIndex.parse(content, "x.index.npy", ("npy",), samples, size)
+
+
+def saved(array: np.ndarray, **options: bool) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def rows(*offsets: int, size: int = 1024, field: int = 100) -> np.ndarray:
+    return np.array([(offset, size, 0, (field,)) for offset in offsets], ShardIndex.dtype(1))
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, rows(0, 1024, 2048))
+    return file.getvalue()
+
+
+SOUND = saved(rows(0, 1024, 2048))
+
+no_indices = {
+    "empty": b"",
+    "cut in the magic": SOUND[:4],
+    "cut in the header": SOUND[:20],
+    "cut in the rows": SOUND[:-1],
+    "a byte too many": SOUND + b"\0",
+    "a pickle": pickle.dumps([1]),
+    "an archive": archive(),
+    "a broken archive": archive()[:-30],
+    "numbers": saved(np.zeros(3)),
+    "10^30 rows": SOUND.replace(b"(3,)", b"(%d,)" % 10**30),
+    "rows below zero": SOUND.replace(b"(3,)", b"(-3,)"),
+    "two dimensions": saved(rows(0, 1024, 2048).reshape(3, 1)),
+    "another version": SOUND[:6] + b"\x03" + SOUND[7:],
+    "objects": SOUND.replace(b"'<u8'", b"'|O'  "),
+    "brackets": SOUND[:10] + b"(" * (len(SOUND) - 10),
+    "fewer rows than samples": saved(rows(0, 1024)),
+    "more rows than samples": saved(rows(0, 1024, 2048, 3072)),
+    "unsorted": saved(rows(1024, 0, 2048)),
+    "overlapping": saved(rows(0, 512, 1024)),
+    "a hole": saved(rows(0, 1024, 4096)),
+    "an offset of 2^63": saved(rows(2**63, 2**63 + 1024, 2**63 + 2048)),
+    "an offset of 2^64 - 1": saved(rows(0, 1024, 2**64 - 1)),
+    "behind the end of the shard": saved(rows(0, 4096, 8192, size=4096, field=3500)),
+    "a field larger than its sample": saved(rows(0, 1024, 2048, field=2**32 - 1)),
+}
+
+
+@pytest.mark.parametrize("content", no_indices.values(), ids=no_indices.keys())
+def test_an_index_that_is_none_is_refused(content: bytes) -> None:
+    assert len(parse_index(SOUND)) == 3
+    with pytest.raises(DataError, match=r"^x\.index\.npy: "):
+        parse_index(content)
 
 
 class Bomb:
@@ -156,12 +203,12 @@ class Bomb:
 
 
 def test_a_pickled_index_is_not_run(tmp_path: Path) -> None:
-    path, mark = tmp_path / "x.index.npy", tmp_path / "mark"
-    np.save(path, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
+    mark = tmp_path / "mark"
+    content = saved(np.array([Bomb(mark)], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="not an index"):
-        ShardIndex.load(path, ("npy",))
+        parse_index(content, samples=1)
     assert not mark.exists()
-    np.load(path, allow_pickle=True)
+    np.load(io.BytesIO(content), allow_pickle=True)
     assert mark.exists()  # the bomb was live
 
 
@@ -198,6 +245,12 @@ hostile = {
     "dotted keys merged": ([member("v1.5.txt"), member("v1.6.txt"), member("w.txt")], "has the fields"),
     "10 GB that are not there": ([member("a.txt", size=10 << 30)], "damaged or cut|end of data|out of range"),
     "long name": ([member("a" * 150 + ".txt")], "extended header"),
+    "a pipe": ([member("a.txt", tarfile.FIFOTYPE)], "not a plain file"),
+    "a contiguous file": ([member("a.txt", tarfile.CONTTYPE)], "not a plain file"),
+    "a file with holes": ([member("a.txt", tarfile.GNUTYPE_SPARSE)], "not a plain file"),
+    "a file of several volumes": ([member("a.txt", b"M")], "not a plain file"),
+    "a size below zero": ([member("a.txt", size=-512)], "a size of -512 bytes"),
+    "control characters": ([member("a\x1b[2J.txt")], r"'a\\x1b\[2J'"),
     "nothing": ([], "no samples"),
 }
 
@@ -209,6 +262,21 @@ def test_a_hostile_tar_is_not_indexed(tmp_path: Path, members: list[tarfile.TarI
         for info in members:
             tar.addfile(info, None)
     with pytest.raises(DataError, match=f"hostile.tar: .*({message})"):
+        index_shard(path)
+
+
+@pytest.mark.parametrize(
+    "extended", [{"path": "../a.txt"}, {"size": "5"}, {"GNU.sparse.major": "1"}, {"hdrcharset": "BINARY"}]
+)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_extended_headers_are_not_indexed(tmp_path: Path, extended: dict[str, str], kind: bytes) -> None:
+    path = tmp_path / "hostile.tar"
+    options = {"pax_headers": extended} if kind == tarfile.XGLTYPE else {}
+    info = member("a.txt")
+    info.pax_headers = extended if kind == tarfile.XHDTYPE else {}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, **options) as tar:
+        tar.addfile(info, None)
+    with pytest.raises(DataError, match=r"hostile.tar: .*(extended header|key)"):
         index_shard(path)
 
 
