@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -108,6 +109,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     lines = list(_training_lines(texts))
     if not lines:
         raise DataError("there is no text to train a tokenizer on")
+    needed: dict[str, Any] = {"required_chars": SPACE_MARK} if _lacks_spaces(lines) else {}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -122,7 +124,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
             allow_whitespace_only_pieces=True,
             split_digits=True,
             max_sentence_length=8 * TRAINING_LINE,
-            required_chars=SPACE_MARK if _lacks_spaces(lines) else "",
             control_symbols=[END_OF_TEXT],
             unk_id=0,
             bos_id=-1,
@@ -130,6 +131,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
             pad_id=-1,
             num_threads=4,
             minloglevel=2,
+            # Where it is not needed it is not set: models of earlier versions stay the same, byte by byte.
+            **needed,
         )
     except RuntimeError as error:
         raise DataError(_explain(str(error), vocabulary_size)) from error
