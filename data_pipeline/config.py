@@ -47,7 +47,8 @@ class DataConfig(BaseModel):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """The training mixture."""
     validation: tuple[SourceConfig, ...] = ()
-    """The fixed validation set; empty: the validation split beside each training source."""
+    """The fixed validation set; empty: the validation split beside each training source, and where none of them has
+    one, no validation."""
     micro_batch_size: int = Field(gt=0)
     """Samples that one rank carries through one forward and backward pass."""
     global_batch_size: int = Field(gt=0)

@@ -2,14 +2,16 @@
 
 import hashlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from data_pipeline.errors import DataError
 from data_pipeline.files import replace_file
 from data_pipeline.reading.batches import Batches
+from data_pipeline.reading.mixture import has_validation
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from parallel.mesh import ParallelMesh
 from pretrain.checkpoint.compatibility import Compatibility
@@ -56,7 +58,8 @@ class Parts:
     layout: Plan
     mesh: ParallelMesh
     batches: Batches
-    validation: ValidationSet
+    validation: ValidationSet | None
+    """None: there is no validation data."""
     fault: Fault
     changes: dict[str, str]
     """Settings that have changed since the last session."""
@@ -107,6 +110,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     seed_generators(config.run.seed, mesh.rank)
     # Data first: a run whose data is missing leaves no folder.
     stream, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
+    check_validation(mesh.gather(validation is not None))
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(stream)
     changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
@@ -117,6 +121,10 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     kernels = detect_kernels()
     engine = assemble_engine(config, layout, mesh, kernels)
     notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
+    if validation is None:
+        notes.append(
+            "no validation split beside the training data and no data.validation: no validation loss"
+        )
     folder = CheckpointFolder(
         config.run_folder / CHECKPOINTS, mesh, watched=config.watchdog.enabled, report=notes.append
     )
@@ -231,17 +239,28 @@ def report_record(metrics: MetricsLogger, record: Record) -> None:
 
 def open_data(
     config: RunConfig, mesh: ParallelMesh, stack: ExitStack
-) -> tuple[BatchStream[Any, Any], ValidationSet]:
-    """Open what this rank trains on and validates with, of the kind that the task reads."""
+) -> tuple[BatchStream[Any, Any], ValidationSet | None]:
+    """Open what this rank trains on and validates with, if anything, of the kind that the task reads."""
     task, rank, size = TASKS[config.model.kind], mesh.data.rank, mesh.data.size
     batches = BatchStream(task.source, config.data, seed=config.run.seed, data_rank=rank, data_size=size)
     stack.callback(batches.close)
     task.check_data(config.model, batches.manifest)
+    if not has_validation(config.data):
+        return batches, None
     validation = ValidationSet(
         task.source, config.data, samples=config.evaluation.samples, data_rank=rank, data_size=size
     )
     stack.callback(validation.close)
     return batches, validation
+
+
+def check_validation(found: Sequence[bool]) -> None:
+    """It raises DataError where some ranks have found validation data and others have not."""
+    if len(set(found)) > 1:
+        raise DataError(
+            f"rank {found.index(True)} finds a validation split beside the training data, rank {found.index(False)} "
+            "finds none; give all hosts the same data"
+        )
 
 
 def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Collaborators:
     mesh: ParallelMesh
     engine: TrainEngine
     batches: Batches
-    validation: ValidationSet
+    validation: ValidationSet | None
     checkpoints: CheckpointManager
     rollback: RollbackExecutor
     watchdog: Watchdog
@@ -139,8 +139,8 @@ class Trainer:
         self.state = state
         every = self.config.evaluation.every_steps
         turn = state.step % every == 0 or state.step == self.config.run.steps
-        if not stopping and turn and state.validated < state.step:
-            state, stopping = self._validate(state)
+        if self.validation is not None and not stopping and turn and state.validated < state.step:
+            state, stopping = self._validate(state, self.validation)
             self.state = state
         if not stopping and self.checkpoints.save_due(state):
             self.checkpoints.save(state)
@@ -219,10 +219,10 @@ class Trainer:
                 "or allow more"
             )
 
-    def _validate(self, state: TrainState) -> tuple[TrainState, bool]:
+    def _validate(self, state: TrainState, steps: ValidationSet) -> tuple[TrainState, bool]:
         """Take the validation loss; return also whether that was broken off because a rank was asked to stop."""
         self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
-        result = validate(self.engine.evaluator, self.validation, self._asked_to_stop)
+        result = validate(self.engine.evaluator, steps, self._asked_to_stop)
         if result is None:
             return state, True
         self.validation_loss = result.loss

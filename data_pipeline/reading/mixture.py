@@ -72,19 +72,31 @@ def validation_mixture(
     if data.validation:
         folders = [split_folder(entry.path, "validation", data.cache) for entry in data.validation]
     else:
-        folders = [_validation_beside(entry, data) for entry in data.sources]
+        folders = [_existing(_validation_beside(entry, data)) for entry in data.sources]
     mixture = _open(source, folders, entries, data)
     train = split_folder(data.sources[0].path, "train", data.cache)
     source.check_together(mixture.datasets[0], train.name, read_manifest(train, source.manifest_type))
     return mixture
 
 
+def has_validation(data: DataConfig) -> bool:
+    """It tells whether there is data to validate with: what the configuration names, or a split beside a training set.
+
+    Raises DataError when that cannot be found out.
+    """
+    return bool(data.validation) or any(
+        _validation_beside(entry, data).has(MANIFEST) for entry in data.sources
+    )
+
+
 def _validation_beside(entry: SourceConfig, data: DataConfig) -> Folder:
-    train = split_folder(entry.path, "train", data.cache)
-    folder = train.parent().child("validation")
+    return split_folder(entry.path, "train", data.cache).parent().child("validation")
+
+
+def _existing(folder: Folder) -> Folder:
     if not folder.has(MANIFEST):
         raise DataError(
-            f"{train.name}: no validation split beside it ({folder.name}/{MANIFEST}); "
+            f"{folder.parent().name}: has no validation split ({folder.name}/{MANIFEST}); "
             "prepare with --validation-fraction above 0, or set data.validation"
         )
     return folder

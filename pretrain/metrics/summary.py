@@ -27,7 +27,7 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
 
 
 def closing_lines(
-    config: RunConfig, loss: float | None, validation: ValidationSet, loss_unit: str
+    config: RunConfig, loss: float | None, validation: ValidationSet | None, loss_unit: str
 ) -> list[str]:
     """It tells how well it went, and where to look.
 
@@ -35,7 +35,9 @@ def closing_lines(
     """
     folder = config.run_folder
     lines = [f"finished; the run is in {folder}"]
-    if loss is None:
+    if validation is None:
+        lines.append(f"there was no validation data; surefoot inspect {folder} tells the training loss")
+    elif loss is None:
         lines.append(f"nothing was left to do; surefoot inspect {folder} tells how it ended")
     else:
         lines.append(f"final validation loss {loss:.4f} {loss_unit}{baseline_loss(validation)}")

@@ -348,7 +348,7 @@ def test_validation_of_its_own_sources_in_their_order(data: Path, tmp_path: Path
 
 
 def test_validation_that_is_not_there_says_what_to_do(data: Path) -> None:
-    with pytest.raises(DataError, match=r"no validation split beside it .* --validation-fraction"):
+    with pytest.raises(DataError, match=r"has no validation split .* --validation-fraction"):
         ValidationSet(TextSource(), config(data / "b"), samples=None, data_rank=0, data_size=1)
 
 
