@@ -20,7 +20,6 @@ _READ_BYTES = 2**23
 _MODE = 0o666
 """Less what the umask takes away."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
-_ASIDE = ".{}.replaced"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -34,13 +33,15 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def open_own(path: Path) -> int:
+def open_own(path: Path | str, *, folder: int | None = None) -> int:
     """Open a file that only we write, to read and append, or make it; it returns the descriptor.
+
+    `folder` is the descriptor of a folder that `path` begins in.
 
     Raises OSError, also for a link, for a file with a second name, whose content is another's as well, and for what is
     no regular file.
     """
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, folder)
     if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
         raise OSError(errno.EMLINK, "has a second name (hard link); copy it to a file of its own", str(path))
@@ -83,28 +84,20 @@ def remove_temporaries(folder: Path) -> None:
                 os.unlink(entry.path)
 
 
-def exchange(new: Path, old: Path) -> None:
-    """Give two files or folders of one file system each other's name, in one step.
+def exchange(new: Path, old: Path) -> bool:
+    """Give two files or folders of one file system each other's name, in one call.
 
-    Where the file system cannot, that takes three, and a process that is killed between them may leave nothing under
-    the name `old`: `finish_exchange` mends that. Raises OSError.
+    It returns False, and has done nothing, where the system or the file system has no such call. Raises OSError.
     """
-    if _exchange_at_once(new, old):
-        return
-    aside = _aside(old)
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
-        raise
-    aside.rename(new)
-
-
-def finish_exchange(old: Path) -> None:
-    """Bring back what an exchange that was cut short has left nameless. Raises OSError."""
-    if not os.path.lexists(old) and os.path.lexists(_aside(old)):
-        _aside(old).rename(old)
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NOT_SUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(new), None, str(old))
 
 
 def sync_folder(folder: Path) -> None:
@@ -131,31 +124,14 @@ def sha256_of(file: BufferedReader) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path | str, flags: int, folder: int | None = None) -> int:
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _MODE, dir_fd=folder)
     except OSError as error:
-        if error.errno == errno.ELOOP and path.is_symlink():
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise OSError(errno.ELOOP, "is a symbolic link, and none is followed here", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return descriptor
-
-
-def _aside(old: Path) -> Path:
-    return old.with_name(_ASIDE.format(old.name))
-
-
-def _exchange_at_once(new: Path, old: Path) -> bool:
-    """It returns False where the system or the file system has no such call."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    if rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NOT_SUPPORTED:
-        return False
-    raise OSError(code, os.strerror(code), str(new), None, str(old))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from data_pipeline.errors import DataError
-from data_pipeline.preparing.record import TargetExists
+from data_pipeline.preparing.workspace import TargetExists
 
 EXIT_COMMAND_LINE = 2
 EXIT_DATA = 3

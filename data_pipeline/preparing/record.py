@@ -2,21 +2,16 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.preparing.workspace import workspace
+from data_pipeline.files import open_regular
+from data_pipeline.preparing.workspace import RECORD, TargetExists, entries, stage_of, workspace
 from data_pipeline.shards.storage import data_errors
 
-RECORD = "prepare.json"
-"""What the folder was made with and from; written last."""
-
 Result = TypeVar("Result")
-
-
-class TargetExists(Exception):
-    """The output folder is there and is not what was asked for."""
 
 
 def make_record(kind: str, files: Sequence[Path], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,25 +35,37 @@ def make_once(
     """It has `make` fill an empty folder, which takes the place of `target` when it is complete, and returns the
     result; None when `target` is there already, made with the same settings from the same files.
 
-    Raises TargetExists when `target` holds something else, and may not be replaced.
+    `target` may be a link to a folder, a mount point or the current directory.
+
+    Raises:
+        DataError: another process is at work, or the file system refuses.
+        TargetExists: `target` holds something else, and may not be replaced.
     """
-    if _is_made(target, record, overwrite):
-        return None
-    with workspace(target) as folder, data_errors(folder):
-        result = make(folder)
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    return result
+    path = Path(os.path.realpath(target))
+    with data_errors(path):
+        # What a killed process has left may have to be put right before `target` can be judged.
+        if not os.path.lexists(stage_of(path)) and _is_made(target, path, record, overwrite):
+            return None
+        with workspace(path) as space:
+            if _is_made(target, path, record, overwrite):
+                return None
+            folder = space.new()
+            with data_errors(folder):
+                result = make(folder)
+                (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            space.publish()
+            return result
 
 
-def _is_made(target: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
-    """It tells whether `target` is what `record` says."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
+    """It tells whether `target`, which lies at `path`, is what `record` says."""
+    if not os.path.lexists(path) or (path.is_dir() and not entries(path)):
         return False
-    if not (target / RECORD).is_file():
+    made = _record_of(path)
+    if made is None:
         raise TargetExists(
             f"{target}: is there, and not a folder that `surefoot prepare` made; choose another --out"
         )
-    made = json.loads((target / RECORD).read_text())
     differing = sorted(key for key in {*made, *record} if made.get(key) != record.get(key))
     if differing and not overwrite:
         raise TargetExists(
@@ -66,3 +73,13 @@ def _is_made(target: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
             "--overwrite replaces it, or choose another --out"
         )
     return not differing
+
+
+def _record_of(path: Path) -> dict[str, Any] | None:
+    """It returns what a folder was made with and from; None where it does not say."""
+    try:
+        with open_regular(path / RECORD) as file:
+            made = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return made if isinstance(made, dict) else None

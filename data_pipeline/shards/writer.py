@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import webdataset
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import create_file
 from data_pipeline.shards.manifest import ShardEntry, index_name
 from data_pipeline.shards.shard import check_sample, index_shard
 from data_pipeline.shards.storage import data_errors
@@ -67,7 +69,7 @@ class _OpenShard:
         self._path = path
         self.samples = 0
         with data_errors(path):
-            self._file: BinaryIO = path.open("wb")
+            self._file = BufferedWriter(create_file(path))
         self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0)
 
     def write(self, key: str, fields: Mapping[str, bytes]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import data_pipeline.__main__ as command
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
-from data_pipeline.preparing.record import TargetExists
+from data_pipeline.preparing.workspace import TargetExists
 
 REPOSITORY = Path(__file__).parents[3]
 LIBRARIES = ("torch", "numpy", "sentencepiece", "webdataset")

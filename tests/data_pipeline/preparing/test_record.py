@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.preparing.record import RECORD, TargetExists, make_once, make_record
+from data_pipeline.preparing.record import make_once, make_record
+from data_pipeline.preparing.workspace import RECORD, TargetExists
 
 SETTINGS = {"rate": 8000, "seed": 0}
 

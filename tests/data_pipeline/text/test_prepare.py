@@ -263,7 +263,7 @@ def test_interrupted_it_leaves_nothing_that_looks_finished_and_run_again_it_fini
     out = tmp_path / "data"
     for _ in range(5):  # on a busy machine it may have finished before the signal is sent
         process = spawn(large, out, "--workers", "2", *LARGE_OPTIONS)
-        wait_for(lambda: list(tmp_path.glob(".data.partial/train/*.tar")), process)
+        wait_for(lambda: list(tmp_path.glob(".data.partial/new/train/*.tar")), process)
         workers = workers_of(process)
         if how is signal.SIGINT:
             os.killpg(process.pid, how)  # a terminal's Ctrl-C reaches the workers too
@@ -291,7 +291,7 @@ def test_interrupted_it_leaves_nothing_that_looks_finished_and_run_again_it_fini
 
 def test_two_at_once_on_one_folder_is_refused(large: Path, tmp_path: Path) -> None:
     process = spawn(large, tmp_path / "data", "--workers", "1", *LARGE_OPTIONS)
-    wait_for(lambda: (tmp_path / ".data.partial" / "tokenizer.model").exists(), process)
+    wait_for(lambda: (tmp_path / ".data.partial" / "new" / "tokenizer.model").exists(), process)
     assert run(large, tmp_path / "data", *LARGE_OPTIONS) == 3
     process.communicate(timeout=120)
     assert process.returncode == 0
