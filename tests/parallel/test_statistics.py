@@ -119,7 +119,7 @@ def test_entropy_of_what_a_row_sees_equals_the_dense_formula(
                 entropy = -torch.xlogy(weights, weights).sum()
                 spread = (logits - logits.mean()).norm()
                 assert found.entropy_BHR[sample, head, row] == pytest.approx(entropy.item(), abs=1e-5)
-                assert found.spread_BHR[sample, head, row] == pytest.approx(spread.item(), rel=1e-5)
+                assert found.spread_BHR[sample, head, row] == pytest.approx(spread.item(), rel=1e-5, abs=1e-5)
 
 
 def test_logits_of_all_rows_are_never_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     if DEVICE_TYPE == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo" if DEVICE_TYPE == "cpu" else "nccl",
+        "gloo" if DEVICE_TYPE == "cpu" else "cpu:gloo,cuda:nccl",
         init_method=f"file://{store}",
         rank=rank,
         world_size=world_size,

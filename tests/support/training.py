@@ -1,7 +1,7 @@
 """Small training runs for tests have a configuration, fixed random batches, and an engine on this rank's mesh."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from pretrain.engine.evaluator import Evaluator
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.step import Action, StepReport, Verdict
+
+AnyBatch = TypeVar("AnyBatch", bound=Any)
 
 VOCABULARY = 300
 SEQUENCE = 32
@@ -94,6 +96,13 @@ def make_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[Token
     weights = (torch.rand(size, length, generator=generator) > 0.1).float()
     rows = torch.arange(size).view(-1, mesh.data.size, config.data.micro_batch_size)[:, mesh.data.rank]
     return [TokenBatch(blocks[r, :-1], blocks[r, 1:], weights[r]) for r in rows]
+
+
+def on_device(batch: AnyBatch, device: torch.device) -> AnyBatch:
+    """It returns a batch with its tensors on a device, as the engine moves them."""
+    parts = {part.name: getattr(batch, part.name) for part in fields(batch)}
+    tensors = {name: part.to(device) for name, part in parts.items() if isinstance(part, torch.Tensor)}
+    return replace(batch, **tensors)
 
 
 def proceed(report: StepReport) -> Verdict:

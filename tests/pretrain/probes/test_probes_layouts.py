@@ -20,6 +20,7 @@ from support.training import (
     make_batches,
     make_engine,
     make_mesh,
+    on_device,
     proceed,
     slow,
 )
@@ -119,7 +120,7 @@ def forward_facts(config: RunConfig, module: Any, batch: Any) -> dict[str, float
     def entropy(core: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         q, k = (x.double() for x in arguments[:2])
         logits = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT / q.shape[-1] ** 0.5
-        hidden = torch.ones(SEQUENCE, SEQUENCE, dtype=torch.bool).triu(1)
+        hidden = torch.ones(SEQUENCE, SEQUENCE, dtype=torch.bool, device=q.device).triu(1)
         weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
         heads.append(-torch.xlogy(weights, weights).sum(-1)[:, :, 1:].mean(dim=(0, 2)))
 
@@ -157,7 +158,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     tables = 1 if config.model.tied_embeddings else 2
     facts = {"tev_shift": (mean_row(module) - mean_before).square().mean().sqrt().item()}
     facts |= {"update_rms": (changes.square().sum() / (changes.numel() - tables * padding)).sqrt().item()}
-    batches = make_batches(config, mesh, 2)
+    batches = [on_device(batch, mesh.device) for batch in make_batches(config, mesh, 2)]
     module.eval()
     facts |= weight_facts(config, module) | forward_facts(config, module, batches[0])
     facts |= gradient_facts(OWNERS, module, NextToken(mesh.tensor), batches)

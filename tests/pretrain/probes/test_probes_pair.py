@@ -11,7 +11,7 @@ import torch
 from support.distributed import run_distributed
 from support.gradient_facts import gradient_facts
 from support.pair_model import SOURCE, TARGET, pair_batches, pair_config, pair_engine
-from support.training import Layout, make_mesh, proceed
+from support.training import Layout, make_mesh, on_device, proceed
 from torch import Tensor, nn
 
 from pretrain.config.run import RunConfig
@@ -97,7 +97,7 @@ def dense_entropy(core: AttentionCore, q: Tensor, k: Tensor, keys: Tensor, queri
     logits = q @ k.mT / q.shape[-1] ** 0.5
     seen = keys[:, None, :] & queries[:, :, None]
     if core.causal:
-        seen = seen & torch.ones(seen.shape[1:], dtype=torch.bool).tril()
+        seen = seen & torch.ones_like(seen[0]).tril()
     weights = logits.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     entropy = -torch.xlogy(weights, weights).sum(-1)
     return torch.stack([head[seen.sum(-1) >= 2].mean() for head in entropy.unbind(1)])
@@ -155,7 +155,7 @@ def against_plain(model: dict[str, Any]) -> tuple[dict[str, float], dict[str, fl
     for name, layer, rows, mean in (("tev", 0, SOURCE, means[0]), ("tev_target", 3, TARGET, means[1])):
         now = module.layers[layer].weight[:rows].detach().double().mean(0)
         facts[f"{name}_shift"] = (now - mean).square().mean().sqrt().item()
-    batches = pair_batches(config, mesh, 2)
+    batches = [on_device(batch, mesh.device) for batch in pair_batches(config, mesh, 2)]
     module.eval()
     facts |= table_facts(config, module) | spectral_facts(config, module) | forward_facts(module, batches[0])
     outline = config.model.outline(config.data)
