@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from support.corpus import write_corpus
 
+pytest_plugins = ["support.skips"]
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Problem
 from pretrain.plan.batch import BatchEquation
 from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
+from pretrain.plan.memory import LARGEST_BUCKET
 
 Json = dict[str, Any]
 
@@ -19,9 +20,12 @@ AUTO = "auto"
 """What the Hugging Face integration writes for a value that follows from elsewhere."""
 
 
-def deepspeed_json(config: RunConfig, batch: BatchEquation) -> Json:
-    """It returns what `deepspeed.initialize` is given. Raises ConfigurationError where the user's JSON contradicts."""
-    derived = derive(config, batch)
+def deepspeed_json(config: RunConfig, batch: BatchEquation, parameters: int) -> Json:
+    """It returns what `deepspeed.initialize` is given; `parameters` counts those of the fullest rank.
+
+    Raises ConfigurationError where the user's JSON contradicts.
+    """
+    derived = derive(config, batch, parameters)
     path = config.run.deepspeed_config
     if path is None:
         return derived
@@ -31,7 +35,7 @@ def deepspeed_json(config: RunConfig, batch: BatchEquation) -> Json:
     return merge(derived, user)
 
 
-def derive(config: RunConfig, batch: BatchEquation) -> Json:
+def derive(config: RunConfig, batch: BatchEquation, parameters: int) -> Json:
     """It returns the JSON that follows from the configuration alone."""
     bf16 = config.precision.dtype == "bf16"
     # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
@@ -46,7 +50,11 @@ def derive(config: RunConfig, batch: BatchEquation) -> Json:
         "train_micro_batch_size_per_gpu": batch.micro,
         "gradient_accumulation_steps": batch.accumulation,
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            # DeepSpeed takes memory for all of it, whatever the model needs.
+            "reduce_bucket_size": min(parameters, LARGEST_BUCKET),
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": bf16},
         **accumulation,
@@ -94,11 +102,26 @@ def json_problems(user: Json, derived: Json) -> Iterator[Problem]:
         elif key not in KNOWN_KEYS:
             similar = " or ".join(nearest(key, KNOWN_KEYS))
             yield Problem(key, "DeepSpeed has no such key", f"did you mean {similar}?" if similar else "")
+    yield from bucket_problems(user)
     for key, own in OWNED_KEYS.items():
         given, due = look_up(user, key), look_up(derived, key)
         if given is not None and given != due:
             rule = f"contradicts the configuration, from which {due} follows"
             yield Problem(key, rule, f"remove it, or set {own}", str(given))
+
+
+def bucket_problems(user: Json) -> Iterator[Problem]:
+    """It yields what is wrong with the keys that the memory estimate reads."""
+    if not isinstance(zero := user.get("zero_optimization", {}), dict):
+        yield Problem("zero_optimization", "must be a table of keys", 'for example {"stage": 1}', str(zero))
+        return
+    size = zero.get("reduce_bucket_size", 1)
+    if isinstance(size, bool) or not isinstance(size, int | float) or not (size >= 1 and size % 1 == 0):
+        key, rule = "zero_optimization.reduce_bucket_size", "must be a whole number above 0"
+        yield Problem(key, rule, f"for example {LARGEST_BUCKET}", str(size))
+    for key in ("contiguous_gradients", "overlap_comm"):
+        if not isinstance(value := zero.get(key, False), bool):
+            yield Problem(f"zero_optimization.{key}", "must be true or false", "for example true", str(value))
 
 
 def look_up(document: Json, key: str) -> Any:

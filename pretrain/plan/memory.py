@@ -1,15 +1,15 @@
 """This module estimates the memory that a rank needs, in bytes.
 
 Model states follow Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, sections 3.1 and 5); activations are those of the
-outline. Communication buffers, fragmentation and the accelerator's context are not counted; together they are about 1
-to 2 GB.
+outline. Buffers of NCCL, fragmentation and the accelerator's context are not counted; together they are about 1 GB.
 
 b  samples in a micro-batch   e  bytes of a number in the compute dtype
 t  tensor-parallel size       d  data-parallel size
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pretrain.config.run import RunConfig
 from pretrain.models.outline import ActivationSize, LayerSize
@@ -19,6 +19,10 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of one number in each compute dtype."""
 
 
+LARGEST_BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces at once: its default for `reduce_bucket_size`, and fixed without ZeRO."""
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """It estimates the bytes on one rank at the peak of a step."""
@@ -26,12 +30,14 @@ class MemoryEstimate:
     weights: int
     gradients: int
     optimizer: int
+    buckets: int
+    """Gradients on their way to the other ranks."""
     activations: int
 
     @property
     def total(self) -> int:
         """It adds all of them up."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.buckets + self.activations
 
 
 def weight_bytes(config: RunConfig, parameters: int, data: int) -> int:
@@ -55,6 +61,31 @@ def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
     masters = 0 if stage == 0 and config.precision.dtype == "fp32" else 1
     copies = len(config.optimizer.state) + masters
     return copies * FP32_BYTES * parameters // (data if stage else 1)
+
+
+def bucket_bytes(config: RunConfig, zero: Mapping[str, Any], parameters: int, activations: int) -> int:
+    """DeepSpeed (0.19.8) copies gradients before it reduces them over data ranks; what this takes at the peak.
+
+    ZeRO has buffers for `reduce_bucket_size` numbers beside the backward pass, of 4 bytes under ZeRO-1 and else of e:
+    one, or two where ZeRO-1 and 2 are to overlap reduction and backward pass, or where ZeRO-1 follows a pipeline.
+
+    Without ZeRO, and with bf16 under ZeRO-1, gradients are joined after the backward pass, 5e8 numbers at once, and
+    reduced in the compute dtype: in the memory of `activations`, so that only what goes beyond those counts.
+
+    `zero` is what DeepSpeed is given as `zero_optimization`.
+    """
+    stage, size = config.parallel.zero_stage, DTYPE_BYTES[config.precision.dtype]
+    if stage == 0:
+        return max(size * min(parameters, LARGEST_BUCKET) - activations, 0)
+    if (
+        stage == 1 and size < FP32_BYTES
+    ):  # biases and gains are one tensor, matrices the other, which may be too large
+        joined = FP32_BYTES if parameters <= LARGEST_BUCKET else 0
+        return max((joined + size) * parameters - activations, 0)
+    if not zero.get("contiguous_gradients", True):
+        return 0
+    twice = stage < 3 and (zero.get("overlap_comm", False) or config.parallel.pipeline > 1)
+    return (2 if twice else 1) * (FP32_BYTES if stage == 1 else size) * int(zero["reduce_bucket_size"])
 
 
 def activation_bytes(config: RunConfig, layers: Sequence[LayerSize], micro_batches: int) -> int:

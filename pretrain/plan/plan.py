@@ -1,7 +1,7 @@
 """The plan of a run is what follows from a configuration and a number of ranks before anything starts."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,6 +13,7 @@ from pretrain.plan.deepspeed_json import Json, deepspeed_json
 from pretrain.plan.memory import (
     MemoryEstimate,
     activation_bytes,
+    bucket_bytes,
     gradient_bytes,
     optimizer_bytes,
     weight_bytes,
@@ -103,6 +104,8 @@ def plan(config: RunConfig, world_size: int) -> Plan:
     accumulation = config.data.global_batch_size // (micro * data)
     batch = BatchEquation(micro, accumulation, data, config.data.tokens_per_sample)
     outline = config.model.outline(config.data)
+    held = [parameters_held(outline, layers, tensor) for layers in pairwise(outline.partition(pipeline))]
+    deepspeed = deepspeed_json(config, batch, max(held))
     return Plan(
         world_size=world_size,
         tensor=tensor,
@@ -111,10 +114,10 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         zero_stage=config.parallel.zero_stage,
         batch=batch,
         parameters=count_parameters(outline),
-        stages=plan_stages(config, outline, batch),
+        stages=plan_stages(config, outline, batch, held, deepspeed),
         flops_per_token=sum(layer.flops for layer in outline.layers) / config.data.tokens_per_sample,
         steps=config.run.steps,
-        deepspeed=deepspeed_json(config, batch),
+        deepspeed=deepspeed,
         warnings=tuple(layout_warnings(config, world_size)),
     )
 
@@ -130,31 +133,32 @@ def count_parameters(outline: Outline) -> ParameterCounts:
     return ParameterCounts(dict(counts), looked_up)
 
 
-def plan_stages(config: RunConfig, outline: Outline, batch: BatchEquation) -> tuple[Stage, ...]:
-    """Cut the layers into stages; stage i of p keeps up to p - i micro-batches in flight (1F1B schedule)."""
-    pipeline = config.parallel.pipeline
-    boundaries = outline.partition(pipeline)
-    return tuple(
-        plan_stage(config, outline, layers, min(pipeline - index, batch.accumulation), batch.data)
-        for index, layers in enumerate(pairwise(boundaries))
-    )
-
-
-def plan_stage(
-    config: RunConfig, outline: Outline, bounds: tuple[int, int], in_flight: int, data: int
-) -> Stage:
-    """It plans one stage that holds the layers `[first, last)` and keeps `in_flight` micro-batches."""
+def parameters_held(outline: Outline, bounds: tuple[int, int], tensor: int) -> int:
+    """It counts the parameters on one tensor-parallel rank of the stage that holds the layers `[first, last)`."""
     first, last = bounds
-    layers = outline.layers[first:last]
     # A copy of a table on another stage than its owner's is kept equal by an all-reduce, and is memory all the same.
     borrowed = {outline.owner(i) for i in range(first, last)} - set(range(first, last))
-    held = [p for layer in layers for p in layer.parameters]
+    held = [p for layer in outline.layers[first:last] for p in layer.parameters]
     held += [p for owner in borrowed for p in outline.layers[owner].parameters if p.name == "weight"]
-    parameters = sum(parameter.size_per_rank(config.parallel.tensor) for parameter in held)
-    memory = MemoryEstimate(
-        weights=weight_bytes(config, parameters, data),
-        gradients=gradient_bytes(config, parameters, data),
-        optimizer=optimizer_bytes(config, parameters, data),
-        activations=activation_bytes(config, layers, in_flight),
-    )
-    return Stage(first, last, sum(layer.is_block for layer in layers), parameters, memory)
+    return sum(parameter.size_per_rank(tensor) for parameter in held)
+
+
+def plan_stages(
+    config: RunConfig, outline: Outline, batch: BatchEquation, held: Sequence[int], deepspeed: Json
+) -> tuple[Stage, ...]:
+    """It plans the stages that hold so many parameters; stage i of p keeps up to p - i micro-batches in flight (1F1B
+    schedule)."""
+    pipeline = config.parallel.pipeline
+    stages = []
+    for index, (first, last) in enumerate(pairwise(outline.partition(pipeline))):
+        layers, parameters = outline.layers[first:last], held[index]
+        activations = activation_bytes(config, layers, min(pipeline - index, batch.accumulation))
+        memory = MemoryEstimate(
+            weights=weight_bytes(config, parameters, batch.data),
+            gradients=gradient_bytes(config, parameters, batch.data),
+            optimizer=optimizer_bytes(config, parameters, batch.data),
+            buckets=bucket_bytes(config, deepspeed["zero_optimization"], parameters, activations),
+            activations=activations,
+        )
+        stages.append(Stage(first, last, sum(layer.is_block for layer in layers), parameters, memory))
+    return tuple(stages)

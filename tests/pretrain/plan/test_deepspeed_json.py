@@ -113,7 +113,11 @@ def test_users_json_is_merged_over_the_derived_one(tmp_path: Path) -> None:
         }""",
     )
     merged, derived = effective(make(path)), effective(make())
-    assert merged["zero_optimization"] == {"stage": 1, "overlap_comm": True}
+    assert merged["zero_optimization"] == {
+        "stage": 1,
+        "overlap_comm": True,
+        "reduce_bucket_size": derived["zero_optimization"]["reduce_bucket_size"],
+    }
     assert merged["wall_clock_breakdown"] is True
     assert merged["train_batch_size"] == 24
     assert merged.keys() - derived.keys() == {"wall_clock_breakdown"}
@@ -153,6 +157,22 @@ def test_unknown_foreign_and_contradicting_keys_are_told_at_once(tmp_path: Path)
 def test_broken_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         effective(make(write(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"zero_optimization": true}', "zero_optimization"),
+        ('{"zero_optimization": {"reduce_bucket_size": "5e8"}}', "zero_optimization.reduce_bucket_size"),
+        ('{"zero_optimization": {"reduce_bucket_size": 0}}', "zero_optimization.reduce_bucket_size"),
+        ('{"zero_optimization": {"reduce_bucket_size": 1e999}}', "zero_optimization.reduce_bucket_size"),
+        ('{"zero_optimization": {"overlap_comm": 1}}', "zero_optimization.overlap_comm"),
+    ],
+)
+def test_values_that_memory_goes_by_are_checked(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        effective(make(write(tmp_path, text)))
+    assert [problem.key for problem in caught.value.problems] == [key]
 
 
 def test_missing_json_is_named(tmp_path: Path) -> None:

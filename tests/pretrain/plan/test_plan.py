@@ -13,6 +13,7 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
 from pretrain.optim.config import SGDConfig
+from pretrain.plan.memory import bucket_bytes
 from pretrain.plan.plan import Plan, plan
 from pretrain.plan.rules import layout_problems
 
@@ -160,6 +161,31 @@ def test_model_states_by_zero_stage() -> None:
         found = (states.weights, states.gradients, states.optimizer)
         assert found == tuple(int(each * total) for each in bytes_each), stage
     assert memory(0, 1, "fp32").memory.optimizer == 8 * total
+
+
+@pytest.mark.parametrize(
+    ("layers", "stage", "dtype", "per_parameter"),
+    [(2, 1, "fp32", 4), (2, 2, "bf16", 2), (2, 1, "bf16", 6), (2, 0, "fp32", 4), (200, 1, "bf16", 2)],
+)
+def test_buckets(layers: int, stage: int, dtype: str, per_parameter: int) -> None:
+    """200 layers have 6e8 parameters: what is reduced at once ends at 5e8."""
+    config = make(
+        parallel={"zero_stage": stage},
+        precision={"dtype": dtype},
+        model={"num_layers": layers, "hidden_size": 512},
+    )
+    planned = plan(config, 1)
+    parameters = planned.parameters.total
+    assert (parameters > 500_000_000) == (layers == 200)
+    assert (
+        bucket_bytes(config, planned.deepspeed["zero_optimization"], parameters, 0)
+        == per_parameter * parameters
+    )
+    assert planned.deepspeed["zero_optimization"]["reduce_bucket_size"] == min(parameters, 500_000_000)
+    memory = planned.memory
+    beside = stage == 2 or (stage, dtype) == (1, "fp32")
+    expected = per_parameter * parameters - (0 if beside else memory.activations)
+    assert memory.buckets == max(expected, 0)
 
 
 @pytest.mark.parametrize(("momentum", "kept"), [(0.9, 1), (0.0, 0)])
