@@ -71,7 +71,7 @@ def read_json(path: Path) -> Json:
         raise ConfigurationError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path}: must hold a JSON object")
