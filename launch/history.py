@@ -94,7 +94,9 @@ def _lineage(group: Sequence[Record], following: Sequence[Record], last_step: in
     """It makes a lineage of its records and of those of the lineage after it."""
     steps = [record.step for record in group]
     if not following:
-        return Lineage(group[0].lineage, min(steps), max(*steps, last_step), "")
+        # Alarms are about the step that was judged, which one that ends the run was not to be counted as taken.
+        last = group[-1].step if group[-1].kind is Kind.STOPPED else max(*steps, last_step)
+        return Lineage(group[0].lineage, min(steps), last, "")
     return Lineage(group[0].lineage, min(steps), max(steps), _end(group, following))
 
 

@@ -21,6 +21,7 @@ from pretrain.ledger.file import read_ledger
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Kind, Record
 from pretrain.run_folder import CHECKPOINTS, CONFIG, EVIDENCE, LEDGER, METRICS
+from pretrain.step import Action
 from pretrain.watchdog.budgets import Budget, budgets
 
 
@@ -43,8 +44,12 @@ class Run:
 
     @cached_property
     def step(self) -> int:
-        """It is the last step that was recorded."""
-        return next((row["step"] for row in reversed(self.rows) if "loss" in row), 0)
+        """It is the last step that was taken: the one that ends a run or takes it back was not."""
+        last = next((row for row in reversed(self.rows) if "loss" in row), {"step": 0})
+        if last.get("verdict") == Action.ROLLBACK and self.history.rollbacks:
+            return self.history.rollbacks[-1].target_step
+        refused = last.get("verdict") in (Action.HALT, Action.ROLLBACK)
+        return int(last["step"]) - refused
 
     @cached_property
     def attempts(self) -> int:

@@ -122,7 +122,8 @@ class Trainer:
                     f"step {report.step}: ranks have decided differently; nothing of it is saved"
                 )
             if verdict.action is Action.HALT:
-                raise TrainingDiverged(last_words(verdict, self.ledger.history))
+                why = last_words(report, verdict, self.ledger.history, self.engine.layer_names)
+                raise TrainingDiverged(why)
             if verdict.action is Action.ROLLBACK:
                 state = self.rollback.roll_back(state, verdict)
             else:

@@ -39,20 +39,23 @@ class Console(Protocol):
 
 
 class TimeLeft:
-    """It tells the time to the last step at the pace of recent steps, whatever lay between them included."""
+    """It tells the time to the last step at the pace of recent steps, whatever lay between them included.
+
+    A step that is taken again after a rollback is a step of its own.
+    """
 
     def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total_steps = total_steps
         self._clock = clock
-        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def after(self, step: int) -> str:
         """It returns `H:MM:SS`, or `-:--:--` after the first step."""
-        self._recent.append((step, self._clock()))
-        first_step, start = self._recent[0]
-        if step <= first_step:
+        self._recent.append(self._clock())
+        taken = len(self._recent) - 1
+        if not taken:
             return "-:--:--"
-        pace = (self._recent[-1][1] - start) / (step - first_step)
+        pace = (self._recent[-1] - self._recent[0]) / taken
         return str(timedelta(seconds=round(pace * (self._total_steps - step))))
 
 

@@ -30,6 +30,8 @@ class ProbeStep:
     step: int
     full: bool
     """Whether the probes that do not look at every step look at this one."""
+    asked: bool
+    """Whether that was asked for, whatever the step's number: the step before was suspect."""
     histograms: bool
     batches: Sequence[Batch]
     """This rank's micro-batches."""

@@ -12,6 +12,7 @@ from pretrain.probes.attention import AttentionEntropyProbe
 from pretrain.probes.embedding import EmbeddingProbe
 from pretrain.probes.gradients import GradientNormProbe, GradientVarianceProbe
 from pretrain.probes.mean_row import MeanRowProbe
+from pretrain.probes.origin import GradientOriginProbe
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
 from pretrain.probes.replicas import ReplicaProbe, replicas_apply
 from pretrain.probes.spectral import SpectralProbe
@@ -33,7 +34,7 @@ class Probes:
         """It is called before the first micro-batch; `full`, equal on all ranks, asks for a full look at any step."""
         self._asked, full = full, full or self._full(number)
         histograms = full and number % self._config.histogram_every_steps == 0
-        step = ProbeStep(number, full, histograms, batches)
+        step = ProbeStep(number, full, self._asked, histograms, batches)
         self._number = number
         self._active = [probe for probe in self._all if probe.due(step)]
         for probe in self._active:
@@ -113,6 +114,7 @@ def make_probes(model: ProbedModel) -> Iterator[Probe]:
     yield from (MeanRowProbe(table) for table in tables if config.tev and table.size.watched)
     if config.update_rms:
         yield UpdateProbe(model)
+    yield GradientOriginProbe(model)
 
 
 def wanted(table: LocalTable) -> bool:

@@ -20,6 +20,9 @@ ROUNDING = {"fp32": 2**-16, "bf16": 2**-9 + 2**-15}
 dtype, and digits that fp32 loses in sums over a row."""
 SLACK = 1e-3
 """Of B, for an optimizer's state that is kept in fp32."""
+TELLABLE = 1e16
+"""Where the optimizer may have taken weights beyond it, sums of their squares are more than fp32 can hold: s is then no
+number, and nothing can be told of the row. That is a divergence and no fault of memory; the loss shows it."""
 
 
 class RowBound:
@@ -42,14 +45,17 @@ class RowBound:
         self._now = std_W, torch.hypot(mean_W, std_W)
 
     def ratio(self) -> float:
-        """It is the largest change of a row relative to what is possible; inf where not finite, 0 without rows."""
+        """It is the largest change of a row relative to what is possible; inf where not finite, 0 without rows, and of
+        rows that are beyond `TELLABLE`."""
         if self._now is None or self._before is None or not len(self._now[0]):
             return 0.0
         (std, rms), (std_before, rms_before) = self._now, self._before
         kept = abs(1 - self._learning_rate * self._weight_decay)
         allowed = self._learning_rate * self._bound + self._rounding * (rms + kept * rms_before)
         ratio = (std - kept * std_before).abs() / allowed.clamp(min=torch.finfo(allowed.dtype).tiny)
-        return ratio.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()
+        ratio = ratio.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        reachable = self._learning_rate * self._bound + kept * rms_before
+        return ratio.where(reachable < TELLABLE, 0.0).max().item()
 
     def after_update(self, learning_rate: float) -> None:
         """The rows of this step have been updated; with a rate of 0 they stay as they are."""

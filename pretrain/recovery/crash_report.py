@@ -23,6 +23,7 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.ledger.history import RunHistory
 from pretrain.ledger.record import plain
+from pretrain.probes.origin import LAYER, RANK, RANKS
 from pretrain.probes.weights import layer_rows
 from pretrain.run_folder import CONFIG, EVIDENCE, METRICS
 from pretrain.runtime.agreement import from_first
@@ -50,11 +51,25 @@ class CrashReport:
     """Of the steps from the onset to this one."""
 
 
-def last_words(verdict: Verdict, history: RunHistory) -> str:
-    """It returns why the run ends; after faults of memory also where they were seen."""
+def last_words(report: StepReport, verdict: Verdict, history: RunHistory, layer_names: Sequence[str]) -> str:
+    """It returns why the run ends; after faults of memory also where they were seen, and of gradients that are not
+    finite where they come from."""
     hosts = history.suspected_hosts
     faults = any(alarm.kind in MEMORY_FAULTS for alarm in verdict.alarms)
-    return verdict.reason + (f"; seen on {', '.join(hosts)}" if faults and hosts else "")
+    seen = f"; seen on {', '.join(hosts)}" if faults and hosts else ""
+    return f"{verdict.reason}{seen}{origin(report, layer_names)}"
+
+
+def origin(report: StepReport, layer_names: Sequence[str]) -> str:
+    """It names the rank and the layer that gradients which are not finite come from; nothing where nobody has looked,
+    which is in the first step that has some."""
+    measures = report.measures
+    if RANK not in measures:
+        return ""
+    others = int(measures[RANKS]) - 1
+    more = f" and {others} more" if others else ""
+    layer = layer_names[int(measures[LAYER])]
+    return f"; gradients that are not finite come from rank {int(measures[RANK])}{more}, layer {layer}"
 
 
 def write_crash_report(

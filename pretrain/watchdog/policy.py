@@ -37,6 +37,12 @@ LEARNING_RATE_FACTOR: Mapping[Remedy, float] = {
     Remedy.DEEPEST: 0.25,
 }
 
+SAME_PLACE = (
+    "each time at this step, with the same samples, which memory does not do: look for what writes into the weights "
+    "there, such as an optimizer, a kernel or a hook of your own"
+)
+"""What is said of faults that a replay brings back at the very step."""
+
 RELAPSE_HORIZONS = 4
 """Certification horizons past the place of a rollback in which new trouble counts as the old one."""
 RECOVERIES_WITHOUT_PROGRESS = 3
@@ -151,9 +157,9 @@ def _replay(faults: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> 
     reason, onset = _summary(faults), min(alarm.onset for alarm in faults)
     budget = rollback_budget(Remedy.REPLAY, given.history, config, given.attempt)
     if budget.spent:
-        return _halt(
-            f"{reason}; again a fault of memory, after {budget}: test the hosts' memory", faults, onset
-        )
+        places = {one.step for one in given.history.rollbacks if one.remedy is Remedy.REPLAY}
+        advice = SAME_PLACE if places == {given.report.step} else "test the hosts' memory"
+        return _halt(f"{reason}; again a fault of memory, after {budget}: {advice}", faults, onset)
     return _unless_stuck(Verdict(Action.ROLLBACK, reason, faults, onset, Remedy.REPLAY), given)
 
 

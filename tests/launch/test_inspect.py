@@ -323,3 +323,29 @@ def test_inspect_needs_no_torch(troubled: RunFolder) -> None:
         check=True,
     )
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "step"),
+    [("proceed", 221), ("veto", 221), ("halt", 220), ("rollback", 150)],
+)
+def test_a_step_that_was_not_taken_does_not_count(
+    troubled: RunFolder, capsys: pytest.CaptureFixture[str], verdict: str, step: int
+) -> None:
+    """A vetoed one has consumed its samples; the one that ends the run, or takes it back, has done nothing."""
+    assert troubled.run.history.rollbacks[-1].target_step == 150
+    metrics = MetricsFile(troubled.path / "metrics.jsonl")
+    metrics.append({"step": 221, "attempt": 500, "loss": 3.25, "verdict": verdict})
+    metrics.close()
+    assert troubled.document(capsys)["step"] == step
+
+
+def test_the_step_that_ended_a_run_is_none_of_its_last_lineage(
+    troubled: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alarm = Record(Kind.ALARM, 221, 500, troubled.run.state.lineage, {"alarms": []})
+    ledger = LedgerFile(troubled.path / "ledger.jsonl")
+    ledger.append(alarm)
+    ledger.close()
+    troubled.add(Kind.STOPPED, code=5, reason="nothing helps")
+    assert troubled.document(capsys)["lineages"][-1]["last_step"] == 220

@@ -29,6 +29,15 @@ def test_time_left_forgets_the_slow_start() -> None:
     assert [time_left.after(step) for step in range(1, 201)][-1] == "0:01:40"
 
 
+def test_time_left_counts_the_steps_that_a_rollback_takes_again() -> None:
+    """Of 100 steps of two seconds, the 50th goes back to step 9: as many are left as after it the first time."""
+    times = iter(2.0 * number for number in range(200))
+    time_left = TimeLeft(total_steps=100, clock=lambda: next(times))
+    told = [time_left.after(step) for step in (*range(1, 51), 10, 11)]
+    assert told[9] == told[50] == "0:03:00"
+    assert told[51] == "0:02:58"
+
+
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole(total_steps=25, every_steps=10)
     for step in range(3, 26):

@@ -15,8 +15,11 @@ from support.watched import run, story, watched
 from data_pipeline.reading.stream import BatchStream
 from data_pipeline.text.describe import spelled, tokenizer_of
 from data_pipeline.text.source import TextSource
+from pretrain.backend.setup import local_layers
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
+from pretrain.engine.engine import TrainEngine
+from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.history import fold
 from pretrain.ledger.record import Kind
 from pretrain.probes.probe import ProbedModel
@@ -78,7 +81,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_a_run_that_gives_up_leaves_evidence_and_says_where(ended: tuple[str, Path]) -> None:
     end, folder = ended
     (evidence,) = (folder / "test" / EVIDENCE).iterdir()
-    assert end.endswith(f"; evidence is in {evidence}")
+    assert end.endswith(
+        f"; gradients that are not finite come from rank 1, layer embedding; evidence is in {evidence}"
+    )
     assert story(folder)[-1].kind is Kind.STOPPED
     assert story(folder)[-1].fields["reason"].endswith(str(evidence))
     assert sorted(path.name for path in evidence.iterdir()) == [
@@ -97,6 +102,28 @@ def test_a_run_that_gives_up_leaves_evidence_and_says_where(ended: tuple[str, Pa
     assert {row["not_finite"] for row in lines(evidence / "layers.jsonl")} == {
         0
     }  # every bad update was withheld
+
+
+def run_with_a_layer_that_spoils_its_gradients(config: RunConfig, name: str) -> str:
+    """From step 12 on the gradient that this layer of the last data rank hands on to those before it is NaN."""
+
+    def spoil(within: Fault, engine: TrainEngine, attempt: int) -> None:
+        layers = {engine.layer_names[index]: layer for index, layer in local_layers(engine.module)}
+        if engine.mesh.data.last and attempt == 12:
+            layers[name].register_full_backward_hook(
+                lambda module, gradients, _: tuple(g if g is None else g * float("nan") for g in gradients)
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fault, "before_step", spoil)
+        return run(config)
+
+
+def test_gradients_that_spoil_in_a_block_are_traced_to_the_block_before(corpus: Path, tmp_path: Path) -> None:
+    """On both data ranks every averaged gradient is bad; those of the second one alone began it."""
+    config = watched(Layout(data=2, zero=1), tmp_path, corpus)
+    for end in run_distributed(run_with_a_layer_that_spoils_its_gradients, 2, config, "layer_01"):
+        assert "gradients that are not finite come from rank 1, layer layer_00;" in end
 
 
 def test_the_samples_that_led_to_it_are_there_as_text(ended: tuple[str, Path], corpus: Path) -> None:

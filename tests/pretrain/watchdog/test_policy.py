@@ -235,6 +235,17 @@ def test_faults_of_memory_have_a_budget() -> None:
     assert run.rollbacks() == ["replay", "replay"]
     assert run.verdicts[-1].action is Action.HALT
     assert "watchdog.replays" in run.verdicts[-1].reason
+    assert run.verdicts[-1].reason.endswith("test the hosts' memory")
+
+
+def test_a_fault_that_a_replay_brings_back_at_its_very_step_is_not_put_down_to_memory() -> None:
+    run = Run(CONFIG)
+    run.steps([HEALTHY] * 103)
+    while not run.ended:
+        run.step("reach" if run.state.step == 103 else HEALTHY)
+    assert run.rollbacks() == ["replay", "replay"]
+    assert "test the hosts" not in run.verdicts[-1].reason
+    assert "each time at this step" in run.verdicts[-1].reason
 
 
 def test_three_recoveries_without_ground_are_the_end() -> None:

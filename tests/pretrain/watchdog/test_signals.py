@@ -236,6 +236,12 @@ def test_a_foreign_write_is_out_of_reach(value: float) -> None:
     assert reach.ratio() > 1
 
 
+@pytest.mark.parametrize("rate", [1e16, 1e20, 1e30, 1e38])
+def test_weights_that_a_learning_rate_throws_beyond_fp32_are_no_fault_of_memory(rate: float) -> None:
+    signs = torch.tensor([1.0, -1.0]).repeat(8, 32)
+    assert max(watched(optimizer_config(), [signs] * 4, [1e-2, rate, rate, 1e-2])) <= 1
+
+
 def forgotten(folder: str) -> list[set[str]]:
     """Measures that look back: of a step, of one after `reset`, of the next, of one after a load."""
     config = probed_config(Layout(), TIED, {"every_steps": 1})
