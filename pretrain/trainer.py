@@ -85,7 +85,7 @@ class Trainer:
         """Prepare for the first step of this process, and complete a rollback that a crash has cut short."""
         if self.ledger.history.pending is not None:
             state = self.rollback.complete(state)
-        self.batches.skip(self.ledger.history.skips)
+        self.batches.skip(self.ledger.history.windows)
         self.checkpoints.resume(state)
         return state
 

@@ -2,6 +2,8 @@
 
     position --skip list--> draw --mixture--> (source, turn) --permutation--> (source, epoch, index)
 
+Every arrow can be gone back: `reading/skips.py` asks where samples that are left out come again.
+
 A *position* counts the samples that a run has consumed. A *draw* is a place in the endless raw sequence, the
 same for every run with this seed and data; draws of the skip list are jumped over. A *turn* counts the draws
 of one source; its epochs are runs of as many turns as it has samples. No step looks at what came before, so
@@ -91,6 +93,25 @@ class SampleOrder:
             turn[here] = number * np.asarray(self.counts)[source[here]] + _occurrence(sources)[place[here]]
         return source, turn
 
+    def turns_of(self, source: int, epoch: int, indices: Integers) -> Integers:
+        """It returns the turns at which samples of a source come in an epoch."""
+        shape = self.sources[source]
+        if not self.shuffle:
+            return epoch * shape.samples + indices
+        return epoch * shape.samples + permute_back(indices, shape.samples, self._epoch_key(source, epoch))
+
+    def draws_of(self, source: int, turns: Integers) -> Integers:
+        """It returns the draws of these turns of a source."""
+        if len(self.sources) == 1:
+            return turns
+        cycle, occurrence = np.divmod(turns, self.counts[source])
+        draws = np.empty_like(turns)
+        for number in np.unique(cycle):
+            here = cycle == number
+            places = np.flatnonzero(self._cycle(int(number)) == source)
+            draws[here] = number * CYCLE + places[occurrence[here]]
+        return draws
+
     def _cycle(self, number: int) -> Integers:
         """It returns the source of each draw of a cycle: shuffled, or spread evenly where the order is kept."""
         sources = np.repeat(np.arange(len(self.counts)), self.counts)
@@ -105,9 +126,11 @@ class SampleOrder:
         index = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            key = _key("epoch", self.seed, source, shape.fingerprint, int(epoch))
-            index[here] = permute(offsets[here], shape.samples, key)
+            index[here] = permute(offsets[here], shape.samples, self._epoch_key(source, int(epoch)))
         return index
+
+    def _epoch_key(self, source: int, epoch: int) -> bytes:
+        return _key("epoch", self.seed, source, self.sources[source].fingerprint, epoch)
 
 
 def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
@@ -130,6 +153,16 @@ def permute(indices: Integers, length: int, key: bytes) -> Integers:
     out = _feistel(indices.astype(np.uint64), side, keys)
     while (outside := out >= length).any():
         out[outside] = _feistel(out[outside], side, keys)
+    return np.asarray(out, dtype=np.int64)
+
+
+def permute_back(indices: Integers, length: int, key: bytes) -> Integers:
+    """It is the inverse of `permute`."""
+    side = math.isqrt(length - 1) + 1
+    keys = _round_keys(key)[::-1]
+    out = _feistel_back(indices.astype(np.uint64), side, keys)
+    while (outside := out >= length).any():
+        out[outside] = _feistel_back(out[outside], side, keys)
     return np.asarray(out, dtype=np.int64)
 
 
@@ -156,6 +189,15 @@ def _feistel(values: NDArray[np.uint64], side: int, keys: NDArray[np.uint64]) ->
     left, right = np.divmod(values, np.uint64(side))
     for key in keys:
         left, right = right, (left + _mix(right + key) % np.uint64(side)) % np.uint64(side)
+    return left * np.uint64(side) + right
+
+
+def _feistel_back(values: NDArray[np.uint64], side: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """It is the inverse of `_feistel` with the keys in the opposite order."""
+    left, right = np.divmod(values, np.uint64(side))
+    for key in keys:
+        # Unsigned: what is taken away is made up for by one side first.
+        left, right = (right + np.uint64(side) - _mix(left + key) % np.uint64(side)) % np.uint64(side), left
     return left * np.uint64(side) + right
 
 

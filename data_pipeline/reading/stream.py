@@ -25,9 +25,9 @@ from data_pipeline.config import ConfigType, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.excerpts import Excerpt, excerpts
 from data_pipeline.reading.mixture import training_mixture, validation_mixture
-from data_pipeline.reading.order import draws_at
-from data_pipeline.reading.ranges import SampleRange, merge_ranges
+from data_pipeline.reading.ranges import SampleRange
 from data_pipeline.reading.share import BatchShare
+from data_pipeline.reading.skips import Skips
 from data_pipeline.shards.dataset import Sample
 from data_pipeline.shards.manifest import ManifestType
 from data_pipeline.source import Baseline, Source
@@ -40,7 +40,7 @@ class _Step(Generic[BatchType]):
     """It is one optimizer step of this rank, ready to be handed out."""
 
     batches: list[BatchType]
-    sample_range: SampleRange
+    draws: list[int]
     """Of the whole global batch."""
 
 
@@ -72,8 +72,8 @@ class BatchStream(Generic[ManifestType, BatchType]):
         self._order = self._mixture.order(seed, data.shuffle)
         self._facts = {**self._mixture.facts(), "shuffle": data.shuffle}
         self._position = 0
-        self._skip: tuple[SampleRange, ...] = ()
-        self._sample_range: SampleRange = (0, 0)
+        self._skips = Skips(self._order)
+        self._draws: list[int] = []
         self._waited = 0.0
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
         self._ahead: deque[Future[_Step[BatchType]]] = deque()
@@ -102,7 +102,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
         step = self._take()
         self._waited += time.perf_counter() - started
         self._position += self._data.global_batch_size
-        self._sample_range = step.sample_range
+        self._draws = step.draws
         return step.batches
 
     def state(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
         return {
             "format": STATE_FORMAT,
             "position": self._position,
-            "skip": [list(range_) for range_ in self._skip],
+            **self._skips.state(),
             "seed": self._seed,
             "fingerprint": self.fingerprint,
             "data": self._facts,
@@ -124,18 +124,26 @@ class BatchStream(Generic[ManifestType, BatchType]):
         self._check(state)
         self._drop_ahead()
         self._position = int(state["position"])
-        self._skip = merge_ranges(state["skip"])
+        self._skips = Skips.of(self._order, state)
 
-    def skip(self, ranges: Iterable[Sequence[int]]) -> None:
-        """It jumps over half-open ranges of draws from here on; draws already handed out are not undone."""
+    def skip(self, ranges: Iterable[Sequence[int]]) -> bool:
+        """It jumps over half-open ranges of draws from here on, and over their samples in later epochs.
+
+        It returns whether a source cannot spare some of these, so that they come again; draws already handed out are
+        not undone.
+        """
         self._drop_ahead()
-        here = int(draws_at(np.array([self._position]), self._skip)[0])
-        ahead = [(max(start, here), max(end, here)) for start, end in merge_ranges(ranges)]
-        self._skip = merge_ranges([*self._skip, *ahead])
+        here = int(self._skips.draws_at(np.array([self._position]))[0])
+        before, self._skips = self._skips, self._skips.after(ranges, here)
+        return self._skips.for_good == before.for_good and self._skips.ranges != before.ranges
+
+    def draws(self) -> Sequence[int]:
+        """It returns the draws of the last step handed out, on all ranks."""
+        return self._draws
 
     def sample_range(self) -> SampleRange:
         """It returns the half-open range of draws that the last step handed out came from, on all ranks."""
-        return self._sample_range
+        return (self._draws[0], self._draws[-1] + 1) if self._draws else (0, 0)
 
     def excerpts(self, draws: Iterable[int]) -> Iterator[Excerpt]:
         """It yields what the samples of some draws are, for people; the stream stays where it is.
@@ -148,8 +156,8 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
     def unskipped(self, ranges: Iterable[SampleRange]) -> list[int]:
         """It returns the draws in these ranges that the stream does not jump over."""
-        draws = (draw for start, end in ranges for draw in range(start, end))
-        return [draw for draw in draws if not any(start <= draw < end for start, end in self._skip)]
+        draws = np.concatenate([np.arange(0), *(np.arange(start, end) for start, end in ranges)])
+        return list(draws[~self._skips.left_out(draws)].tolist())
 
     def take_wait_seconds(self) -> float:
         """It returns the seconds that `next` has waited for data since the last call."""
@@ -185,14 +193,14 @@ class BatchStream(Generic[ManifestType, BatchType]):
                 pending.exception()
 
     def _read(self, position: int) -> _Step[BatchType]:
-        draws = draws_at(position + np.arange(self._data.global_batch_size), self._skip)
+        draws = self._skips.draws_at(position + np.arange(self._data.global_batch_size))
         mine = self._order.locate(self._share.of(draws))
         datasets = self._mixture.datasets
         samples = [
             datasets[d].read(i) for d, i in zip(mine.source.tolist(), mine.index.tolist(), strict=True)
         ]
         batches = [self._collate(micro) for micro in self._share.micro_batches(samples)]
-        return _Step(batches, (int(draws[0]), int(draws[-1]) + 1))
+        return _Step(batches, draws.tolist())
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """It raises DataError when `state` belongs to another order."""

@@ -4,12 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from data_pipeline.batches import Batch
 from data_pipeline.reading.batches import Batches, WrappedBatches
-from data_pipeline.reading.order import draws_at
 from data_pipeline.reading.stream import BatchStream
 from parallel.mesh import ParallelMesh
 from pretrain.fault_injection.fault import PlannedFault
@@ -21,12 +19,9 @@ Alteration = Callable[[Batch, int, torch.Generator], Batch]
 class AlteredBatches(WrappedBatches):
     """It is a stream that alters the samples of some draws; for the rest it is the stream within."""
 
-    def __init__(
-        self, within: Batches, mesh: ParallelMesh, batch_size: int, draws: range, alter: Alteration
-    ) -> None:
+    def __init__(self, within: Batches, mesh: ParallelMesh, draws: range, alter: Alteration) -> None:
         super().__init__(within)
         self._mesh = mesh
-        self._batch_size = batch_size
         self._draws = draws
         self._alter = alter
 
@@ -37,10 +32,7 @@ class AlteredBatches(WrappedBatches):
 
     def _own_draws(self) -> Iterator[int]:
         """It yields the draws of this rank's samples in the step that was just handed out."""
-        state = self.within.state()
-        positions = state["position"] - self._batch_size + np.arange(self._batch_size)
-        draws = draws_at(positions, [(start, stop) for start, stop in state["skip"]])
-        return iter(draws[self._mesh.data.rank :: self._mesh.data.size].tolist())
+        return iter(self.within.draws()[self._mesh.data.rank :: self._mesh.data.size])
 
     def _altered(self, batch: Batch, draws: list[int]) -> Batch:
         for row, draw in enumerate(draws):
@@ -57,7 +49,7 @@ class SampleFault(PlannedFault, ABC):
         size = self.config.data.global_batch_size
         first = (self.plan.step - 1) * size
         draws = range(first, first + self.plan.steps * size)
-        return AlteredBatches(stream, self.mesh, size, draws, self.alteration(stream))
+        return AlteredBatches(stream, self.mesh, draws, self.alteration(stream))
 
     @abstractmethod
     def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:

@@ -122,8 +122,14 @@ class RunHistory:
         return reduce(lambda product, edit: product * edit.at(update), self.learning_rate_edits, 1.0)
 
     @property
+    def windows(self) -> tuple[SampleRange, ...]:
+        """They are the ranges of samples that rollbacks have left out, in the order that this was decided in."""
+        return tuple(range_ for rollback in self.rollbacks for range_ in rollback.skip)
+
+    @property
     def skipped_samples(self) -> int:
-        """It counts the samples that rollbacks leave out, all together."""
+        """It counts the samples that rollbacks leave out, all together; one that comes again in later epochs, where
+        it is left out as well, counts once."""
         return sum(end - start for start, end in self.skips)
 
     def count(self, remedy: Remedy, since: int = 0) -> int:

@@ -16,6 +16,9 @@ from pretrain.step import TrainState, Verdict
 from pretrain.watchdog.watchdog import Watchdog
 
 
+COME_AGAIN = "what is skipped now is more of the data than can be left out for good: in the next epoch these samples come again"
+
+
 class RollbackExecutor:
     """It takes the run back when a verdict says so. All ranks make the same calls."""
 
@@ -91,7 +94,8 @@ class RollbackExecutor:
 
     def _conclude(self, rollback: Rollback, state: TrainState, tier: str, proof: str, started: float) -> None:
         """It puts what the ledger has learned in force from here on: samples to leave out, a lower learning rate."""
-        self._batches.skip(self._ledger.history.skips)
+        if self._batches.skip(self._ledger.history.windows):
+            self._metrics.event(state.step, COME_AGAIN)
         if rollback.learning_rate_factor != 1:
             edit = LearningRateEdit(
                 update=state.updates,

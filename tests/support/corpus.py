@@ -8,11 +8,11 @@ from data_pipeline.text.prepare import TextSettings, prepare_text
 TEXT = "the run keeps its feet while loss falls and every rank agrees on what it saw before it steps"
 
 
-def write_corpus(folder: Path) -> Path:
+def write_corpus(folder: Path, documents: int = 20) -> Path:
     """It writes the corpus into a folder and prepares it; returns where the prepared data lies."""
     folder.mkdir(parents=True, exist_ok=True)
     draw, words = random.Random(0), TEXT.split()
-    for document in range(20):
+    for document in range(documents):
         text = " ".join(draw.choice(words) for _ in range(30))
         (folder / f"{document}.txt").write_text(f"{text}.\n")
     settings = TextSettings(

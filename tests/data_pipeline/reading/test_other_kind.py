@@ -212,7 +212,7 @@ def test_resumed_it_goes_on_exactly_and_a_skip_jumps_over(data: Path) -> None:
         assert state["data"]["rate"] == 8000
     with closing(open_stream(plan.model_copy(update={"micro_batch_size": 3}))) as stream:
         stream.seek(state)
-        expected = plain[12:14] + plain[20:]
+        expected = plain[12:14] + [number for number in plain[20:] if number not in plain[14:20]]
         assert numbers(next(stream)) == expected[:12]
         assert stream.sample_range() == (12, 30)
         assert numbers(next(stream)) == expected[12:24]

@@ -112,7 +112,8 @@ def test_skipped_draws_are_seen_by_no_rank(data: Path, size: int) -> None:
     with closing(open_stream(plan)) as stream:
         stream.skip([[14, 20], [30, 31]])
         state = stream.state()
-    expected = plain[:14] + plain[20:30] + plain[31:43]
+    again = [number for number in plain[31:] if number not in plain[14:20]]
+    expected = plain[:14] + plain[20:30] + again[:12]
     steps = global_steps(plan, 3, size=size, state=state)
     assert steps == [sorted(expected[start : start + 12]) for start in (0, 12, 24)]
 
@@ -126,6 +127,62 @@ def test_skipping_what_is_past_changes_nothing(data: Path) -> None:
         stream.skip([[0, 12]])
         assert stream.state() == other.state()
         assert numbers(next(stream)) == numbers(next(other))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("size", [1, 3])
+def test_samples_that_were_skipped_once_do_not_come_again(data: Path, size: int, shuffle: bool) -> None:
+    plan = config(data / "a", micro_batch_size=1, shuffle=shuffle)
+    with closing(open_stream(plan)) as stream:
+        first_epoch = [number for _ in range(9) for number in numbers(next(stream))][:SAMPLES]
+        stream.seek({**stream.state(), "position": 0})
+        stream.skip([[14, 20], [25, 26]])
+        state = stream.state()
+    bad = {*first_epoch[14:20], *first_epoch[25:26]}
+    steps = 5 * (SAMPLES - len(bad)) // 12
+    seen = [number for step in global_steps(plan, steps, size=size, state=state) for number in step]
+    assert not bad & set(seen)
+    times = {number: seen.count(number) for number in set(first_epoch) - bad}
+    assert set(times.values()) <= {4, 5}, "all others come once an epoch"
+
+
+def test_a_stream_goes_on_in_any_epoch_as_one_that_was_not_interrupted(data: Path) -> None:
+    plan = config(data / "a", data / "b", weights=(3.0, 1.0))
+    with closing(open_stream(plan)) as stream:
+        stream.skip([[14, 20], [40, 43]])
+        seen = []
+        for _ in range(60):
+            state = json.loads(json.dumps(stream.state()))
+            with closing(open_stream(plan)) as other:
+                other.seek(state)
+                other.skip([[14, 20], [40, 43]])  # as a run does that has them in its ledger
+                assert other.state() == state
+                expected = numbers(next(other))
+            seen.append(numbers(next(stream)))
+            assert seen[-1] == expected
+            assert all(stream.unskipped([(draw, draw + 1)]) for draw in stream.draws())
+
+
+def test_what_a_source_cannot_spare_is_left_out_where_it_stands_alone(data: Path) -> None:
+    """Half of the samples have to stay: the first range takes fewer, both together take more."""
+    plan = config(data / "a", micro_batch_size=1)
+    half = SAMPLES // 2
+    with closing(open_stream(plan)) as stream:
+        stream.skip([[0, half - 2], [half, half + 5]])
+        state = stream.state()
+    assert state["skip"] == [[0, half - 2], [half, half + 5]]
+    assert state["skip_for_good"] == [[0, half - 2]]
+
+
+def test_a_state_of_before_samples_were_left_out_for_good_goes_on_as_it_was(data: Path) -> None:
+    plan = config(data / "a", micro_batch_size=1)
+    with closing(open_stream(plan)) as stream:
+        old = {key: value for key, value in stream.state().items() if key != "skip_for_good"}
+        old = {**old, "skip": [[14, 20]], "position": SAMPLES}
+        plain = [number for _ in range(10) for number in numbers(next(stream))]
+        stream.seek(old)
+        stream.skip([[14, 20]])
+        assert numbers(next(stream)) == plain[SAMPLES + 6 : SAMPLES + 18]
 
 
 def test_draws_span_the_skipped_ones_within(data: Path) -> None:
