@@ -12,6 +12,7 @@ from pretrain.ledger.record import Kind, Record
 
 HEALTH = {
     Kind.SEALED: "sealed",
+    Kind.UNPROVEN: "sealed",
     Kind.CERTIFIED: "certified",
     Kind.CONDEMNED: "condemned",
     Kind.QUARANTINED: "quarantined",

@@ -25,7 +25,8 @@ class Alarm:
     signal: str
     """Name of the measure, such as `loss` or `tev_mean`."""
     kind: str
-    """`nonfinite`, `cap`, `reach`, `replicas`: facts of one step. `high`, `low`: a drift that built up."""
+    """`nonfinite`, `cap`, `reach`, `replicas`: facts of one step. `high`, `low`: a drift that built up. `still`: equal
+    to the bit for many steps."""
     onset: int
     """First step of the trouble, as far as it is known."""
     value: float
@@ -37,6 +38,8 @@ class Alarm:
         match self.kind:
             case "high" | "low":
                 return f"{self.signal} {self.kind} {since} (CUSUM {self.value:.1f}, threshold {self.threshold:.1f})"
+            case "still":
+                return f"{self.signal} has stood still at {self.value:g} {since}: nothing is learnt"
             case "nonfinite":
                 return f"{self.signal} is not finite ({self.value:g})"
             case _:

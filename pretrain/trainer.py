@@ -159,7 +159,7 @@ class Trainer:
                 step=state.step + 1,
                 learning_rate=self._learning_rate(state.updates),
                 interrupted=self.signals.received is not None,
-                full=self.watchdog.suspicious,
+                full=self.watchdog.curious,
                 digest=self.watchdog.digest,
             )
         except BatchesMissing:
@@ -228,6 +228,8 @@ class Trainer:
             return state, True
         self.validation_loss = result.loss
         self.metrics.validation(state.step, result.loss, result.targets, result.seconds, result.metrics)
+        if remark := self.watchdog.health.note_validation(state.step, result.loss):
+            self.metrics.event(state.step, remark)
         return replace(state, validated=state.step), False
 
     def _asked_to_stop(self) -> bool:

@@ -153,8 +153,8 @@ class WatchdogConfig(Section):
     learning_rate_return: int = Field(default=2000, gt=0)
     """Updates over which a lowered learning rate returns to the schedule's, once a horizon past the trouble."""
     skipped_fraction: float = Field(default=0.02, gt=0, le=1)
-    """Of all samples of the run, the fraction that rollbacks may skip, one rollback at least; more ends the run. What is
-    left out in later epochs as well counts once."""
+    """Of all samples of the run, the fraction that rollbacks may skip, one rollback at least; more ends the run. A
+    sample that is left out in later epochs as well counts once."""
 
 
 MODELS = OneOf(KINDS)

@@ -81,6 +81,9 @@ _WORDS: Mapping[Kind, Callable[[Record], str]] = {
     Kind.REFUSED: lambda record: (
         f"checkpoint {record.fields['tag']} not certified: the loss settled higher after it"
     ),
+    Kind.UNPROVEN: lambda record: (
+        f"checkpoint {record.fields['tag']} of the last step not certified: {record.fields['reason']}"
+    ),
     Kind.LEFT_ALONE: lambda record: str(record.fields["reason"]),
     Kind.ROLLBACK_INTENT: _rollback,
     Kind.LEARNING_RATE_EDIT: _edit,

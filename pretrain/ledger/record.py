@@ -13,6 +13,7 @@ Every record names the step that it is about, that step's attempt and the lineag
     condemned            tag, reason
     quarantined          tag, reason
     refused              tag: the loss has settled higher after it, and it is never certified
+    unproven             tag, reason: the run has ended before later steps could speak for it, and something does not
     left_alone           reason
     rollback_intent      target_step, target_tag (null: in host memory), remedy, onset, skip [[lo, hi), ...],
                          learning_rate_factor, learning_rate_until, reason
@@ -54,6 +55,7 @@ class Kind(StrEnum):
     CONDEMNED = "condemned"
     QUARANTINED = "quarantined"
     REFUSED = "refused"
+    UNPROVEN = "unproven"
     LEFT_ALONE = "left_alone"
     ROLLBACK_INTENT = "rollback_intent"
     LEARNING_RATE_EDIT = "learning_rate_edit"

@@ -147,6 +147,7 @@ class CheckpointManager:
         """It completes all that threads are about, however long that takes, and certifies what has proven healthy."""
         self.seal(state)
         self._certify(state, None)
+        self._certifier.tell_doubt(state)
 
     def leave(self, state: TrainState) -> str:
         """It seals a checkpoint of where the run stands, as it ends early; returns what to say if that failed."""

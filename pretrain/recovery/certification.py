@@ -79,17 +79,24 @@ class Certifier:
         self._pending = [one for one in self._pending if one.tag.step <= after_step]
 
     def verify_due(self, state: TrainState) -> tuple[int, ...]:
-        """It returns the steps of the candidates that have proven healthy; after the last step, of all that nothing
-        speaks against."""
+        """It returns the steps of the candidates that have proven healthy; after the last step, of all on disk that
+        nothing speaks against."""
         if not self._watched:
             return ()
-        ended = state.step == self._last_step and not self._watchdog.suspicious
+        ended = state.step == self._last_step and not self._watchdog.health.doubt(state.step)
         proven = self._watchdog.health.proven
         return tuple(
             step
             for step, tag in sorted(self._candidates.items())
             if (proven(step, state.step) and state.step >= self._retry_at.get(step, 0)) or (ended and tag)
         )
+
+    def tell_doubt(self, state: TrainState) -> None:
+        """It says, after the last step, why the checkpoint of that is not certified, if it is not."""
+        doubt = self._watchdog.health.doubt(state.step) if self._watched else ""
+        tag = self._candidates.get(state.step)
+        if state.step == self._last_step and tag is not None and doubt:
+            self._ledger.append(record(Kind.UNPROVEN, state, tag=str(tag), reason=doubt))
 
     def start_verify(self, state: TrainState) -> list[str]:
         """It gives up those that are due and have done harm, certifies the others in memory at once, and has those on

@@ -15,8 +15,9 @@ from pretrain.runtime.heartbeat import Heartbeat, Phase
 from pretrain.step import TrainState, Verdict
 from pretrain.watchdog.watchdog import Watchdog
 
-
-COME_AGAIN = "what is skipped now is more of the data than can be left out for good: in the next epoch these samples come again"
+COME_AGAIN = (
+    "this skip is more of the data than can be left out for good: its samples come again in the next epoch"
+)
 
 
 class RollbackExecutor:

@@ -6,6 +6,7 @@ not be forgotten by going back (budgets, skips, what was tried) is in the ledger
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from data_pipeline.reading.ranges import SampleRange
@@ -19,6 +20,7 @@ from pretrain.watchdog.loss_trend import LossTrend
 from pretrain.watchdog.policy import JudgeInput, in_dry_run, judge
 from pretrain.watchdog.recent_alarms import RecentAlarms
 from pretrain.watchdog.rollback_plan import RollbackPlan, plan_rollback
+from pretrain.watchdog.standstill import STANDSTILL, Standstill
 
 REMEMBERED_STEPS = 4096
 """Steps whose ranges of samples are kept, for the skip of a rollback."""
@@ -32,6 +34,7 @@ class Watchdog:
         self._detectors = Detectors(config)
         self._recent = RecentAlarms()
         self._trend = LossTrend()
+        self._still = Standstill()
         self._draws: dict[int, SampleRange] = {}
         self.health = Health(config.watchdog.horizon)
         self.findings = Findings()
@@ -45,8 +48,14 @@ class Watchdog:
 
     @property
     def suspicious(self) -> bool:
-        """It says whether the next step deserves a full look."""
+        """It says whether the last step was not healthy."""
         return bool(self.findings.alarms or self.findings.suspects)
+
+    @property
+    def curious(self) -> bool:
+        """It says whether the next step deserves a full look; what stands still has been seen already."""
+        drifting = any(alarm.kind != STANDSTILL for alarm in self.findings.alarms)
+        return drifting or bool(self.findings.suspects)
 
     @property
     def curves(self) -> dict[str, float]:
@@ -74,7 +83,9 @@ class Watchdog:
         self.switch = self._switch_at(state)
         if self.switch:
             self.rebaseline()
-        self.findings = self._detectors.look(report)
+        self._still = self._still.after(report)
+        found = self._detectors.look(report)
+        self.findings = replace(found, alarms=(*found.alarms, *self._still.alarms))
         alarms, suspects = self.findings.alarms, self.findings.suspects
         self._recent = self._recent.after(report.step, alarms, suspects)
         self._trend = self._trend.after(report.step, report.loss)
@@ -123,6 +134,7 @@ class Watchdog:
             "detectors": self._detectors.state_dict(),
             "memory": self._recent.state_dict(),
             "course": self._trend.losses,
+            "still": self._still.state_dict(),
             "health": self.health.state_dict(),
             "draws": [[step, *draws] for step, draws in self._draws.items()],
         }
@@ -141,11 +153,12 @@ class Watchdog:
         self.findings, self.given, self.switch, self.digest = Findings(), None, "", 0
         if not state:
             self._detectors, self._recent, self._trend = Detectors(self._config), RecentAlarms(), LossTrend()
-            self.health, self._draws = Health(self._config.watchdog.horizon), {}
+            self.health, self._draws, self._still = Health(self._config.watchdog.horizon), {}, Standstill()
             return
         self._detectors.load_state_dict(state["detectors"])
         self._recent = RecentAlarms.from_state_dict(state["memory"])
         self._trend = LossTrend.of(state.get("course", ()))
+        self._still = Standstill.from_state_dict(state.get("still", {}))
         self.health.load_state_dict(state["health"])
         self._draws = {step: (start, stop) for step, start, stop in state["draws"]}
 

@@ -1,6 +1,8 @@
 """When a candidate has proven healthy."""
 
 import json
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -50,3 +52,54 @@ def test_state_comes_back() -> None:
     copy.load_state_dict(json.loads(json.dumps(health.state_dict())))
     assert copy.state_dict() == health.state_dict()
     assert copy.proven(2, 72) == health.proven(2, 72)
+
+
+HORIZON = 32
+
+
+def at_the_end(losses: list[float], validations: Sequence[float] = ()) -> str:
+    health = Health(HORIZON)
+    for step, loss in enumerate(losses, start=1):
+        health.note(step, loss, healthy=True)
+    for number, loss in enumerate(validations):
+        health.note_validation(10 * number, loss)
+    return health.doubt(len(losses))
+
+
+NOISE = [3 + 0.01 * math.sin(40 * step) for step in range(60)]
+
+
+def test_nothing_speaks_against_the_end_of_a_healthy_run() -> None:
+    assert at_the_end(NOISE) == at_the_end(NOISE, [3.1]) == at_the_end(NOISE, [3.1, 3.0, 3.05]) == ""
+    assert at_the_end(NOISE[:2]) == "", "a short run has nothing to compare with"
+
+
+def test_losses_that_rise_in_the_last_steps_speak_against_the_last_checkpoint() -> None:
+    assert "last 3 steps" in at_the_end([*NOISE, 3.2, 3.2, 3.2])
+    assert at_the_end([*NOISE, 3.2]) == "", "one bad batch says nothing"
+
+
+@pytest.mark.parametrize("last", [3.2, math.inf, math.nan])
+def test_a_validation_loss_that_has_risen_speaks_against_it_too(last: float) -> None:
+    assert "validation loss has risen from 3.0000 at step 10" in at_the_end(NOISE, [3.1, 3.0, last])
+    assert at_the_end(NOISE, [-3.0, -2.99]) == "", "losses of densities may be negative"
+    assert at_the_end(NOISE, [-3.0, -2.9])
+
+
+def test_an_unhealthy_last_step_speaks_against_it_also_in_the_next_session() -> None:
+    health = Health(HORIZON)
+    for step, loss in enumerate(NOISE, start=1):
+        health.note(step, loss, healthy=step < len(NOISE))
+    again = Health(HORIZON)
+    again.load_state_dict(json.loads(json.dumps(health.state_dict())))
+    assert again.doubt(len(NOISE)) == health.doubt(len(NOISE)) == "the last step was not healthy"
+    health.note(len(NOISE) + 1, 3.0, healthy=True)
+    assert health.doubt(len(NOISE) + 1) == ""
+
+
+def test_a_validation_loss_that_rises_and_rises_is_told() -> None:
+    health = Health(HORIZON)
+    told = [health.note_validation(step, loss) for step, loss in enumerate([3.0, 2.9, 3.0, 3.1, 3.2, 3.1])]
+    assert [bool(text) for text in told] == [False] * 4 + [True, False]
+    assert "3 times in a row, from 2.9000 to 3.2000" in told[4]
+    assert not any(health.note_validation(step, 3.0 + 1e-3 * step) for step in range(10)), "by less than 2 %"

@@ -45,7 +45,7 @@ def steps(watchdog: Watchdog, first: int, last: int, loss: float) -> list[bool]:
     """Judge steps with a loss that hardly moves; at which of them a baseline was there."""
     armed = []
     for step in range(first, last + 1):
-        report = StepReport(step, loss * (1 + step % 3 / 100), 1.0, 1e-3, 4, 128)
+        report = StepReport(step, loss * (1 + step % 3 / 100), 1 + step % 2 / 100, 1e-3, 4, 128)
         watchdog.judge(
             report, TrainState(step - 1, step - 1, attempt=step - 1), RunHistory(), (step, step + 1)
         )
