@@ -179,6 +179,6 @@ def test_excerpts_are_the_samples_that_the_stream_hands_out(corpus: Path, tmp_pa
         assert excerpt.shard.endswith(".tar")
     assert stream.state() == before
     stream.skip([(14, 20), (100, 500)])
-    assert stream.unskipped([(10, 16), (99, 103)]) == [10, 11, 12, 13, 99]
+    assert stream.unskipped([(10, 16), (100, 103)]) == [10, 11, 12, 13]
     stream.close()
     again.close()
