@@ -2,11 +2,9 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 from launch.command import Machine
-from pretrain.config.run import RunConfig
 
 DEVICE_FILES = ("nvidia[0-9]*", "dri/renderD*", "davinci[0-9]*", "accel/accel[0-9]*", "hl[0-9]*")
 """These are device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""
@@ -30,13 +28,6 @@ def count_accelerators(devices: Path) -> int:
         return 0
     counts = (len(list(devices.glob(pattern))) for pattern in DEVICE_FILES)
     return next(filter(None, counts), 0)
-
-
-def missing_sources(config: RunConfig) -> Iterator[str]:
-    """It warns of training data that does not lie on this machine. Of remote data nothing is known here."""
-    for source in config.data.sources:
-        if "://" not in source.path and not Path(source.path).exists():
-            yield f"data.sources: {source.path} is not on this machine; `surefoot prepare` makes data"
 
 
 def free_port() -> int:

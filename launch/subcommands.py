@@ -14,7 +14,7 @@ from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_
 from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
-from launch.machine import missing_sources, this_machine
+from launch.machine import this_machine
 from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
 from launch.process import note, run_to_end
 from launch.rehearse import rehearse
@@ -25,6 +25,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
 from pretrain.plan.plan import plan
+from pretrain.plan.prepared import data_problems, missing_data
 from pretrain.runtime.startup import open_standard_streams
 
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
@@ -71,7 +72,9 @@ def check(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.set)
     smallest = config.parallel.tensor * config.parallel.pipeline
     planned = plan(config, options.world_size or smallest)
-    planned = replace(planned, warnings=(*planned.warnings, *missing_sources(config)))
+    planned = replace(planned, warnings=(*planned.warnings, *missing_data(config)))
+    if problems := list(data_problems(config)):
+        raise ConfigurationError("the data does not fit this configuration", problems)
     if options.json:
         print(json.dumps(plan_document(planned), indent=2))
         return 0

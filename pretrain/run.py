@@ -24,7 +24,7 @@ from pretrain.config.loader import changed_settings, dump_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
-from pretrain.errors import Preempted, TrainingDiverged
+from pretrain.errors import ConfigurationError, Preempted, TrainingDiverged
 from pretrain.fault_injection.fault import Fault
 from pretrain.fault_injection.faults import make_fault
 from pretrain.ledger.describe import describe
@@ -244,7 +244,8 @@ def open_data(
     task, rank, size = TASKS[config.model.kind], mesh.data.rank, mesh.data.size
     batches = BatchStream(task.source, config.data, seed=config.run.seed, data_rank=rank, data_size=size)
     stack.callback(batches.close)
-    task.check_data(config.model, batches.manifest)
+    if problems := list(config.model.data_problems(config.data, batches.manifest.model_dump(mode="json"))):
+        raise ConfigurationError("the data does not fit this configuration", problems)
     if not has_validation(config.data):
         return batches, None
     validation = ValidationSet(

@@ -8,8 +8,8 @@ from data_pipeline.batches import BatchType
 from data_pipeline.config import ConfigType, DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.order import SampleOrder, SourceShape
-from data_pipeline.shards.dataset import Dataset, split_folder
-from data_pipeline.shards.manifest import MANIFEST, ManifestType, read_manifest
+from data_pipeline.shards.dataset import Dataset
+from data_pipeline.shards.manifest import MANIFEST, ManifestType, read_manifest, split_folder
 from data_pipeline.shards.storage import Folder
 from data_pipeline.source import Source
 

@@ -12,7 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.parsing import read_whole
 from data_pipeline.shards.manifest import MANIFEST, ManifestType, index_name, read_manifest
 from data_pipeline.shards.shard import SampleDamaged, ShardIndex, ShardReader
-from data_pipeline.shards.storage import Folder, LocalFolder, data_errors, open_folder
+from data_pipeline.shards.storage import Folder, LocalFolder, data_errors
 
 OPEN_SHARDS = 256
 """Shards that are held open at once; each takes a file descriptor, and its index memory."""
@@ -111,17 +111,3 @@ class Dataset(Generic[ManifestType]):
             self.folder.local(entry.name, entry.bytes, entry.sha256),
             self.folder.local(index_name(entry.name), entry.index_bytes, entry.index_sha256),
         )
-
-
-def split_folder(path: str, split: str, cache: Path | None) -> Folder:
-    """It returns the folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
-
-    Raises DataError when there is neither.
-    """
-    folder = open_folder(path, cache)
-    for candidate in (folder, folder.child(split)):
-        if candidate.has(MANIFEST):
-            return candidate
-    raise DataError(
-        f"{path}: no {MANIFEST} and no {split}/{MANIFEST} here; make them with `surefoot prepare`"
-    )

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_field, model_validator
 
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parse_json, parsed_as
-from data_pipeline.shards.storage import Folder
+from data_pipeline.shards.storage import Folder, open_folder
 from data_pipeline.shown import shown
 
 MANIFEST = "manifest.json"
@@ -106,3 +107,17 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
         if claimed != manifest.fingerprint:
             raise ValueError(f"fingerprint {shown(claimed)} does not fit its content; prepare the data again")
     return manifest
+
+
+def split_folder(path: str, split: str, cache: Path | None) -> Folder:
+    """It returns the folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
+
+    Raises DataError when there is neither.
+    """
+    folder = open_folder(path, cache)
+    for candidate in (folder, folder.child(split)):
+        if candidate.has(MANIFEST):
+            return candidate
+    raise DataError(
+        f"{path}: no {MANIFEST} and no {split}/{MANIFEST} here; make them with `surefoot prepare`"
+    )

@@ -44,9 +44,16 @@ class Folder(Protocol):
 
 def open_folder(path: str, cache: Path | None) -> Folder:
     """It opens the folder at a path or URL; `cache` (default: `~/.cache/surefoot`) keeps the files of a remote one."""
-    if "://" not in path or path.startswith("file://"):
-        return LocalFolder(Path(path.removeprefix("file://")))
+    if (local := local_path(path)) is not None:
+        return LocalFolder(local)
     return RemoteFolder(path.rstrip("/"), cache or Path.home() / ".cache" / "surefoot")
+
+
+def local_path(path: str) -> Path | None:
+    """It returns the path on this machine that a path or URL means; none where it means another place."""
+    if "://" not in path or path.startswith("file://"):
+        return Path(path.removeprefix("file://"))
+    return None
 
 
 class LocalFolder:

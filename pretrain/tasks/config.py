@@ -1,5 +1,6 @@
 """This is the half of a task that needs no torch: its [model] section, from which its outline follows."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -36,6 +37,22 @@ class TaskConfig(Section):
     @abstractmethod
     def problems(self, data: Any, parallel: ParallelConfig) -> Iterator[Problem]:
         """It yields everything about the model that cannot work with these layers on these ranks."""
+
+    def data_problems(self, data: DataConfig, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+        """It yields what prepared data has otherwise than the configuration, by the facts of its manifest.
+
+        Here those are keys of the task's own [data] section that stand in the manifest, too; a subclass may have more.
+        """
+        common = set(DataConfig.model_fields)
+        for name, value in data.model_dump(mode="json", exclude=common).items():
+            if name in manifest and manifest[name] != value:
+                found, key = json.dumps(manifest[name]), f"data.{name}"
+                yield Problem(
+                    key,
+                    f"the data has {found}",
+                    f"set {key} = {found}, or prepare it again",
+                    json.dumps(value),
+                )
 
     def shape(self, data: Any) -> dict[str, Any]:
         """It returns what a checkpoint must agree with, JSON-able: all keys but those that a resumed run may change."""

@@ -49,9 +49,6 @@ class Task(ABC, Generic[Model]):
     source: Source[Any, Any, Any]
     """The kind of data that it reads."""
 
-    def check_data(self, model: Model, manifest: Any) -> None:
-        """It raises ConfigurationError where prepared data, by its manifest, does not fit the model."""
-
     @abstractmethod
     def layers(self, model: Model, data: Any, materials: Materials) -> list[LayerSpec]:
         """It returns the layers in the order of the outline."""

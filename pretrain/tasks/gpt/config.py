@@ -38,6 +38,14 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
         yield from block_problems(self, parallel)
         yield from vocabulary_divides(self, parallel.tensor)
 
+    def data_problems(self, data: DataConfig, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+        """The tokenizer of the data must be the one that the model is configured for."""
+        yield from super().data_problems(data, manifest)
+        key, pieces = "model.vocabulary_size", manifest["tokenizer"]["vocabulary_size"]
+        if pieces != self.vocabulary_size:
+            rule = f"the tokenizer of the data has {pieces} pieces"
+            yield Problem(key, rule, f"set {key} = {pieces}", str(self.vocabulary_size))
+
     def shape(self, data: TextConfig) -> dict[str, Any]:
         """The sequence length counts: a table of learned positions is as long as the sequences are."""
         return {**super().shape(data), "sequence_length": data.sequence_length}

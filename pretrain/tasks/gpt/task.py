@@ -1,11 +1,9 @@
 """The task is next-token prediction with a GPT."""
 
 from data_pipeline.text.config import TextConfig
-from data_pipeline.text.manifest import TextManifest
 from data_pipeline.text.source import TextSource
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
-from pretrain.errors import ConfigurationError
 from pretrain.models.context import LayerContext, Materials
 from pretrain.tasks.gpt.config import GPTConfig
 from pretrain.tasks.gpt.metric import Perplexity
@@ -18,15 +16,6 @@ class GPT(Task[GPTConfig]):
     """The task trains a decoder-only language model."""
 
     source = TextSource()
-
-    def check_data(self, model: GPTConfig, manifest: TextManifest) -> None:
-        """The tokenizer of the data must be the one that the model is configured for."""
-        pieces = manifest.tokenizer.vocabulary_size
-        if pieces != model.vocabulary_size:
-            raise ConfigurationError(
-                f"model.vocabulary_size = {model.vocabulary_size}: the tokenizer of the data has "
-                f"{pieces} pieces; set model.vocabulary_size = {pieces}"
-            )
 
     def layers(self, model: GPTConfig, data: TextConfig, materials: Materials) -> list[LayerSpec]:
         """It lists embedding, positions, blocks, final norm and head."""
