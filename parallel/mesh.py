@@ -5,9 +5,12 @@ rank = (pipeline * data_size + data) * tensor_size + tensor, so that tensor-para
 """
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +18,12 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from parallel.config import ParallelConfig
+from parallel.rendezvous import FAILURE, Facts, Place, WorldError, meet
+
+SHARING = timedelta(seconds=30)
+"""A rank that cannot start waits so long for others to learn why."""
+NUMERICS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+"""Variables that change what a device computes: they must be equal on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,26 @@ class ParallelMesh:
     """A collective that takes longer is taken for a lost peer."""
 
     @classmethod
-    def create(cls, config: ParallelConfig, environment: Mapping[str, str] = os.environ) -> "ParallelMesh":
+    def create(
+        cls,
+        config: ParallelConfig,
+        environment: Mapping[str, str] = os.environ,
+        facts: Facts = MappingProxyType({}),
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> "ParallelMesh":
         """Join the world that the launcher described in the environment and make all groups.
+
+        `facts` must be equal on all ranks. Until they have met, they leave when one is asked to stop.
 
         It understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), Open MPI
         (OMPI_*) and `srun` (SLURM_*); with none of them the world is this process alone.
 
         Raises:
             ValueError: the world size is not divisible by tensor x pipeline.
+            WorldError: ranks were started differently, or cannot meet where they should.
+            Stopped: a rank was asked to stop before all had met.
         """
-        rank, world_size, local_rank = join_world(config, environment)
+        rank, world_size, local_rank = join_world(config, environment, facts, asked_to_stop)
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         return cls.over_world(config, rank, world_size, local_rank, device)
 
@@ -149,7 +168,9 @@ def is_peer_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("/gloo/" in text or "Connection closed by peer" in text)
 
 
-def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[int, int, int]:
+def join_world(
+    config: ParallelConfig, environment: Mapping[str, str], facts: Facts, asked_to_stop: Callable[[], bool]
+) -> tuple[int, int, int]:
     """Initialise torch.distributed from the launcher's environment; return rank, world size, local rank."""
     world = describe_world(environment)
     if torch.cuda.is_available():
@@ -161,14 +182,50 @@ def join_world(config: ParallelConfig, environment: Mapping[str, str]) -> tuple[
         # Megatron overlaps the all-reduce of input gradients with the product for the weight's: one queue keeps
         # the order. CUDA reads it when the first context is made.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    local_rank = int(world["LOCAL_RANK"])
+    local_rank, timeout = int(world["LOCAL_RANK"]), timedelta(seconds=config.timeout_seconds)
+    place = meeting_place(world, environment)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    facts = {**facts, "backend": backend, **{name: environment.get(name, "unset") for name in NUMERICS}}
+    store = meet(place, facts, timeout, asked_to_stop, report if local_rank == 0 else lambda text: None)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     dist.init_process_group(
-        backend="nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(seconds=config.timeout_seconds),
+        backend=backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size
     )
-    return dist.get_rank(), dist.get_world_size(), local_rank
+    return place.rank, place.size, local_rank
+
+
+def share_failure(text: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Tell the other ranks why this one cannot start, so that none waits for it; where all fail alike, that is all."""
+    with suppress(WorldError, dist.DistError):
+        place = meeting_place(describe_world(environment), environment)
+        if place.size > 1:
+            meet(place, {FAILURE: text}, SHARING)
+
+
+def meeting_place(world: Mapping[str, str], environment: Mapping[str, str]) -> Place:
+    """It returns where the ranks of a world meet. torchrun has a store there already, which outlives its ranks."""
+    numbers = {name: world[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    if wrong := [f"{name}={text}" for name, text in numbers.items() if not text.isdecimal()]:
+        raise WorldError(f"{', '.join(wrong)}: must be whole numbers")
+    rank, size, port = map(int, numbers.values())
+    if not rank < size:
+        raise WorldError(f"RANK={rank}: must be below WORLD_SIZE={size}")
+    if not (0 < port < 2**16 or size == 1):
+        raise WorldError(f"MASTER_PORT={port}: must be from 1 to 65535, for example 29500")
+    return Place(
+        rank,
+        size,
+        address=world["MASTER_ADDR"],
+        port=port,
+        hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        attempt=environment.get("TORCHELASTIC_RESTART_COUNT", ""),
+    )
+
+
+def report(text: str) -> None:
+    """It tells people what a rank waits for."""
+    print(f"surefoot: {text}", file=sys.stderr, flush=True)
 
 
 def describe_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -3,7 +3,7 @@
 python -m pretrain CONFIG [--set section.key=value]...
 """
 
-from pretrain.runtime.startup import begin
+from pretrain.runtime.startup import begin, take_interrupts
 
 begin()  # before anything else is imported
 
@@ -11,19 +11,25 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from parallel.mesh import ParallelMesh, describe_world, is_peer_loss
+from parallel.mesh import ParallelMesh, describe_world, is_peer_loss, share_failure
+from parallel.rendezvous import Stopped, WorldError
 from pretrain.config.loader import load_config
-from pretrain.errors import DATA_EXIT_CODE, PeerLost, SurefootError
+from pretrain.config.run import RunConfig
+from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, Preempted, SurefootError
 from pretrain.fault_injection.plan import FaultPlan
+from pretrain.plan.facts import rank_facts
 from pretrain.plan.plan import plan
 from pretrain.recovery.resume import Request
 from pretrain.run import train
 from pretrain.runtime.signals import StopSignals
+
+REQUESTS = ("resume", "force_condemned", "fault")
+"""Options that all ranks must have alike, beside the settings."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -42,35 +48,70 @@ def main(arguments: Sequence[str]) -> int:
     """Run this rank and return its exit code."""
     options = parse(arguments)
     world = describe_world()
+    first = world["RANK"] == "0"
     try:
         with StopSignals() as signals, ExitStack() as stack:
-            config = load_config(options.config, options.overrides)
-            plan(config, int(world["WORLD_SIZE"]))  # what cannot work is named before the ranks meet
-            request = Request(
-                tag=options.resume,
-                force_condemned=options.force_condemned,
-                fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
-                port=int(world["MASTER_PORT"]),
+            try:
+                config, facts, request = understand(options, world)
+            except SurefootError as error:
+                tell(error, aloud=first)
+                share_failure(str(error))
+                return error.exit_code
+            mesh = ParallelMesh.create(
+                config.parallel, facts=facts, asked_to_stop=lambda: signals.received is not None
             )
-            train(config, ParallelMesh.create(config.parallel), signals, stack, request=request)
+            take_interrupts()
+            train(config, mesh, signals, stack, request=request)
         return 0
-    except (SurefootError, DataError) as error:
-        code = DATA_EXIT_CODE if isinstance(error, DataError) else error.exit_code
-        if world["RANK"] == "0":  # all ranks have the same error
-            print(f"surefoot: {error}", file=sys.stderr, flush=True)
-        return code
+    except (SurefootError, DataError) as error:  # all ranks have the same
+        tell(error, aloud=first)
+        return error.exit_code if isinstance(error, SurefootError) else DATA_EXIT_CODE
+    except WorldError as error:
+        tell("\n  ".join((str(error), *error.differences)), aloud=first or not error.differences)
+        return ConfigurationError.exit_code
+    except Stopped as stopped:
+        tell(f"{stopped}; nothing was begun: the same command starts the run", aloud=first)
+        return Preempted.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if not is_peer_loss(error):
             traceback.print_exc()
             return 1
-        print(f"surefoot: lost another rank: {error}", file=sys.stderr, flush=True)
+        tell(f"lost another rank: {error}", aloud=True)
         return PeerLost.exit_code
+
+
+def understand(
+    options: argparse.Namespace, world: Mapping[str, str]
+) -> tuple[RunConfig, dict[str, str], Request]:
+    """Read what this rank is to do, and what all ranks must agree on; what cannot work is named before they meet.
+
+    Raises:
+        ConfigurationError: the configuration or the command line cannot work.
+    """
+    config = load_config(options.config, options.overrides)
+    layout = plan(config, int(world["WORLD_SIZE"]))
+    facts = rank_facts(config, layout, {f"--{name}": str(vars(options)[name]) for name in REQUESTS})
+    request = Request(
+        tag=options.resume,
+        force_condemned=options.force_condemned,
+        fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
+        port=int(world["MASTER_PORT"]),
+    )
+    return config, facts, request
+
+
+def tell(text: object, *, aloud: bool) -> None:
+    """Print a message for people, on ranks that are to speak; whether anybody reads it changes nothing."""
+    if aloud:
+        with suppress(OSError, ValueError):
+            print(f"surefoot: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody reads it any more: that is no fault of the run
+        sys.stdout.flush()
     # Communicators of a world that has lost a rank wait for it when they are torn down.
     os._exit(code)

@@ -38,7 +38,7 @@ from pretrain.recovery.findings import FindingsLog
 from pretrain.recovery.resume import PLAIN, Request, in_words, restore, resume, resumed
 from pretrain.recovery.rollback import RollbackExecutor
 from pretrain.run_folder import CHECKPOINTS, CONFIG
-from pretrain.runtime.agreement import agreed
+from pretrain.runtime.agreement import agreed, check_alike
 from pretrain.runtime.heartbeat import Heartbeat
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.runtime.run_lock import RunLock
@@ -111,6 +111,8 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     # Data first: a run whose data is missing leaves no folder.
     stream, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
     check_validation(mesh.gather(validation is not None))
+    held_out = validation.fingerprint if validation else "none"
+    check_alike(mesh, {"data.sources": stream.fingerprint, "data.validation": held_out})
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(stream)
     changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]

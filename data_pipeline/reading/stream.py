@@ -252,6 +252,11 @@ class ValidationSet:
         )
         """A loss on the whole set to compare with; none where the data knows none, and for several datasets."""
 
+    @property
+    def fingerprint(self) -> str:
+        """It tells what the set holds."""
+        return " ".join(dataset.manifest.fingerprint for dataset in self._mixture.datasets)
+
     def __len__(self) -> int:
         """It counts the steps; the number is equal on every rank."""
         return -(-self._samples // self._global_batch)

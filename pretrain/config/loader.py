@@ -50,6 +50,11 @@ def dump_config(config: RunConfig) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"data": {"kind"}}))
 
 
+def settings(config: RunConfig) -> Table:
+    """It returns the resolved configuration by dotted key."""
+    return _leaves(tomllib.loads(dump_config(config)))
+
+
 def read_toml(path: Path) -> Table:
     """Parse a TOML file. Raises ConfigurationError, which names file and line."""
     try:

@@ -1,12 +1,13 @@
 """Errors of one rank become errors of all: a rank that raised alone would leave the others waiting for it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
 from parallel.mesh import ParallelMesh
-from pretrain.errors import CheckpointError, ConfigurationError
+from parallel.rendezvous import by_rank
+from pretrain.errors import CheckpointError, ConfigurationError, Problem
 
 Result = TypeVar("Result")
 
@@ -26,6 +27,18 @@ def agreed(mesh: ParallelMesh, action: Callable[[], Result]) -> Result:
         raise kind(text)
     assert failure is None
     return result  # type: ignore[return-value]
+
+
+def check_alike(mesh: ParallelMesh, values: Mapping[str, str]) -> None:
+    """Raise ConfigurationError on all ranks unless each value is equal on all of them."""
+    found = mesh.gather(values)
+    problems = [
+        Problem(name, f"differs: {by_rank(of)}", "ranks must read the same data")
+        for name in values
+        if len(set(of := [each[name] for each in found])) > 1
+    ]
+    if problems:
+        raise ConfigurationError("the ranks of this run do not agree", problems)
 
 
 def guarded(steps: Iterable[Sequence[Batch]]) -> Iterator[tuple[Sequence[Batch], str]]:

@@ -3,8 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send ahead of a preemption or the end of a job."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What schedulers send ahead of a preemption or the end of a job, and a terminal that goes away."""
 
 
 class StopSignals:
@@ -20,7 +20,10 @@ class StopSignals:
         return self._received
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        heeded = [
+            number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+        ]  # nohup
+        self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(

@@ -1,0 +1,89 @@
+"""Ranks start as a launcher starts them: as processes with their numbers in the environment."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.distributed import free_port
+from support.runs import dumped, run_config
+from support.training import Layout, slow
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 200.0
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(corpus: Path, tmp_path: Path) -> Iterator[Start]:
+    """It starts a rank of two, with what to add to its command line; what is left is killed in the end."""
+    config = run_config(
+        Layout(tensor=2), tmp_path / "runs", corpus, run={"steps": 2}, evaluation={"samples": 4}
+    )
+    path, port = dumped(config, tmp_path / "run.toml"), free_port()
+    running: list[subprocess.Popen[str]] = []
+
+    def rank(number: int, *words: str) -> "subprocess.Popen[str]":
+        world = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pretrain", str(path), *words],
+            env={**os.environ, **world, **address, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield rank
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """It returns the exit code of a rank and what it said."""
+    _, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, errors
+
+
+def test_ranks_with_other_settings_do_not_train(start: Start, tmp_path: Path) -> None:
+    """`mpirun -n 1 C : -n 1 C --set ...`, or another copy of a file on another host."""
+    changes = ("optimizer.learning_rate=1e-4", "parallel.pipeline=2", "parallel.tensor=1", "data.cache=/mine")
+    words = [word for change in changes for word in ("--set", change)]
+    ranks = [start(0), start(1, *words)]
+    (code, told), (other_code, other_told) = map(end, ranks)
+    assert (code, other_code, other_told) == (2, 2, ""), told
+    assert "optimizer.learning_rate: 0.01 on rank 0, 0.0001 on rank 1" in told
+    assert "parallel.tensor: 2 on rank 0, 1 on rank 1" in told
+    assert "data.cache" not in told, "hosts may have caches of their own"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_rank_whose_configuration_is_wrong_ends_all(start: Start) -> None:
+    ranks = [start(0), start(1, "--set", "run.step=1")]
+    codes = [end(rank) for rank in ranks]
+    assert [code for code, _ in codes] == [2, 2]
+    assert "run.step = 1: unknown key" in codes[0][1]
+
+
+def test_ranks_with_other_orders_do_not_train(start: Start) -> None:
+    ranks = [start(0), start(1, "--resume", "step00000002-a1")]
+    codes = [end(rank) for rank in ranks]
+    assert [code for code, _ in codes] == [2, 2]
+    assert "--resume: None on rank 0, step00000002-a1 on rank 1" in codes[0][1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT), signal.SIGHUP, slow(signal.SIGUSR1)])
+def test_a_signal_ends_a_rank_that_waits_for_others(start: Start, number: signal.Signals) -> None:
+    rank = start(0)
+    assert rank.stderr
+    assert "waiting for ranks at 127.0.0.1:" in rank.stderr.readline()
+    rank.send_signal(number)
+    assert end(rank)[0] == 75
