@@ -19,6 +19,7 @@ from pretrain.errors import TrainingDiverged
 from pretrain.fault_injection.plan import FAULTS, FaultPlan
 from pretrain.ledger.describe import describe
 from pretrain.ledger.record import Kind, Record
+from pretrain.plan.arming import arming_warnings, watched_from
 from pretrain.plan.plan import plan
 
 REHEARSALS = "rehearsals"
@@ -78,6 +79,8 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
     config = load_config(wanted.config, wanted.overrides)
     planned = FaultPlan.parse(fault, config.run.steps)
     planned.check(config.model.outline(config.data))
+    for warning in warnings(config, planned):
+        note(f"warning: {warning}")
     home = fresh_folder(config)
     for name, text in ((TWIN, ""), (planned.name, str(planned))):
         code = train(at(wanted, home, name, text))
@@ -91,6 +94,17 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
             [*rows(rehearsal), ("folders", f"{home}: {own_name()} inspect {home / planned.name} tells more")]
         )
     return 0
+
+
+def warnings(config: RunConfig, fault: FaultPlan) -> Iterator[str]:
+    """It yields why the watchdog may not notice a fault: there is nothing yet to compare with."""
+    yield from arming_warnings(config)
+    begin = watched_from(config)
+    if FAULTS[fault.name].drift and fault.step < begin:
+        yield (
+            f"--fault {fault}: drift is looked for from step {begin:,} on, so that a fault which shows as a drift "
+            "alone is not noticed before; plant it later, take a longer run (run.steps) or a smaller watchdog.window"
+        )
 
 
 def own_name() -> str:

@@ -21,22 +21,24 @@ class FaultKind:
     steps: int = 1
     needs: str = ""
     """What of a model it strikes, `TABLE` or `ATTENTION`; empty: any model will do."""
+    drift: bool = False
+    """It shows as a drift alone, which takes a baseline to be seen."""
 
 
 FAULTS: Mapping[str, FaultKind] = {
-    "poisoned_samples": FaultKind("targets of all samples of some steps are shuffled", 40),
-    "garbage_batch": FaultKind("one global batch has random inputs"),
+    "poisoned_samples": FaultKind("targets of all samples of some steps are shuffled", 40, drift=True),
+    "garbage_batch": FaultKind("one global batch has random inputs", drift=True),
     "nan_gradient": FaultKind("a gradient of the last rank is NaN"),
     "infinite_loss": FaultKind("the loss of one rank of the last stage is infinite"),
-    "high_learning_rate": FaultKind("the learning rate is 20 times what it should be", 40),
+    "high_learning_rate": FaultKind("the learning rate is 20 times what it should be", 40, drift=True),
     "exponent_flip": FaultKind(
         "the highest exponent bit of one embedding weight flips in one replica", needs=TABLE
     ),
     "replica_flip": FaultKind("a middle bit of one embedding weight flips in one replica", needs=TABLE),
     "tev_drift": FaultKind(
-        "every step adds 0.2 % of a common vector to all rows of the embedding", 100, TABLE
+        "every step adds 0.2 % of a common vector to all rows of the embedding", 100, TABLE, drift=True
     ),
-    "exploding_logits": FaultKind("query weights of one block grow 30 times", needs=ATTENTION),
+    "exploding_logits": FaultKind("query weights of one block grow 30 times", needs=ATTENTION, drift=True),
 }
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
 from pretrain.models.outline import Outline
+from pretrain.plan.arming import arming_warnings
 from pretrain.plan.batch import BatchEquation
 from pretrain.plan.deepspeed_json import Json, deepspeed_json
 from pretrain.plan.memory import (
@@ -118,7 +119,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         flops_per_token=sum(layer.flops for layer in outline.layers) / config.data.tokens_per_sample,
         steps=config.run.steps,
         deepspeed=deepspeed,
-        warnings=tuple(layout_warnings(config, world_size)),
+        warnings=(*layout_warnings(config, world_size), *arming_warnings(config)),
     )
 
 

@@ -16,12 +16,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from pretrain.plan.arming import guard
 from pretrain.watchdog.baseline import Baseline
 from pretrain.watchdog.calibration import calibrated_threshold
 
 CLIP = 4.0
-GUARD = 16
-"""Steps by which the baseline is late: trouble shows before it is learned."""
 _CALIBRATIONS = (128, 256, 512)
 _CALIBRATE_EVERY = 1000
 """Healthy values between calibrations, and those before the first of these."""
@@ -64,7 +63,7 @@ class ChannelSettings:
     @property
     def guard(self) -> int:
         """It returns by how many values the baseline is late."""
-        return max(2, GUARD // self.stride)
+        return guard(self.stride)
 
 
 @dataclass

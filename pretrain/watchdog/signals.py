@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 
 from pretrain.config.run import RunConfig
 from pretrain.models.outline import LayerSize
+from pretrain.plan.arming import SHORT_WINDOW, probed_window
 from pretrain.watchdog.cusum import HIGH, LOW, ChannelSettings
 
-SHORT_WINDOW = 64
-"""Values in the baseline of TEV's level, and at least of what probes measure every few steps: with fewer, the first
-specialisation of attention heads looks like collapse."""
 GROWTH_STEPS = 8
 """Updates in a block of `tev_growth`: growth from step to step is correlated (0.9), that over 8 half independent."""
 
@@ -97,7 +95,7 @@ def signals(config: RunConfig) -> tuple[Signal, ...]:
     """It returns the table of a run."""
     always = ChannelSettings(config.watchdog.window, config.watchdog.threshold)
     stride = config.probes.every_steps
-    probed = replace(always, window=max(SHORT_WINDOW, always.window // stride), stride=stride)
+    probed = replace(always, window=probed_window(config), stride=stride)
     update = replace(probed, floor=_UPDATE_FLOOR)
     entropies = {
         name: replace(probed, directions=(HIGH, LOW), floor=floor) for name, floor in _ENTROPY_FLOORS.items()

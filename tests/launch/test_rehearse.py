@@ -140,3 +140,18 @@ def test_a_fault_that_nobody_noticed() -> None:
     assert told["noticed"] == "no"
     assert told["done"] == "nothing"
     assert told["validation loss"] == "none with the fault, none without"
+
+
+@pytest.mark.parametrize(("fault", "told"), [("poisoned_samples@60", True), ("nan_gradient@60", False)])
+def test_a_drift_that_comes_before_there_is_a_baseline_is_told_of_beforehand(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    told: bool,
+) -> None:
+    """The demo looks for drift from step 111 on; a gradient that is NaN needs no baseline."""
+    assert call(StandIn(), monkeypatch, tmp_path, fault=fault) == 0
+    assert ("drift is looked for from step 111 on" in capsys.readouterr().err) is told
+    assert call(StandIn(), monkeypatch, tmp_path, fault="poisoned_samples@120") == 0
+    assert "drift is looked for" not in capsys.readouterr().err

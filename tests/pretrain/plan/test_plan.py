@@ -355,7 +355,7 @@ def test_what_needs_whole_matrices_gets_them(tensor: int, zero: int, keys: list[
 
 def test_updates_without_a_bound_are_told_of() -> None:
     def warnings(**sections: dict[str, Any]) -> tuple[str, ...]:
-        return plan(make(**sections), 1).warnings
+        return plan(make(run={"steps": 1000}, **sections), 1).warnings
 
     sgd = {"kind": "sgd"}
     assert warnings() == ()
@@ -376,8 +376,9 @@ def test_pipeline_works_with_the_stages_that_can(stage: int) -> None:
 
 
 def test_a_bubble_and_uneven_stages_are_warned_of() -> None:
-    config = make(parallel={"pipeline": 3}, data={"global_batch_size": 4})
+    long = {"steps": 1000}
+    config = make(run=long, parallel={"pipeline": 3}, data={"global_batch_size": 4})
     bubble, uneven = plan(config, 3).warnings
     assert "50% of the time is idle" in bubble  # (3 - 1) / (2 + 3 - 1)
     assert "4 blocks do not divide evenly into 3" in uneven
-    assert plan(make(parallel={"pipeline": 2}), 2).warnings == ()
+    assert plan(make(run=long, parallel={"pipeline": 2}), 2).warnings == ()
