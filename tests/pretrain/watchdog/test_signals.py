@@ -262,7 +262,7 @@ def measured_with_sgd() -> tuple[set[str], str]:
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
     reports = [take(engine, config, mesh, step) for step in (1, 2)]
-    return set(reports[1].measures), "\n".join(plan(config, 1).warnings)
+    return set(reports[1].measures), plan(config, 1).warnings[0]
 
 
 def test_without_a_bound_tev_is_measured_and_the_plan_says_what_is_not() -> None:
