@@ -37,7 +37,7 @@ class PrecisionConfig(Section):
     """Numbers."""
 
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Compute dtype; bf16 keeps fp32 master weights and optimizer states."""
+    """Compute dtype; bf16 keeps fp32 master weights, which begin as the rounded weights, and optimizer states."""
 
 
 class CheckpointConfig(Section):

@@ -15,6 +15,17 @@ from pretrain.watchdog.watchdog import Watchdog
 
 FELT = ("run.steps", "model.", "data.", "optimizer.", "schedule.", "precision.", "probes.")
 """Settings that signals of the watchdog depend on; a schedule depends on `run.steps`."""
+UNFELT = (
+    "data.sources",
+    "data.validation",
+    "data.cache",
+    "data.prefetch_steps",
+    "data.damaged_sample_budget",
+    "model.activation_checkpointing",
+    "probes.histogram_every_steps",
+)
+"""Those among them that change nothing a signal sees. Of data the fingerprint counts, and a position in data with
+another one is refused: what has another path has only moved."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def resume(
     batches.seek(restored.data)
     watchdog.load_state(restored.watchdog, restored.state.attempt, ledger.history)
     ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag)))
-    if on_purpose := {key: change for key, change in changes.items() if key.startswith(FELT)}:
+    if on_purpose := {key: change for key, change in changes.items() if is_felt(key)}:
         watchdog.rebaseline()
         ledger.append(record(Kind.REBASELINE, state, reason=in_words(on_purpose), declared=True))
     return state
@@ -89,6 +100,11 @@ def resumed(saved: TrainState, ledger: RunLedger) -> TrainState:
     if saved.lineage >= history.lineage:
         return saved
     return replace(saved, lineage=history.lineage, attempt=max(saved.attempt, history.attempt))
+
+
+def is_felt(key: str) -> bool:
+    """It says whether a setting that has changed makes the past no measure for what comes."""
+    return key.startswith(FELT) and key not in UNFELT
 
 
 def in_words(changes: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """What changes on purpose is no trouble: baselines begin anew, and the ledger knows why."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from support.distributed import run_distributed
@@ -23,10 +24,12 @@ def config() -> RunConfig:
 def test_a_session_with_other_settings_begins_with_new_baselines(corpus: Path, tmp_path: Path) -> None:
     config = watched(Layout(tensor=2), tmp_path, corpus)
     assert run_distributed(run_and_stop, 2, config, 20) == ["preempted"] * 2
-    quiet = changed(config, checkpoint={"keep_last": 9})
+    elsewhere = copytree(corpus, tmp_path / "moved" / "data")
+    data = {"sources": [{"path": str(elsewhere)}], "prefetch_steps": 3, "damaged_sample_budget": 1}
+    quiet = changed(config, checkpoint={"keep_last": 9}, data=data, model={"activation_checkpointing": True})
     assert run_distributed(run_and_stop, 2, quiet, 24) == ["preempted"] * 2
     assert "rebaseline" not in kinds(tmp_path)
-    faster = changed(config, optimizer={"learning_rate": 0.02})
+    faster = changed(quiet, optimizer={"learning_rate": 0.02})
     assert run_distributed(run, 2, faster) == ["finished"] * 2
     told = one(tmp_path, Kind.REBASELINE)
     assert told.fields == {"reason": "optimizer.learning_rate 0.01 -> 0.02", "declared": True}
