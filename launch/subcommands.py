@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch.children import child_environment
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
+from launch.completion import script
 from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
@@ -20,6 +21,7 @@ from launch.process import note, run_to_end
 from launch.rehearse import rehearse
 from launch.run_progress import has_resumed, records
 from launch.supervise import Policy, Supervisor
+from launch.version import PrintVersion
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
@@ -164,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 finished, 2 configuration or command line, 3 data, 4 no usable checkpoint, "
         "5 diverged, 6 lost a peer, 75 preempted and resumable",
     )
+    parser.add_argument("--version", action=PrintVersion, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("prepare", help="turn raw files into training data; see `surefoot prepare --help`")
     add_check(commands.add_parser("check", help="print what a configuration amounts to, or what is wrong"))
@@ -175,6 +178,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_inspect(
         commands.add_parser("inspect", help="tell the story of a run: alarms, rollbacks, checkpoints")
     )
+    completion = commands.add_parser("completion", help="print what makes a shell complete our commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(command=lambda options: print(script(options.shell, parser)) or 0)
     return parser
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,21 @@ def test_prepare_becomes_the_data_preparation() -> None:
     )
     assert done.returncode == 0
     assert "text" in done.stdout
+
+
+def test_version_says_what_runs_without_importing_it() -> None:
+    script = (
+        "import sys\nfrom launch.cli import main\ntry: main(['--version'])\n"
+        f"finally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "[]\n"
+    ours, theirs = done.stdout.splitlines()
+    assert ours == f"surefoot {version('surefoot')} in {ROOT}"
+    assert f"torch {version('torch')}, deepspeed {version('deepspeed')}" in theirs
