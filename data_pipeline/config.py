@@ -3,12 +3,12 @@
 A kind of data adds the keys of its own in a subclass, in the `config.py` of its room.
 """
 
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from data_pipeline.paths import LocationSetting, PathSetting
 from data_pipeline.shown import masked
 
 
@@ -17,7 +17,7 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    path: str
+    path: LocationSetting
     """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote: `DIR/train`, or `DIR`,
     which means `DIR/train` among the sources and `DIR/validation` in `data.validation`. A URL has no user, password or
     query: it is written down in many places."""
@@ -57,7 +57,7 @@ class DataConfig(BaseModel):
     """Draw samples in a pseudo-random order, new in each epoch; false keeps the order of the shards."""
     prefetch_steps: int = Field(default=2, ge=0)
     """Optimizer steps of batches that a background thread keeps ready; 0 reads in the training thread."""
-    cache: Path | None = None
+    cache: PathSetting | None = None
     """Folder for shards of remote sources; none: `surefoot` in the user's cache folder."""
     damaged_sample_budget: int = Field(default=0, ge=0)
     """Damaged samples that a run may skip (their loss is masked) before it stops with exit code 3."""

@@ -23,6 +23,7 @@ from pretrain.runtime.libraries import (
     find_transformer_engine,
     installed_version,
 )
+from pretrain.runtime.units import in_units
 
 PACKAGES = ("surefoot", "torch", "deepspeed", "megatron-core", "webdataset", "sentencepiece", "tensorboard")
 GIB = 2**30
@@ -128,8 +129,8 @@ def room(name: str, folder: Path, needed: int, wanted: int) -> Finding:
     except OSError as error:
         return Finding(name, Level.FAULT, f"{folder}: {error.strerror}")
     level = Level.FAULT if free < needed else Level.WARNING if free < wanted else Level.OK
-    text = f"{free / GIB:.1f} GiB free at {folder}"
-    return Finding(name, level, text if level is Level.OK else f"{text}; {wanted / GIB:.0f} GiB are wanted")
+    text = f"{in_units(free)} free at {folder}"
+    return Finding(name, level, text if level is Level.OK else f"{text}; {in_units(wanted)} are wanted")
 
 
 def nearest_folder(path: Path) -> Path:

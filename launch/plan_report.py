@@ -12,10 +12,9 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
 from pretrain.plan.batch import BatchEquation
 from pretrain.plan.plan import Plan, Stage
+from pretrain.runtime.units import in_units
 
 Rows = Iterator[tuple[str, str]]
-
-GIB = 2**30
 
 
 def plan_rows(config: RunConfig, plan: Plan) -> Rows:
@@ -34,9 +33,9 @@ def plan_rows(config: RunConfig, plan: Plan) -> Rows:
     for part, count in counts.parts.items():
         yield f"  {part.replace('_', '-')}", f"{count:,}" if count else absent[part]
     yield "training", f"{plan.flops_per_token / 1e9:.3g} GFLOP a token"
-    yield "memory", f"{memory.total / GIB:.2f} GiB on the fullest rank, about"
+    yield "memory", f"{in_units(memory.total)} on the fullest rank, about"
     for part, size in asdict(memory).items():
-        yield f"  {part}", f"{size / GIB:.2f} GiB"
+        yield f"  {part}", in_units(size)
     if plan.pipeline > 1:
         for index, stage in enumerate(plan.stages):
             yield f"  stage {index}", stage_text(stage)
@@ -46,7 +45,7 @@ def stage_text(stage: Stage) -> str:
     """It describes a pipeline stage in a line."""
     return (
         f"layers {stage.first_layer} to {stage.last_layer - 1}, {stage.blocks} of them blocks; "
-        f"{stage.parameters:,} parameters and {stage.memory.total / GIB:.2f} GiB a rank"
+        f"{stage.parameters:,} parameters and {in_units(stage.memory.total)} a rank"
     )
 
 

@@ -26,7 +26,7 @@ from launch.run_progress import is_done, records
 from pretrain.errors import PeerLost
 from pretrain.run_folder import LEDGER, METRICS
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 POLL_SECONDS = 0.2
 SIGNAL_SECONDS = 60.0
 """A signal has so long to reach the ranks of all hosts."""
@@ -100,7 +100,8 @@ class Launch:
     def deliver(self, signal_number: int) -> bool:
         """It passes one signal on, and returns false while there are no ranks yet.
 
-        SIGINT asks the ranks to stop as SIGTERM does, a second one ends everything at once.
+        SIGINT and SIGHUP ask the ranks to stop as SIGTERM does; a second SIGINT ends everything at once. Ranks do not
+        learn themselves that their terminal is gone.
         """
         if signal_number == signal.SIGINT and self.stopping:
             self.kill()
@@ -187,13 +188,15 @@ def believed(outcome: Outcome, run_folder: Path, known: int) -> Outcome:
 
 @contextmanager
 def forwarding() -> Iterator[deque[int]]:
-    """It collects the signals that are to be passed on."""
+    """It collects the signals that are to be passed on; SIGHUP is not where it is ignored, as under nohup."""
     pending: deque[int] = deque()
 
     def collect(signal_number: int, frame: FrameType | None) -> None:
         pending.append(signal_number)
 
-    previous = {number: signal.signal(number, collect) for number in FORWARDED}
+    hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heeded = [number for number in FORWARDED if not (number == signal.SIGHUP and hangup_ignored)]
+    previous = {number: signal.signal(number, collect) for number in heeded}
     try:
         yield pending
     finally:
@@ -202,5 +205,6 @@ def forwarding() -> Iterator[deque[int]]:
 
 
 def note(message: str) -> None:
-    """It prints a line for people, beside what the command prints for scripts."""
-    print(f"surefoot: {message}", file=sys.stderr, flush=True)
+    """It prints a line for people, beside what the command prints for scripts; whether they read it changes nothing."""
+    with suppress(OSError, ValueError):
+        print(f"surefoot: {message}", file=sys.stderr, flush=True)

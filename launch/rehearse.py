@@ -12,6 +12,7 @@ from launch.command import LaunchOptions, build_command
 from launch.inspect import Run, document, read_run, state
 from launch.machine import this_machine
 from launch.plan_report import Rows, print_rows
+from launch.preflight import check_launch
 from launch.process import note, run_to_end
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
@@ -132,6 +133,7 @@ def train(wanted: LaunchOptions) -> int:
     config = load_config(wanted.config, wanted.overrides)
     command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
     plan(config, command.world_size)
+    check_launch(command, wanted)
     note(f"rehearsal: {config.run_folder}")
     return run_to_end(command, wanted, config.run_folder, config.run.steps)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipeline.paths import path_argument
 from launch.children import child_environment
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
 from launch.completion import script
@@ -17,6 +18,7 @@ from launch.hosts import read_hostfile, select_slots
 from launch.inspect import inspect
 from launch.machine import this_machine
 from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
+from launch.preflight import check_launch
 from launch.process import note, run_to_end
 from launch.rehearse import rehearse
 from launch.run_progress import has_resumed, records
@@ -103,6 +105,7 @@ def train(options: argparse.Namespace) -> int:
     command = build_command(wanted, this_machine(), model_parallel)
     planned = plan(config, command.world_size)
     policy = supervision(options, config)
+    check_launch(command, wanted)
     for warning in planned.warnings:
         note(f"warning: {warning}")
     if policy:
@@ -186,7 +189,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """It declares the configuration and what overrides it."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
+    parser.add_argument(
+        "config",
+        type=path_argument,
+        metavar="CONFIG",
+        help="TOML file of the run, or the folder of a run: as it was",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -208,9 +216,12 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """It declares `surefoot doctor`."""
-    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="hostfile to check")
+    parser.add_argument("--hostfile", type=path_argument, metavar="FILE", help="hostfile to check")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs"), help="folder of the runs, whose disk is looked at"
+        "--folder",
+        type=path_argument,
+        default=Path("runs"),
+        help="folder of the runs, whose disk is looked at",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=lambda options: doctor(options.hostfile, options.folder, options.json))
@@ -218,7 +229,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     """It declares `surefoot inspect`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, such as runs/NAME")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="folder of the run, such as runs/NAME")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=lambda options: inspect(options.run, options.json))
 
@@ -257,13 +268,15 @@ def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
         metavar="N",
         help="ranks on this machine (default: all its accelerators; without any, tensor x pipeline ranks)",
     )
-    where.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, in lines of HOST slots=N")
+    where.add_argument(
+        "--hostfile", type=path_argument, metavar="FILE", help="hosts, in lines of HOST slots=N"
+    )
     parser.add_argument(
         "--include", default="", metavar="HOST[:SLOTS][@...]", help="only these of the hostfile"
     )
     parser.add_argument("--exclude", default="", metavar="HOST[:SLOTS][@...]", help="all but these")
     parser.add_argument("--master-addr", default="", metavar="ADDRESS", help="address of the first host")
-    parser.add_argument("--master-port", type=positive, metavar="PORT", help="its port (default: a free one)")
+    parser.add_argument("--master-port", type=port, metavar="PORT", help="its port (default: a free one)")
     parser.add_argument(
         "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
     )
@@ -273,7 +286,7 @@ def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
         help="go on from this checkpoint, for example step00001200-a3, in a new lineage",
     )
     parser.add_argument("--force-condemned", action="store_true", help="with --resume: even a condemned one")
-    parser.add_argument("--ssh-port", type=positive, metavar="PORT", help="port of ssh on the hosts")
+    parser.add_argument("--ssh-port", type=port, metavar="PORT", help="port of ssh on the hosts")
 
 
 def add_supervision(group: argparse._ArgumentGroup) -> None:
@@ -309,6 +322,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def port(text: str) -> int:
+    """It reads an argument that must be the number of a TCP port."""
+    number = int(text)
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, not {number}")
     return number
 
 

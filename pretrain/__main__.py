@@ -13,9 +13,9 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from data_pipeline.errors import DataError
+from data_pipeline.paths import path_argument
 from parallel.mesh import ParallelMesh, describe_world, is_peer_loss, share_failure
 from parallel.rendezvous import Stopped, WorldError
 from pretrain.config.loader import load_config
@@ -34,7 +34,7 @@ REQUESTS = ("resume", "force_condemned", "fault")
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pretrain", description="Train one rank of a run.")
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=path_argument)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--resume", metavar="TAG", help="go on from this checkpoint, in a new lineage")
     parser.add_argument("--force-condemned", action="store_true", help="even if it is condemned")

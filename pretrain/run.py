@@ -1,8 +1,9 @@
 """This is the composition root, the one place where a run is put together, on every rank alike."""
 
 import hashlib
+import shlex
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -116,7 +117,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(stream)
     changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
-    notes = [f"settings have changed since the last session: {in_words(changes)}"] if changes else []
+    notes = [change_note(config, changes)] if changes else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
     ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
@@ -147,6 +148,14 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         loader=CheckpointLoader(folder, compatibility),
         watchdog=Watchdog(config),
         notes=notes,
+    )
+
+
+def change_note(config: RunConfig, changes: Mapping[str, str]) -> str:
+    """It tells which settings have changed since the last session, and how to keep them as they were."""
+    again = shlex.join(["surefoot", "train", str(config.run_folder)])
+    return (
+        f"settings have changed since the last session: {in_words(changes)}; {again} takes them as they were"
     )
 
 

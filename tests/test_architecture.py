@@ -37,6 +37,7 @@ def has_source(folder: Path) -> bool:
 
 
 LAUNCH_MAY_IMPORT = (
+    "data_pipeline.paths",
     "data_pipeline.files",
     "data_pipeline.parsing",
     "data_pipeline.shown",
@@ -54,6 +55,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.runtime.run_lock",
     "pretrain.runtime.stacks",
     "pretrain.runtime.startup",
+    "pretrain.runtime.units",
     "pretrain.watchdog.budgets",
 )
 """What of ours the command line sees: rooms, and single modules of others, that need no torch (import-linter checks

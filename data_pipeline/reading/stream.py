@@ -209,7 +209,10 @@ class BatchStream(Generic[ManifestType, BatchType]):
                 f"saved data position: format is {state.get('format')!r}, this version reads {STATE_FORMAT}"
             )
         if state["seed"] != self._seed:
-            raise DataError(f"saved data position: seed was {state['seed']}, now it is {self._seed}")
+            raise DataError(
+                f"run.seed = {self._seed}: the run was begun with seed {state['seed']}, which its data order follows "
+                f"from; set run.seed = {state['seed']} to go on, or choose another run.name to begin anew"
+            )
         for field in sorted({*state["data"], *self._facts}):
             was, now = state["data"].get(field), self._facts.get(field)
             if was != now:

@@ -46,7 +46,7 @@ def open_folder(path: str, cache: Path | None) -> Folder:
     """It opens the folder at a path or URL; `cache` (default: `~/.cache/surefoot`) keeps the files of a remote one."""
     if (local := local_path(path)) is not None:
         return LocalFolder(local)
-    return RemoteFolder(path.rstrip("/"), cache or Path.home() / ".cache" / "surefoot")
+    return RemoteFolder(path.rstrip("/"), usable_cache(cache))
 
 
 def local_path(path: str) -> Path | None:
@@ -54,6 +54,27 @@ def local_path(path: str) -> Path | None:
     if "://" not in path or path.startswith("file://"):
         return Path(path.removeprefix("file://"))
     return None
+
+
+def usable_cache(wanted: Path | None) -> Path:
+    """It returns the folder for files of remote data, by default in the user's home.
+
+    Raises:
+        DataError: there is no home, as in some containers, or the folder cannot be written to.
+    """
+    remedy = "set data.cache to a folder that can be written to"
+    try:
+        cache = wanted or Path.home() / ".cache" / "surefoot"
+        cache.mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        raise DataError(
+            f"data.cache: files of remote data need a folder, and this user has no home; {remedy}"
+        ) from None
+    except OSError as error:
+        raise DataError(f"data.cache: {error.filename}: {error.strerror}; {remedy}") from None
+    if not os.access(cache, os.W_OK):
+        raise DataError(f"data.cache: {cache}: cannot be written to; {remedy}")
+    return cache
 
 
 class LocalFolder:

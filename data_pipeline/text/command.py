@@ -7,8 +7,8 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
+from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
 from data_pipeline.text.prepare import Prepared, TextSettings, prepare_text
 
@@ -45,13 +45,15 @@ def _report(settings: TextSettings, prepared: Prepared | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="surefoot prepare text", description=DESCRIPTION)
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    add("sources", nargs="+", type=location_argument, metavar="SOURCE", help=SOURCES)
+    add("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     tokenizer = parser.add_mutually_exclusive_group()
     tokenizer.add_argument(
         "--vocabulary-size", type=positive, default=8192, metavar="N", help="train a tokenizer (%(default)s)"
     )
-    tokenizer.add_argument("--tokenizer", type=Path, metavar="FILE", help="or use this tokenizer.model")
+    tokenizer.add_argument(
+        "--tokenizer", type=path_argument, metavar="FILE", help="or use this tokenizer.model"
+    )
     add(
         "--sequence-length", type=positive, default=1024, metavar="N", help="tokens in a sample (%(default)s)"
     )

@@ -12,6 +12,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from pretrain.runtime.units import in_units
+
 Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 """Address, shape, strides and type: what two names of one tensor have in common."""
 
@@ -66,7 +68,7 @@ def not_enough_memory(needed: int) -> str:
     free = psutil.virtual_memory().available
     if free > 2 * needed:
         return ""
-    return f"{free / 2**30:.1f} GiB of host memory are free, and {needed / 2**30:.1f} are needed"
+    return f"{in_units(free)} of host memory are free, and {in_units(needed)} are needed"
 
 
 def _copied(value: Any, taken: dict[Place, Tensor], spare: Iterator[Tensor]) -> Any:

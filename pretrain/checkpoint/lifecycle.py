@@ -23,6 +23,7 @@ from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
+from pretrain.runtime.units import in_units
 
 LATEST = "latest"
 QUARANTINED = ".quarantined"
@@ -175,7 +176,7 @@ def space_problem(folder: Path, needed: int) -> str | None:
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None
-    return f"{folder}: {free / 1e9:.2f} GB free, but a checkpoint needs {needed / 1e9:.2f} GB"
+    return f"{folder}: {in_units(free)} free, but a checkpoint needs {in_units(needed)}"
 
 
 def _take_out(checkpoints: Path, tag: Tag) -> Path:

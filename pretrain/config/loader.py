@@ -13,9 +13,11 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from data_pipeline.paths import escaped
 from pretrain.config.problems import explain
 from pretrain.config.run import RunConfig, tasks_meant, with_kind_of_data
 from pretrain.errors import ConfigurationError, Problem
+from pretrain.run_folder import CONFIG
 
 Table = dict[str, Any]
 
@@ -25,9 +27,10 @@ OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the TOML file at `path` and apply overrides of the form `section.key=value`, later ones last.
 
+    The folder of a run stands for the settings that the run has had last, and for the run itself, wherever it lies now.
     A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all problems.
     """
-    table = read_toml(Path(path))
+    table = settings_of_run(Path(path)) if Path(path).is_dir() else read_toml(Path(path))
     problems = [problem for text in overrides if (problem := apply_override(table, text))]
     data = table.get("data")
     if isinstance(data, dict) and "kind" in data:
@@ -43,6 +46,19 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if problems:
         raise ConfigurationError(f"{path}: {count(problems)}", problems)
     return config
+
+
+def settings_of_run(folder: Path) -> Table:
+    """It returns the settings that a run has had last. Raises ConfigurationError where the folder holds no run."""
+    if not (folder / CONFIG).is_file():
+        raise ConfigurationError(
+            f"{folder}: a folder without {CONFIG}, so no run is in it; give a TOML file, or a run"
+        )
+    table = read_toml(folder / CONFIG)
+    run, place = table.get("run"), folder.absolute()
+    if isinstance(run, dict) and Path(str(run.get("folder")), str(run.get("name"))).absolute() != place:
+        run |= {"folder": escaped(place.parent), "name": place.name}
+    return table
 
 
 def dump_config(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from data_pipeline.config import DataConfig
+from data_pipeline.paths import PathSetting
 from parallel.config import ParallelConfig
 from pretrain.config.keys import nearest
 from pretrain.optim.config import OPTIMIZERS, OptimizerConfig, ScheduleConfig
@@ -23,13 +24,13 @@ class RunSection(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is `folder/name`."""
-    folder: Path = Path("runs")
+    folder: PathSetting = Path("runs")
     """Where run folders lie."""
     steps: int = Field(gt=0)
     """Optimizer steps of the whole run."""
     seed: int = Field(default=0, ge=0)
     """Seeds initial weights, dropout and the data order."""
-    deepspeed_config: Path | None = None
+    deepspeed_config: PathSetting | None = None
     """A DeepSpeed JSON of your own, merged over the derived one; shown by `surefoot check`."""
 
 

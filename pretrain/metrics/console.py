@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -121,6 +122,34 @@ class BarConsole:
         self._progress.stop()
 
 
+class UnattendedConsole:
+    """It writes to another console as long as that can be written to: a pipe that is closed, a terminal that has gone
+    and a full disk are no faults of the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console: Console = console
+
+    def step(self, line: StepLine) -> None:
+        with self._fallen_silent():
+            self._console.step(line)
+
+    def say(self, text: str) -> None:
+        with self._fallen_silent():
+            self._console.say(text)
+
+    def close(self) -> None:
+        with self._fallen_silent():
+            self._console.close()
+
+    @contextmanager
+    def _fallen_silent(self) -> Iterator[None]:
+        """From the first failure on nothing is shown any more."""
+        try:
+            yield
+        except OSError:
+            self._console = NoConsole()
+
+
 class NoConsole:
     """It shows nothing."""
 
@@ -132,7 +161,12 @@ class NoConsole:
 
 
 def open_console(config: JournalConfig, total_steps: int) -> Console:
-    """It opens the console that the configuration asks for; `auto` looks at what standard output is."""
+    """It opens the console that the configuration asks for, for as long as it can be written to."""
+    return UnattendedConsole(chosen_console(config, total_steps))
+
+
+def chosen_console(config: JournalConfig, total_steps: int) -> Console:
+    """It returns the console that the configuration asks for; `auto` looks at what standard output is."""
     terminal = rich.console.Console(force_terminal=True if config.console == "bar" else None)
     if config.console == "none":
         return NoConsole()

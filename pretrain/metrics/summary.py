@@ -1,5 +1,6 @@
 """What a run says of itself at its start and at its end."""
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -38,11 +39,14 @@ def closing_lines(
     if validation is None:
         lines.append(f"there was no validation data; surefoot inspect {folder} tells the training loss")
     elif loss is None:
-        lines.append(f"nothing was left to do; surefoot inspect {folder} tells how it ended")
+        lines.append(
+            f"nothing was left to do; {shlex.join(['surefoot', 'inspect', str(folder)])} tells how it ended"
+        )
     else:
         lines.append(f"final validation loss {loss:.4f} {loss_unit}{baseline_loss(validation)}")
     if config.journal.tensorboard:
-        lines.append(f"curves: {program('tensorboard')} --logdir {folder / TENSORBOARD}")
+        command = [program("tensorboard"), "--logdir", str(folder / TENSORBOARD)]
+        lines.append(f"curves: {shlex.join(command)}")
     return lines
 
 

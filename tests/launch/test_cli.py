@@ -105,6 +105,9 @@ def test_nothing_starts_when_something_is_wrong(
         ["check"],
         ["train", DEMO, "--num-accelerators", "0"],
         ["train", DEMO, "--hang-after", "0"],
+        ["train", DEMO, "--master-port", "0"],
+        ["train", DEMO, "--master-port", "99999"],
+        ["rehearse", DEMO, "--fault", "tev_drift", "--master-port", "-1"],
     ],
 )
 def test_bad_command_lines_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

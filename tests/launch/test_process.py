@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch.process import forwarding
 from launch.ranks import find_orphans, find_ranks, is_launcher, send
+from pretrain.runtime.signals import StopSignals
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -69,7 +71,12 @@ def port_of(folder: Path) -> int:
 
 @pytest.mark.parametrize(
     ("sent", "received"),
-    [(signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1"), (signal.SIGINT, "SIGTERM")],
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGUSR1, "SIGUSR1"),
+        (signal.SIGINT, "SIGTERM"),
+        (signal.SIGHUP, "SIGTERM"),
+    ],
 )
 def test_a_signal_reaches_every_rank_and_the_code_comes_back(
     start: Start, tmp_path: Path, sent: signal.Signals, received: str
@@ -81,6 +88,20 @@ def test_a_signal_reaches_every_rank_and_the_code_comes_back(
     for rank in (0, 1):
         assert (tmp_path / f"rank-{rank}.signals").read_text().split()[0] == received
         assert (tmp_path / f"rank-{rank}.sealed").exists(), "the rank had no time to seal its checkpoint"
+
+
+def test_nohup_is_respected() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with forwarding() as pending, StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert (list(pending), signals.received) == ([], None)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with forwarding() as pending:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert list(pending) == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_second_interrupt_ends_the_run_at_once(start: Start, tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_a_changed_index_is_named(own: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 4}, "seed was 4, now it is 3"),
+        ({"seed": 4}, "run.seed = 3: the run was begun with seed 4, .* set run.seed = 4 to go on"),
         ({"format": 9}, "format is 9"),
         ({"fingerprint": "f00"}, "fingerprint was f00"),
     ],

@@ -203,3 +203,18 @@ def test_a_full_disk_under_the_cache_is_named(memory: str, tmp_path: Path) -> No
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="file"):
         open_folder(f"{memory}/train", tmp_path / "file").local("text-000000.tar", 1, "0" * 64)
+
+
+def test_cache_is_asked_for_by_name_where_there_is_no_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(DataError, match=r"data\.cache: .* this user has no home; set data.cache to a folder"):
+        open_folder("memory://nowhere", None)
+    assert open_folder("memory://nowhere", tmp_path / "cache").name == "memory://nowhere"
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"data\.cache: .*/file/x: Not a directory; set data.cache"):
+        open_folder("memory://nowhere", tmp_path / "file" / "x")

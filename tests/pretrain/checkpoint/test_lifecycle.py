@@ -368,4 +368,4 @@ def test_disk_full_at_the_manifest(tmp_path: Path) -> None:
 
 def test_space(tmp_path: Path) -> None:
     assert space_problem(tmp_path, needed=1) is None
-    assert "a checkpoint needs 1000000.00 GB" in str(space_problem(tmp_path, needed=10**15))
+    assert "a checkpoint needs 909 TiB" in str(space_problem(tmp_path, needed=10**15))

@@ -338,3 +338,50 @@ def test_changes_between_two_sessions_are_named() -> None:
         "run.steps": "5 -> unset",
     }
     assert changed_settings("half a li", now) == {}
+
+
+def test_paths_are_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "run.toml"
+    path.write_text(BASE)
+    sources = """data.sources=[{path='~/corpus'},{path='s3://bucket/$$x'}]"""
+    config = load_config(path, ["run.folder=$SCRATCH/$$HOME", "data.cache=~/cache", sources])
+    assert config.run.folder == Path("/scratch/me/$HOME")
+    assert config.data.cache == Path("/home/me/cache")
+    assert [source.path for source in config.data.sources] == ["/home/me/corpus", "s3://bucket/$x"]
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize("key", ["run.folder", "run.deepspeed_config", "data.cache"])
+def test_a_variable_without_a_value_is_named(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = tmp_path / "run.toml"
+    path.write_text(BASE)
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path, [f"{key}=$NOWHERE/x", "data.sources=[{path='${NOWHERE}'}]"])
+    told = {problem.key: problem.rule for problem in caught.value.problems}
+    assert told.keys() == {key, "data.sources[0].path"}
+    assert all(rule.startswith("$NOWHERE is not set") for rule in told.values())
+
+
+def test_the_folder_of_a_run_stands_for_its_settings(tmp_path: Path) -> None:
+    """Also where it was moved or renamed, or is named from elsewhere."""
+    path = tmp_path / "run.toml"
+    path.write_text(BASE)
+    config = load_config(
+        path, ["run.name=first", f"run.folder={tmp_path}/runs", "optimizer.learning_rate=0.5"]
+    )
+    first = tmp_path / "runs" / "first"
+    first.mkdir(parents=True)
+    (first / "config.toml").write_text(dump_config(config))
+    assert load_config(first) == config
+    changed = load_config(first, ["run.seed=9"])
+    assert (changed.run.seed, changed.optimizer.learning_rate) == (9, 0.5)
+    moved = first.rename(tmp_path / "moved")
+    assert load_config(moved).run_folder == moved
+    with pytest.raises(ConfigurationError, match=r"a folder without config\.toml"):
+        load_config(tmp_path)

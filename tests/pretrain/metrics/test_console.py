@@ -1,3 +1,4 @@
+import io
 import os
 import pty
 import subprocess
@@ -8,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.run import JournalConfig
-from pretrain.metrics.console import BarConsole, NoConsole, PlainConsole, StepLine, TimeLeft, open_console
+from pretrain.metrics.console import (
+    BarConsole,
+    NoConsole,
+    PlainConsole,
+    StepLine,
+    TimeLeft,
+    chosen_console,
+    open_console,
+)
 
 
 def line(step: int, remark: str = "") -> StepLine:
@@ -60,12 +69,12 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plain_is_for_pipes_and_files(capsys: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(open_console(JournalConfig(), total_steps=1), PlainConsole)
+    assert isinstance(chosen_console(JournalConfig(), total_steps=1), PlainConsole)
 
 
 def test_forced_bar_and_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(open_console(JournalConfig(console="none"), total_steps=1), NoConsole)
-    bar = open_console(JournalConfig(console="bar"), total_steps=1)
+    assert isinstance(chosen_console(JournalConfig(console="none"), total_steps=1), NoConsole)
+    bar = chosen_console(JournalConfig(console="bar"), total_steps=1)
     assert isinstance(bar, BarConsole)
     bar.close()
 
@@ -124,3 +133,24 @@ def test_console_of_a_file(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", RUN], stdout=log, check=True)
     assert "\x1b" not in (tmp_path / "log").read_text()
     assert "step 200/200  loss 3.2500" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    "failure", [BrokenPipeError(32, "gone"), OSError(5, "no terminal"), OSError(28, "full")]
+)
+def test_a_console_that_nobody_reads_falls_silent(failure: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            self.writes += 1
+            raise failure
+
+    closed = Closed()
+    monkeypatch.setattr(sys, "stdout", closed)
+    console = open_console(JournalConfig(console="plain"), total_steps=9)
+    for step in range(1, 10):
+        console.step(line(step))
+        console.say("checkpoint saved")
+    console.close()
+    assert closed.writes == 1

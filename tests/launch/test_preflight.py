@@ -1,0 +1,66 @@
+"""What would break a launch is told before anything is started."""
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from launch.machine import free_port
+from launch.preflight import check_port
+from pretrain.errors import ConfigurationError
+
+DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", None)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "", "::1"])
+@pytest.mark.parametrize(
+    "command", [["train"], ["train", "--supervise"], ["rehearse", "--fault", "tev_drift@5"]]
+)
+def test_a_taken_port(
+    address: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        taken = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    with taken:
+        port = taken.getsockname()[1]
+        name, *options = command
+        assert main([name, DEMO, *options, "--master-port", str(port)]) == 2
+    assert f"--master-port {port}: the port is in use" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_free_port() -> None:
+    check_port(free_port())
+
+
+@pytest.mark.parametrize("present", [[], ["pdsh"], ["ssh"]])
+def test_missing_programs(
+    present: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for program in present:
+        (tmp_path / program).touch(mode=0o755)
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["train", DEMO, "--hostfile", "hosts"]) == 2
+    missing = [program for program in ("pdsh", "ssh") if program not in present]
+    assert f"{' and '.join(missing)} is not installed" in capsys.readouterr().err
+
+
+def test_ports_of_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(ConfigurationError, match="--master-port 80: ports below 1024"):
+        check_port(80)
