@@ -159,7 +159,7 @@ class Trainer:
                 step=state.step + 1,
                 learning_rate=self._learning_rate(state.updates),
                 interrupted=self.signals.received is not None,
-                full=self.watchdog.curious,
+                full=self.watchdog.curious or state.vetoes_in_a_row > 0,
                 digest=self.watchdog.digest,
             )
         except BatchesMissing:

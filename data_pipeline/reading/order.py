@@ -2,7 +2,7 @@
 
     position --skip list--> draw --mixture--> (source, turn) --permutation--> (source, epoch, index)
 
-Every arrow can be gone back: `reading/skips.py` asks where samples that are left out come again.
+Permutations can be taken back: `reading/skips.py` asks where samples that are left out come again.
 
 A *position* counts the samples that a run has consumed. A *draw* is a place in the endless raw sequence, the
 same for every run with this seed and data; draws of the skip list are jumped over. A *turn* counts the draws
@@ -100,17 +100,13 @@ class SampleOrder:
             return epoch * shape.samples + indices
         return epoch * shape.samples + permute_back(indices, shape.samples, self._epoch_key(source, epoch))
 
-    def draws_of(self, source: int, turns: Integers) -> Integers:
-        """It returns the draws of these turns of a source."""
+    def turns_before(self, draw: int) -> tuple[int, ...]:
+        """It counts the draws of each source that come before this one."""
         if len(self.sources) == 1:
-            return turns
-        cycle, occurrence = np.divmod(turns, self.counts[source])
-        draws = np.empty_like(turns)
-        for number in np.unique(cycle):
-            here = cycle == number
-            places = np.flatnonzero(self._cycle(int(number)) == source)
-            draws[here] = number * CYCLE + places[occurrence[here]]
-        return draws
+            return (draw,)
+        cycle, place = divmod(draw, CYCLE)
+        here = np.bincount(self._cycle(cycle)[:place], minlength=len(self.sources)).tolist()
+        return tuple(cycle * count + more for count, more in zip(self.counts, here, strict=True))
 
     def _cycle(self, number: int) -> Integers:
         """It returns the source of each draw of a cycle: shuffled, or spread evenly where the order is kept."""

@@ -5,26 +5,28 @@ again, however often. Where a range has more samples of a source than that can s
 Which draws that makes follows from the order and the ranges, so the state of a stream holds ranges and no more.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.reading.order import Integers, SampleOrder, draws_at
+from data_pipeline.reading.order import Draws, Integers, SampleOrder, draws_at
 from data_pipeline.reading.ranges import SampleRange, merge_ranges
 
 SPARED = 0.5
 """At least this part of the samples of each source is never left out for good."""
+AHEAD = 4096
+"""Positions whose draws are worked out together, at least."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """It is what is left out of the draws before `end`."""
+    """It has the draws of some positions."""
 
-    end: int
-    ranges: tuple[SampleRange, ...]
+    first: int
+    draws: Integers
 
 
 class Skips:
@@ -37,8 +39,11 @@ class Skips:
         self._order = order
         self.ranges = merge_ranges(ranges)
         self.for_good = merge_ranges(for_good)
-        self._samples = first_met(order, self.for_good)
-        self._known = _Known(0, ())
+        self._gone = FirstMet.of(order, self.for_good)
+        once = draws_of(self.ranges)
+        self._twice = once[self._gone.again(order.locate(once))]
+        """Draws of `ranges` that would be left out without them too."""
+        self._known = _Known(0, np.arange(0))
 
     @classmethod
     def of(cls, order: SampleOrder, state: Mapping[str, Any]) -> "Skips":
@@ -65,50 +70,89 @@ class Skips:
     def affordable(self) -> bool:
         """It says whether every source keeps the part that it must."""
         sources = self._order.sources
-        gone = np.bincount(self._samples[:, 0], minlength=len(sources)).tolist()
+        gone = np.bincount(self._gone.source, minlength=len(sources)).tolist()
         return all(
             count <= (1 - SPARED) * source.samples for count, source in zip(gone, sources, strict=True)
         )
 
     def draws_at(self, positions: Integers) -> Integers:
-        """It returns the draws that stand at these positions."""
-        draws = draws_at(positions, self._known.ranges)
-        while (last := int(draws.max(initial=0))) >= self._known.end:
-            draws = draws_at(positions, self._before(last + 1))
-        return draws
+        """It returns the draws that stand at these positions, at the same cost wherever they are."""
+        if not len(self._gone.source):
+            return draws_at(positions, self.ranges)
+        first, last, known = int(positions.min()), int(positions.max()), self._known
+        if not known.first <= first <= last < known.first + len(known.draws):
+            known = self._known = self._work_out(first, last + 1 - first + AHEAD)
+        return known.draws[positions - known.first]
 
     def left_out(self, draws: Integers) -> NDArray[np.bool_]:
         """It says of each of these draws whether it is left out."""
-        ranges = self._before(int(draws.max(initial=0)) + 1)
-        starts, ends = np.asarray(ranges, np.int64).reshape(-1, 2).T
-        place = np.searchsorted(starts, draws, side="right")
-        return draws < np.concatenate([[0], ends])[place]
+        starts, ends = np.array(self.ranges, np.int64).reshape(-1, 2).T
+        end = np.concatenate([[0], ends])[np.searchsorted(starts, draws, side="right")]
+        return (draws < end) | self._gone.again(self._order.locate(draws))
 
-    def _before(self, end: int) -> tuple[SampleRange, ...]:
-        """It returns what is left out of the draws before `end`, and remembers that for twice as many."""
-        if end > self._known.end:
-            again = [(draw, draw + 1) for draws in self._again(2 * end) for draw in draws.tolist()]
-            self._known = _Known(2 * end, merge_ranges([*self.ranges, *again]))
-        return self._known.ranges
+    def _work_out(self, first: int, count: int) -> _Known:
+        """It returns the draws of so many positions from `first` on."""
+        draw, before = first, -1
+        while draw != before:
+            draw, before = first + self._left_out_before(draw), draw
+        found = np.arange(0)
+        while len(found) < count:
+            draws = draw + np.arange(count)
+            found = np.concatenate([found, draws[~self.left_out(draws)]])
+            draw += count
+        return _Known(first, found)
 
-    def _again(self, end: int) -> Iterator[Integers]:
-        """It yields the draws before `end` that samples which are left out for good come again at, by epoch."""
-        for number, source in enumerate(self._order.sources):
-            _, met, index = self._samples[self._samples[:, 0] == number].T
-            epoch = int(met.min()) + 1 if len(met) else 0
-            while len(met) and self._order.draws_of(number, np.array([epoch * source.samples]))[0] < end:
-                turns = self._order.turns_of(number, epoch, index[met < epoch])
-                draws = self._order.draws_of(number, turns)
-                yield draws[draws < end]
-                epoch += 1
+    def _left_out_before(self, draw: int) -> int:
+        """It counts the draws before this one that are left out."""
+        once = sum(min(end, draw) - start for start, end in self.ranges if start < draw)
+        again = self._gone.count(self._order, self._order.turns_before(draw))
+        return once + again - int(np.searchsorted(self._twice, draw))
 
 
-def first_met(order: SampleOrder, ranges: Sequence[SampleRange]) -> Integers:
-    """It returns (source, epoch, index) of every sample in these ranges, in the first epoch that they have it in."""
-    draws = np.concatenate([np.arange(0), *(np.arange(start, end) for start, end in ranges)])
-    found = order.locate(draws)
-    rows = np.stack([found.source, found.epoch, found.index], axis=1)
-    rows = rows[np.lexsort((rows[:, 1], rows[:, 2], rows[:, 0]))]
-    first = np.ones(len(rows), dtype=bool)
-    first[1:] = (rows[1:, [0, 2]] != rows[:-1, [0, 2]]).any(axis=1)
-    return rows[first]
+@dataclass(frozen=True)
+class FirstMet:
+    """It has the samples of some draws, sorted by source and index, and the first epoch that each is met in there."""
+
+    source: Integers
+    index: Integers
+    epoch: Integers
+
+    @classmethod
+    def of(cls, order: SampleOrder, ranges: Sequence[SampleRange]) -> "FirstMet":
+        """It finds the samples of these ranges of draws."""
+        found = order.locate(draws_of(ranges))
+        by_sample = np.lexsort((found.epoch, found.index, found.source))
+        source, index, epoch = (part[by_sample] for part in (found.source, found.index, found.epoch))
+        new = np.ones(len(source), dtype=bool)
+        new[1:] = (source[1:] != source[:-1]) | (index[1:] != index[:-1])
+        return cls(source[new], index[new], epoch[new])
+
+    def again(self, found: Draws) -> NDArray[np.bool_]:
+        """It says of each of these draws whether its sample comes again there, in a later epoch than the first."""
+        later = np.zeros(len(found.source), dtype=bool)
+        for number in np.unique(self.source):
+            mine = self.source == number
+            place = np.searchsorted(self.index[mine], found.index).clip(max=mine.sum() - 1)
+            same = (found.source == number) & (self.index[mine][place] == found.index)
+            later |= same & (self.epoch[mine][place] < found.epoch)
+        return later
+
+    def count(self, order: SampleOrder, turns: Sequence[int]) -> int:
+        """It counts how often the samples come again within so many turns of each source."""
+        total = 0
+        for number in np.unique(self.source).tolist():
+            mine = self.source == number
+            current, index, met = (
+                turns[number] // order.sources[number].samples,
+                self.index[mine],
+                self.epoch[mine],
+            )
+            total += int((current - 1 - met).clip(min=0).sum())
+            now = order.turns_of(number, current, index[met < current])
+            total += int((now < turns[number]).sum())
+        return total
+
+
+def draws_of(ranges: Sequence[SampleRange]) -> Integers:
+    """It returns the draws in these ranges, one by one."""
+    return np.concatenate([np.arange(0), *(np.arange(start, end) for start, end in ranges)])

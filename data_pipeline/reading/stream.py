@@ -27,7 +27,7 @@ from data_pipeline.reading.excerpts import Excerpt, excerpts
 from data_pipeline.reading.mixture import training_mixture, validation_mixture
 from data_pipeline.reading.ranges import SampleRange
 from data_pipeline.reading.share import BatchShare
-from data_pipeline.reading.skips import Skips
+from data_pipeline.reading.skips import Skips, draws_of
 from data_pipeline.shards.dataset import Sample
 from data_pipeline.shards.manifest import ManifestType
 from data_pipeline.source import Baseline, Source
@@ -156,7 +156,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
     def unskipped(self, ranges: Iterable[SampleRange]) -> list[int]:
         """It returns the draws in these ranges that the stream does not jump over."""
-        draws = np.concatenate([np.arange(0), *(np.arange(start, end) for start, end in ranges)])
+        draws = draws_of(tuple(ranges))
         return list(draws[~self._skips.left_out(draws)].tolist())
 
     def take_wait_seconds(self) -> float:

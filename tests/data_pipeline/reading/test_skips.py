@@ -27,16 +27,15 @@ def test_a_permutation_can_be_taken_back(length: int, key: bytes) -> None:
     np.testing.assert_array_equal(permute_back(permute(places, length, key), length, key), places)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(sources=sources, shuffle=st.booleans(), start=st.integers(0, 10**9))
-def test_a_sample_leads_back_to_its_draw(sources: tuple[SourceShape, ...], shuffle: bool, start: int) -> None:
+def test_a_sample_leads_back_to_its_turn(sources: tuple[SourceShape, ...], shuffle: bool, start: int) -> None:
     order, draws = SampleOrder(5, sources, shuffle), start + np.arange(200)
     found = order.locate(draws)
-    for number in range(len(sources)):
-        for draw, epoch, index in zip(draws, found.epoch, found.index, strict=True):
-            if found.source[draw - start] == number:
-                turns = order.turns_of(number, int(epoch), np.array([index]))
-                assert order.draws_of(number, turns).tolist() == [draw]
+    for draw, source, epoch, index in zip(draws, found.source, found.epoch, found.index, strict=True):
+        turn = order.turns_of(int(source), int(epoch), np.array([index]))
+        assert turn.tolist() == [order.turns_before(int(draw))[source]]
+        assert sum(order.turns_before(int(draw))) == draw
 
 
 @settings(max_examples=40, deadline=None)

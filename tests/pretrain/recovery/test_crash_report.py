@@ -10,7 +10,7 @@ import torch
 from support.distributed import run_distributed
 from support.runs import run_config
 from support.training import Layout, make_config, make_engine, make_mesh, slow
-from support.watched import run, story, watched
+from support.watched import changed, run, story, watched
 
 from data_pipeline.reading.stream import BatchStream
 from data_pipeline.text.describe import spelled, tokenizer_of
@@ -124,6 +124,12 @@ def test_gradients_that_spoil_in_a_block_are_traced_to_the_block_before(corpus: 
     config = watched(Layout(data=2, zero=1), tmp_path, corpus)
     for end in run_distributed(run_with_a_layer_that_spoils_its_gradients, 2, config, "layer_01"):
         assert "gradients that are not finite come from rank 1, layer layer_00;" in end
+
+
+def test_without_a_watchdog_their_origin_is_named_too(corpus: Path, tmp_path: Path) -> None:
+    config = changed(watched(Layout(tensor=2), tmp_path, corpus, enabled=False), run={"steps": 80})
+    for end in run_distributed(run, 2, config, "nan_gradient@12+60"):
+        assert "gradients that are not finite come from rank 1, layer embedding;" in end
 
 
 def test_the_samples_that_led_to_it_are_there_as_text(ended: tuple[str, Path], corpus: Path) -> None:
