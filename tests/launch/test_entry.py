@@ -1,0 +1,59 @@
+"""The command ends as other tools do where it is interrupted or nobody reads what it says."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "configs/gpt/demo.toml")
+SUREFOOT = [sys.executable, "-P", "-c", "import sys; from launch.cli import main; sys.exit(main())"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+COMMANDS = (
+    ["check", DEMO],
+    ["check", DEMO, "--json"],
+    ["--help"],
+    ["train", "--help"],
+    ["prepare", "--help"],
+)
+
+
+@pytest.mark.parametrize("command", [["check", DEMO], ["prepare", "text", "absent", "--out", "x"]])
+def test_interrupts_while_modules_are_imported(command: list[str], tmp_path: Path) -> None:
+    """The signal comes from a module that both commands import, one in this process and one in the next."""
+    for name in ("pydantic", "numpy"):
+        (tmp_path / f"{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([*SUREFOOT, *command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS[:-1])
+def test_nobody_reads(command: list[str]) -> None:
+    """`surefoot check | head`, when head has gone."""
+    process = subprocess.Popen(
+        [*SUREFOOT, *command], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.stderr
+    assert process.stderr.read() == ""
+    # argparse takes no note of what becomes of its help.
+    assert process.wait() in ((-signal.SIGPIPE,) if "check" in command else (-signal.SIGPIPE, 0))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams(command: list[str], closed: str) -> None:
+    script = f'"$@" {closed}'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *SUREFOOT, *command],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
