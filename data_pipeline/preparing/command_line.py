@@ -2,17 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from data_pipeline.errors import DataError
+from data_pipeline.preparing.source_files import LeftOut
 from data_pipeline.preparing.workspace import TargetExists
+from data_pipeline.shown import shown
 
 EXIT_COMMAND_LINE = 2
 EXIT_DATA = 3
 EXIT_INTERRUPTED = 130
 
-LISTED = 20
-"""Things that were left out and are named; more are counted."""
+LISTED = 5
+"""Things that are named of those that were left out for one reason, or counted twice."""
 
 
 def exit_code(prepare: Callable[[], None]) -> int:
@@ -28,12 +30,14 @@ def exit_code(prepare: Callable[[], None]) -> int:
     return 0
 
 
-def report_left_out(entries: Sequence[str]) -> None:
-    """It names what was left out on standard error, and counts what is too much to be named."""
-    for entry in entries[:LISTED]:
-        print(f"left out: {entry}", file=sys.stderr)
-    if len(entries) > LISTED:
-        print(f"left out: {len(entries) - LISTED:,} more", file=sys.stderr)
+def report_left_out(entries: Iterable[LeftOut]) -> None:
+    """It names on standard error what was left out, by reason, and counts what is too much to be named."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(entry.reason, []).append(shown(entry.name))
+    for reason, found in names.items():
+        more = f" and {len(found) - LISTED:,} more" if len(found) > LISTED else ""
+        print(f"left out: {', '.join(found[:LISTED])}{more}: {reason}", file=sys.stderr)
 
 
 def positive(text: str) -> int:
@@ -53,5 +57,5 @@ def share(text: str) -> float:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"surefoot prepare: error: {message}", file=sys.stderr)
+    print(f"surefoot prepare: error: {shown(message)}", file=sys.stderr)
     return code

@@ -11,6 +11,9 @@ from data_pipeline.files import open_regular
 from data_pipeline.preparing.workspace import RECORD, TargetExists, entries, stage_of, workspace
 from data_pipeline.shards.storage import data_errors
 
+SUMMARY = "summary"
+"""Key of what was read, beside all that decides it."""
+
 Result = TypeVar("Result")
 
 
@@ -20,7 +23,7 @@ def make_record(kind: str, files: Sequence[Path], settings: Mapping[str, Any]) -
     for path in files:
         stat = path.stat()
         size += stat.st_size
-        digest.update(f"{path.absolute()}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.absolute()) + f"\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
     return {
         "format": 1,
         "task": kind,
@@ -30,12 +33,18 @@ def make_record(kind: str, files: Sequence[Path], settings: Mapping[str, Any]) -
 
 
 def make_once(
-    target: Path, record: Mapping[str, Any], make: Callable[[Path], Result], *, overwrite: bool
+    target: Path,
+    record: Mapping[str, Any],
+    make: Callable[[Path], Result],
+    *,
+    overwrite: bool,
+    summary: Callable[[Result], Mapping[str, Any]] = lambda result: {},
 ) -> Result | None:
     """It has `make` fill an empty folder, which takes the place of `target` when it is complete, and returns the
     result; None when `target` is there already, made with the same settings from the same files.
 
-    `target` may be a link to a folder, a mount point or the current directory.
+    `target` may be a link to a folder, a mount point or the current directory. What `summary` says of the result is
+    kept with the record.
 
     Raises:
         DataError: another process is at work, or the file system refuses.
@@ -52,7 +61,9 @@ def make_once(
             folder = space.new()
             with data_errors(folder):
                 result = make(folder)
-                (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+                (folder / RECORD).write_text(
+                    json.dumps({**record, SUMMARY: summary(result)}, indent=1) + "\n"
+                )
             space.publish()
             return result
 
@@ -66,7 +77,7 @@ def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: boo
         raise TargetExists(
             f"{target}: is there, and not a folder that `surefoot prepare` made; choose another --out"
         )
-    differing = sorted(key for key in {*made, *record} if made.get(key) != record.get(key))
+    differing = sorted(key for key in {*made, *record} - {SUMMARY} if made.get(key) != record.get(key))
     if differing and not overwrite:
         raise TargetExists(
             f"{target}: was made with other settings or files ({', '.join(differing)} differ); "

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote_to_bytes
 
 import fsspec.core
 
@@ -49,11 +50,19 @@ def open_folder(path: str, cache: Path | None) -> Folder:
     return RemoteFolder(path.rstrip("/"), usable_cache(cache))
 
 
-def local_path(path: str) -> Path | None:
-    """It returns the path on this machine that a path or URL means; none where it means another place."""
-    if "://" not in path or path.startswith("file://"):
-        return Path(path.removeprefix("file://"))
-    return None
+def local_path(source: str) -> Path | None:
+    """It returns the path on this machine that a path or a `file://` URL means; None for another URL.
+
+    Raises DataError for a `file://` URL of another host.
+    """
+    if not source.startswith("file://"):
+        return None if "://" in source else Path(source)
+    host, slash, path = source.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise DataError(
+            f"{shown(source)}: names another host; on this one it is file:///{shown(host + slash + path)}"
+        )
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(slash + path))))
 
 
 def usable_cache(wanted: Path | None) -> Path:

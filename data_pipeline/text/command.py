@@ -5,15 +5,17 @@ The command line of `surefoot prepare text`.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
+from data_pipeline.shown import shown
 from data_pipeline.text.prepare import Prepared, TextSettings, prepare_text
 
 DESCRIPTION = "Train a tokenizer or take one, tokenize, pack into blocks, write train and validation shards."
-SOURCES = "file, folder or pattern of UTF-8 text or .jsonl, also .gz or .zst; or python-stdlib"
+SOURCES = "file, folder or pattern of UTF-8 text or JSON lines, also .gz, .zst, .bz2, .xz; or python-stdlib"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,17 +31,27 @@ def _settings(arguments: argparse.Namespace) -> TextSettings:
 
 def _report(settings: TextSettings, prepared: Prepared | None) -> None:
     if prepared is None:
-        print(f"{settings.out}: complete already, made with the same settings from the same files")
+        print(f"{shown(settings.out)}: complete already, made with the same settings from the same files")
         return
-    report_left_out(prepared.skipped)
+    report_left_out(prepared.left_out)
+    print(_in_words(prepared.summary))
     for manifest in prepared.manifests:
         print(
-            f"{settings.out / manifest.split}: {manifest.tokens:,} tokens in {manifest.samples:,} samples of "
+            f"{shown(settings.out / manifest.split)}: {manifest.tokens:,} tokens in {manifest.samples:,} samples of "
             f"{manifest.sequence_length}, from {manifest.documents:,} documents, "
             f"vocabulary {manifest.tokenizer.vocabulary_size:,}"
         )
     if (baseline := prepared.manifests[-1].unigram_cross_entropy) is not None:
         print(f"a unigram model has a validation loss of {baseline:.4f} nats per token")
+
+
+def _in_words(summary: Mapping[str, Any]) -> str:
+    left_out = sum(summary["left_out"].values())
+    return (
+        f"read {summary['documents']:,} documents from {summary['files']:,} files of {summary['bytes']:,} bytes; "
+        f"cut {summary['cut']:,} texts, left out {left_out:,} files or rows, passed over "
+        f"{summary['duplicates']:,} second names"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         "--sequence-length", type=positive, default=1024, metavar="N", help="tokens in a sample (%(default)s)"
     )
     add("--validation-fraction", type=share, default=0.05, metavar="F", help="share held out (%(default)s)")
+    add(
+        "--format",
+        choices=("auto", "text", "jsonl"),
+        default="auto",
+        help="read all files as plain text or as JSON lines (%(default)s: by name and first line)",
+    )
     add("--field", default="text", metavar="NAME", help="field of a JSONL line (%(default)s)")
     add(
         "--workers",

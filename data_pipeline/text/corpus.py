@@ -1,21 +1,24 @@
-"""Raw text comes from sources as a user names them; they are found as files and read as documents."""
+"""Raw text comes from sources as a user names them; they are found as files, looked through, and read as documents."""
 
-import glob
-import gzip
-import io
-import json
+import os
 import sysconfig
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import count
 from pathlib import Path
-from typing import BinaryIO
-
-import zstandard
+from typing import Any, Literal
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards.compression import decompressed
+from data_pipeline.files import open_regular
+from data_pipeline.preparing.compression import opened_content
+from data_pipeline.preparing.documents import NotText, cut, json_rows, text_pieces
+from data_pipeline.preparing.source_files import LeftOut, Parts, SourceFile, SourceFiles
 from data_pipeline.shards.storage import data_errors
+from data_pipeline.shown import shown
+from data_pipeline.text.formats import Format, format_of
 
 PYTHON_STDLIB = "python-stdlib"
 """Source name for the Python sources of the running interpreter's standard library."""
@@ -27,6 +30,10 @@ LONG_FILE = 1 << 19
 
 PIECES = 128
 LONGEST_PIECE = 1 << 20
+"""Characters of the longest document, about."""
+
+SHORTEST_PIECE = 256
+"""Characters that documents are cut to at least, where there are too few of them."""
 
 
 @dataclass(frozen=True)
@@ -36,117 +43,168 @@ class Document:
     text: str
     consumed: int
     """Bytes of source files read since the previous document, for progress."""
+    part: int = 0
+    """Its number among the pieces of a text that was cut."""
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """It is a file that was looked through from its beginning to its end, and found to be text."""
+
+    file: SourceFile
+    format: Format
 
 
 class Corpus:
     """It yields the documents of some sources, in an order that depends on names and contents alone.
 
-    A plain text file is one document (a long one several), a JSONL file has one a line in `field`.
-    Files that are not UTF-8 and were found in a folder or by a pattern, and texts with half a surrogate
-    pair, are left out and listed in `skipped`. Raises DataError when a source has no files, and while
-    reading: for a file that vanished or is cut, a JSONL line that is no object or lacks the field, and a
-    file that the user named and that is not UTF-8.
+    A plain text file is one document (a long one several), JSON lines have one a line in `field`. Which files are read
+    is decided by `survey`, before any document is handed out: a file that the user did not name himself, and that turns
+    out not to be text, is left out as a whole.
+
+    Raises DataError when a source has no files, and while reading: for a file that has changed or is cut, a JSON line
+    that is no object or lacks the field, and a file that the user named and that is not text.
     """
 
-    def __init__(self, sources: Sequence[str], field: str) -> None:
-        self.files = _find(sources)
-        self.bytes = sum(path.stat().st_size for path in self.files)
-        self.skipped: list[str] = []
-        self._named = {Path(source) for source in sources}
+    def __init__(
+        self, sources: Sequence[str], field: str, form: Literal["auto", "text", "jsonl"] = "auto"
+    ) -> None:
+        self.found = _find(sources)
+        self.bytes = sum(file.size for file in self.found.files)
+        self.longest = LONGEST_PIECE
+        """Characters above which documents are cut; the survey is to be made anew where that changes."""
         self._field = field
+        self._form = form
+        self._readable: list[_Readable] | None = None
+        self._left_out: list[LeftOut] = []
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """They are the files that were found."""
+        return tuple(file.path for file in self.found.files)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """It is what is not read: what is no file, and, after the survey, what is no text."""
+        return (*self.found.left_out, *self._left_out)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """It tells after the survey what is read, cut, left out and counted twice."""
+        readable = self._readable or []
+        return {
+            "files": len(readable),
+            "bytes": sum(one.file.size for one in readable),
+            "documents": self._counts["documents"],
+            "cut": self._counts["cut"],
+            "duplicates": len(self.found.duplicates),
+            "left_out": dict(Counter(entry.reason for entry in self.left_out)),
+        }
+
+    def survey(
+        self,
+        measure: Callable[[str], Mapping[str, int]] = lambda text: {},
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> Counter[str]:
+        """It reads everything, decides what is left out, and returns the sums of what `measure` says of documents.
+
+        `advance` is told of the bytes that were read.
+        """
+        self._readable, self._left_out, self._counts = [], [], Counter()
+        for file in self.found.files:
+            counts: Counter[str] = Counter()
+            rows: list[LeftOut] = []
+            try:
+                one = _Readable(file, self._format_of(file))
+                for document in self._read(one, rows):
+                    counts.update({"documents": 1, "cut": document.part == 1, **measure(document.text)})
+                    advance(document.consumed)
+            except NotText as error:
+                if file.named:
+                    raise DataError(f"{shown(file.path)}: {error}") from error
+                self._left_out.append(LeftOut(str(file.path), str(error)))
+            else:
+                self._readable.append(one)
+                self._left_out += rows
+                self._counts.update(counts)
+        return self._counts
 
     def documents(self) -> Iterator[Document]:
-        """It reads everything once."""
-        self.skipped.clear()
-        for path in self.files:
-            with data_errors(path), path.open("rb") as raw:
-                consumed = 0
-                for text in self._texts(path, raw):
-                    if text:
-                        yield Document(text, raw.tell() - consumed)
-                        consumed = raw.tell()
+        """It reads once what the survey has not left out; the survey is made first where there was none."""
+        if self._readable is None:
+            self.survey()
+        for one in self._readable or ():
+            yield from self._read(one, [])
 
-    def _texts(self, path: Path, raw: BinaryIO) -> Iterator[str]:
-        suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
-        try:
-            with decompressed(path, raw) as file:
-                if suffixes[-1:] == [".jsonl"]:
-                    yield from self._jsonl_texts(path, file)
-                else:
-                    yield from _plain_texts(file, path.stat().st_size)
-        except UnicodeDecodeError as error:
-            if path in self._named:
-                raise DataError(f"{path}: not UTF-8 text ({error.reason})") from error
-            self.skipped.append(f"{path}: not UTF-8")
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            raise DataError(f"{path}: the compressed file is damaged or cut ({error})") from error
+    def _format_of(self, file: SourceFile) -> Format:
+        if self._form != "auto":
+            return self._form
+        with _opened(file) as raw:
+            return format_of(file.path, raw, self._field)
 
-    def _jsonl_texts(self, path: Path, file: BinaryIO) -> Iterator[str]:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            text = self._field_of(line, f"{path}, line {number}")
+    def _read(self, one: _Readable, left_out: list[LeftOut]) -> Iterator[Document]:
+        with _opened(one.file) as raw:
+            consumed = 0
+            content = opened_content(one.file.path, raw)
+            texts = (
+                self._rows(one, content, left_out) if one.format == "jsonl" else self._pieces(one, content)
+            )
+            for text, part in texts:
+                yield Document(text, raw.tell() - consumed, part)
+                consumed = raw.tell()
+
+    def _pieces(self, one: _Readable, content: BufferedReader) -> Iterator[tuple[str, int]]:
+        size = one.file.size
+        piece = min(max(size // PIECES, 1), LONGEST_PIECE) if size > LONG_FILE else LONG_FILE
+        pieces = text_pieces(content, min(piece, self.longest), binary=self._form == "text")
+        yield from zip(pieces, count())
+
+    def _rows(
+        self, one: _Readable, content: BufferedReader, left_out: list[LeftOut]
+    ) -> Iterator[tuple[str, int]]:
+        for place, record in json_rows(content, str(one.file.path)):
+            text = self._text_of(record, place)
             try:
                 text.encode()
             except UnicodeEncodeError:
-                self.skipped.append(f"{path}, line {number}: half a surrogate pair")
+                left_out.append(LeftOut(place, "half a surrogate pair"))
             else:
-                yield text
+                yield from zip(cut(text, self.longest), count())
 
-    def _field_of(self, line: bytes, place: str) -> str:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{place}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{place}: not a JSON object")
+    def _text_of(self, record: Mapping[str, Any], place: str) -> str:
         if self._field not in record:
-            raise DataError(
-                f"{place}: no field {self._field!r}, only {', '.join(record)}; choose with --field"
-            )
+            names = ", ".join(map(shown, record))
+            raise DataError(f"{place}: no field {shown(self._field)!r}, only {names}; choose with --field")
         if not isinstance(record[self._field], str):
-            raise DataError(f"{place}: field {self._field!r} is no string")
+            raise DataError(f"{place}: field {shown(self._field)!r} is no string")
         return str(record[self._field])
 
 
-def _find(sources: Sequence[str]) -> tuple[Path, ...]:
-    """It returns the files of all sources, each once. Raises DataError for a source without any."""
-    files: dict[Path, None] = {}
+def _find(sources: Sequence[str]) -> SourceFiles:
+    """It returns the files of all sources. Raises DataError for a source without any."""
+    found = SourceFiles()
     for source in sources:
-        found = list(_files_of(source))
-        if not found:
-            raise DataError(f"{source}: no such file, and no files in such a folder or pattern")
-        files.update(dict.fromkeys(found))
-    return tuple(files)
+        if source == PYTHON_STDLIB:
+            found.add_folder(Path(sysconfig.get_paths()["stdlib"]), _is_stdlib)
+        else:
+            found.add(source)
+    return found
 
 
-def _files_of(source: str) -> Iterable[Path]:
-    if source == PYTHON_STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return [
-            path
-            for path in _walk(root, root.rglob("*.py"))
-            if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts)
-        ]
-    path = Path(source)
-    if path.is_dir():
-        return _walk(path, path.rglob("*"))
-    if path.is_file():
-        return [path]
-    return sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+def _is_stdlib(parts: Parts, is_folder: bool) -> bool:
+    return STDLIB_EXCLUDED.isdisjoint(parts) and (is_folder or parts[-1].endswith(".py"))
 
 
-def _walk(root: Path, paths: Iterable[Path]) -> list[Path]:
-    """It returns the files below `root`, without hidden ones, sorted."""
-    visible = (
-        path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    return sorted(path for path in visible if path.is_file())
+@contextmanager
+def _opened(file: SourceFile) -> Iterator[BufferedReader]:
+    """It opens a file that was found. Raises DataError when it is not, or does not stay, as it was then."""
+    with data_errors(file.path), open_regular(file.path, follow=True) as raw:
+        _check_unchanged(file, raw)
+        yield raw
+        _check_unchanged(file, raw)
 
 
-def _plain_texts(file: BinaryIO, size: int) -> Iterator[str]:
-    """It yields the whole text, or of a long one pieces that end with a line."""
-    piece = min(max(size // PIECES, 1), LONGEST_PIECE) if size > LONG_FILE else LONG_FILE
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    while lines := text.readlines(piece):
-        yield "".join(lines)
+def _check_unchanged(file: SourceFile, raw: BufferedReader) -> None:
+    if SourceFile.of(file.path, os.fstat(raw.fileno()), named=file.named) != file:
+        raise DataError(f"{shown(file.path)}: has changed while it was read")

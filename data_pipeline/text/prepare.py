@@ -1,18 +1,22 @@
 """Raw text becomes a prepared dataset: tokenizer, train and validation splits, complete or not at all."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from data_pipeline.errors import DataError
 from data_pipeline.preparing.progress import progress
 from data_pipeline.preparing.record import make_once, make_record
-from data_pipeline.text.corpus import Corpus
+from data_pipeline.preparing.source_files import LeftOut, check_apart
+from data_pipeline.shown import shown
+from data_pipeline.text.corpus import PIECES, SHORTEST_PIECE, Corpus
 from data_pipeline.text.encoding import CHUNK_CHARACTERS, Chunk, encode_chunks
 from data_pipeline.text.manifest import TextManifest
-from data_pipeline.text.splits import TOKENIZER_FILE, Packing, Split, SplitWriter
+from data_pipeline.text.splits import TOKENIZER_FILE, Packing, Split, SplitWriter, too_small
 from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
 
 TRAINING_BYTES = 32 << 20
@@ -34,6 +38,7 @@ class TextSettings:
     shard_samples: int = 65536
     seed: int = 0
     overwrite: bool = False
+    format: Literal["auto", "text", "jsonl"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ class Prepared:
     """It tells what was written, with the manifest of train first, and what was left out."""
 
     manifests: tuple[TextManifest, ...]
-    skipped: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    summary: Mapping[str, Any]
+    """What was read, cut, left out and counted twice."""
 
 
 def prepare_text(settings: TextSettings) -> Prepared | None:
@@ -49,16 +56,24 @@ def prepare_text(settings: TextSettings) -> Prepared | None:
 
     Raises DataError, and TargetExists when `out` holds something else.
     """
-    corpus = Corpus(settings.sources, settings.field)
+    corpus = Corpus(settings.sources, settings.field, settings.format)
+    check_apart(settings.out, corpus.found)
 
     def make(folder: Path) -> Prepared:
+        _survey(settings, corpus)
         tokenizer = _tokenizer(settings, corpus)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.model)
         manifests = _write_splits(settings, corpus, tokenizer, folder)
-        return Prepared(manifests, tuple(corpus.skipped))
+        return Prepared(manifests, corpus.left_out, corpus.summary)
 
     record = make_record("text", corpus.files, _deciding(settings))
-    return make_once(settings.out, record, make, overwrite=settings.overwrite)
+    return make_once(
+        settings.out,
+        record,
+        make,
+        overwrite=settings.overwrite,
+        summary=lambda prepared: prepared.summary,
+    )
 
 
 def _deciding(settings: TextSettings) -> dict[str, Any]:
@@ -72,7 +87,55 @@ def _deciding(settings: TextSettings) -> dict[str, Any]:
         "field": settings.field,
         "shard_samples": settings.shard_samples,
         "seed": settings.seed,
+        # Not where it is the default, so that what was made before there was a choice is known again.
+        **({} if settings.format == "auto" else {"reading": settings.format}),
     }
+
+
+def _survey(settings: TextSettings, corpus: Corpus) -> None:
+    """It has the corpus decide what it reads, and sees to it that every split can have some.
+
+    Raises DataError when one cannot, whatever the tokenizer.
+    """
+    counts = _counts(settings, corpus)
+    if _small_split(settings, counts) and counts["documents"]:
+        corpus.longest = max((counts["train"] + counts["validation"]) // PIECES, SHORTEST_PIECE)
+        counts = _counts(settings, corpus)
+    if not counts["documents"]:
+        raise DataError(
+            f"there is no text in {', '.join(map(shown, settings.sources))}{_why(corpus.left_out)}"
+        )
+    if split := _small_split(settings, counts):
+        tokens, documents = counts[split], counts[f"{split} documents"]
+        most = f"at most {tokens:,}" if tokens else "0"
+        raise too_small(split, most, documents, settings.sequence_length)
+
+
+def _counts(settings: TextSettings, corpus: Corpus) -> Counter[str]:
+    """It surveys the corpus, and returns the bytes and documents of each split."""
+
+    def measure(text: str) -> dict[str, int]:
+        split = "validation" if _is_held_out(settings, text) else "train"
+        return {split: len(text.encode()), f"{split} documents": 1}
+
+    with progress("looking through", corpus.bytes) as advance:
+        return corpus.survey(measure, advance)
+
+
+def _small_split(settings: TextSettings, counts: Counter[str]) -> Split | None:
+    """It returns a split that cannot fill a block: its documents have at most as many tokens as bytes."""
+    for split in _splits(settings):
+        if counts[split] + counts[f"{split} documents"] < settings.sequence_length:
+            return split
+    return None
+
+
+def _splits(settings: TextSettings) -> tuple[Split, ...]:
+    return ("train", "validation") if settings.validation_fraction else ("train",)
+
+
+def _why(left_out: Sequence[LeftOut]) -> str:
+    return f" ({shown(left_out[0].name)}: {left_out[0].reason})" if left_out else ""
 
 
 def _tokenizer(settings: TextSettings, corpus: Corpus) -> Tokenizer:
@@ -93,12 +156,11 @@ def _tokenizer(settings: TextSettings, corpus: Corpus) -> Tokenizer:
 def _write_splits(
     settings: TextSettings, corpus: Corpus, tokenizer: Tokenizer, folder: Path
 ) -> tuple[TextManifest, ...]:
-    names: tuple[Split, ...] = ("train", "validation") if settings.validation_fraction else ("train",)
     packing = Packing(settings.sequence_length, settings.shard_samples)
     with ExitStack() as stack:
         advance = stack.enter_context(progress("tokenizing", corpus.bytes))
         train, *validation = [
-            stack.enter_context(SplitWriter(folder, name, tokenizer, packing)) for name in names
+            stack.enter_context(SplitWriter(folder, name, tokenizer, packing)) for name in _splits(settings)
         ]
         for chunk, ids in encode_chunks(tokenizer, _chunks(corpus), settings.workers):
             for text, document in zip(chunk.texts, ids, strict=True):

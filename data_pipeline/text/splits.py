@@ -78,11 +78,7 @@ class SplitWriter:
         Raises DataError when the documents do not fill a block.
         """
         if not self._samples:
-            raise DataError(
-                f"the {self._split} split has {self._ids} tokens in {self._documents} documents, less than "
-                f"one block of {self._packing.sequence_length + 1}; give more text, a shorter "
-                "--sequence-length, or another --validation-fraction (0: no validation split)"
-            )
+            raise too_small(self._split, f"{self._ids:,}", self._documents, self._packing.sequence_length)
         manifest = TextManifest(
             split=self._split,
             documents=self._documents,
@@ -99,6 +95,15 @@ class SplitWriter:
         with data_errors(path):
             path.write_text(manifest.model_dump_json(indent=1) + "\n")
         return manifest
+
+
+def too_small(split: Split, tokens: str, documents: int, sequence_length: int) -> DataError:
+    """It returns the error for a split that does not fill a block."""
+    return DataError(
+        f"the {split} split has {tokens} tokens in {documents:,} documents, less than one block of "
+        f"{sequence_length + 1}; give more text, a shorter --sequence-length, or another --validation-fraction "
+        "(0: no validation split)"
+    )
 
 
 def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:

@@ -10,13 +10,14 @@ TEXT = "the run keeps its feet while loss falls and every rank agrees on what it
 
 def write_corpus(folder: Path, documents: int = 20) -> Path:
     """It writes the corpus into a folder and prepares it; returns where the prepared data lies."""
-    folder.mkdir(parents=True, exist_ok=True)
+    raw = folder / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
     draw, words = random.Random(0), TEXT.split()
     for document in range(documents):
         text = " ".join(draw.choice(words) for _ in range(30))
-        (folder / f"{document}.txt").write_text(f"{text}.\n")
+        (raw / f"{document}.txt").write_text(f"{text}.\n")
     settings = TextSettings(
-        sources=(str(folder),),
+        sources=(str(raw),),
         out=folder / "data",
         vocabulary_size=300,
         sequence_length=32,

@@ -12,6 +12,7 @@ import pytest
 import data_pipeline.__main__ as command
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
+from data_pipeline.preparing.source_files import LeftOut
 from data_pipeline.preparing.workspace import TargetExists
 
 REPOSITORY = Path(__file__).parents[3]
@@ -85,11 +86,12 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
 
 
 def test_much_that_was_left_out_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    report_left_out([f"file {number}" for number in range(1022)])
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "left out: file 0"
-    assert len(lines) == 21
-    assert lines[-1] == "left out: 1,002 more"
+    many = [LeftOut(f"file {number}", "hidden") for number in range(1022)]
+    report_left_out([*many, LeftOut("a\x1b[2Jb\udce9", "not UTF-8")])
+    assert capsys.readouterr().err.splitlines() == [
+        "left out: file 0, file 1, file 2, file 3, file 4 and 1,017 more: hidden",
+        "left out: a\\x1b[2Jb\\udce9: not UTF-8",
+    ]
 
 
 def test_types_of_arguments() -> None:

@@ -37,8 +37,11 @@ def test_a_record_names_kind_files_and_settings(raw: Path) -> None:
 
 def test_it_is_made_once(raw: Path, tmp_path: Path) -> None:
     record = make_record("waves", [raw], SETTINGS)
-    assert make_once(tmp_path / "out", record, make, overwrite=False) == "result"
-    assert json.loads((tmp_path / "out" / RECORD).read_text()) == record
+    summary = {"left_out": {"hidden": 2}}
+    assert (
+        make_once(tmp_path / "out", record, make, overwrite=False, summary=lambda result: summary) == "result"
+    )
+    assert json.loads((tmp_path / "out" / RECORD).read_text()) == {**record, "summary": summary}
     assert make_once(tmp_path / "out", record, make, overwrite=False) is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["made", RECORD]
 

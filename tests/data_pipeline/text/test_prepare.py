@@ -19,11 +19,13 @@ import pytest
 import webdataset
 
 from data_pipeline.__main__ import main
+from data_pipeline.preparing.source_files import HIDDEN, OUTSIDE
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from data_pipeline.text.config import TextConfig
+from data_pipeline.text.describe import spelled
 from data_pipeline.text.prepare import fraction
 from data_pipeline.text.source import TextSource
-from data_pipeline.text.tokenizer import Tokenizer
+from data_pipeline.text.tokenizer import END_OF_TEXT, Tokenizer
 
 LENGTH = 16
 OPTIONS = ["--vocabulary-size", "300", "--sequence-length", str(LENGTH), "--validation-fraction", "0.3"]
@@ -210,6 +212,86 @@ def test_an_empty_source_is_code_3(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(tmp_path / "empty.txt", tmp_path / "data") == 3
     assert "there is no text" in capsys.readouterr().err
     assert run(tmp_path / "none", tmp_path / "data") == 3
+
+
+@pytest.mark.parametrize("line_end", ["\n", " ", ""], ids=["lines", "one line", "one word"])
+def test_a_lone_file_is_cut_so_that_a_part_can_be_held_out(tmp_path: Path, line_end: str) -> None:
+    text = line_end.join(" ".join(documents()).split()).replace(" " if not line_end else "\r", "")
+    (tmp_path / "book.txt").write_text(text * 3)
+    assert run(tmp_path / "book.txt", tmp_path / "data") == 0
+    assert manifest(tmp_path / "data", "validation")["documents"] > 0
+    tokenizer = Tokenizer.load(tmp_path / "data" / "tokenizer.model")
+    for split in ("train", "validation"):
+        for block in blocks(tmp_path / "data", split):
+            for piece in spelled(block, tokenizer).split(END_OF_TEXT):
+                assert piece in text * 3
+    summary = json.loads((tmp_path / "data" / "prepare.json").read_text())["summary"]
+    assert summary["files"] == summary["cut"] == 1
+    assert summary["documents"] > 10
+
+
+def test_what_is_read_left_out_cut_and_named_twice_is_told_and_recorded(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    for path in raw.iterdir():
+        (tmp_path / "raw" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "raw" / "twice.txt").hardlink_to(tmp_path / "raw" / "00.txt")
+    (tmp_path / "raw" / "link").symlink_to(raw)
+    (tmp_path / "raw" / ".hidden").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path / "raw") + b"/caf\xe9\x1b.txt")).write_bytes(b"\xff")
+    assert run(tmp_path / "raw", tmp_path / "data") == 0
+    size = sum(path.stat().st_size for path in raw.iterdir())
+    told = capsys.readouterr()
+    assert (
+        f"read 24 documents from 24 files of {size:,} bytes; cut 0 texts, left out 3 files or rows, passed over "
+        "1 second names" in told.out
+    )
+    assert "caf\\udce9\\x1b.txt: not UTF-8" in told.err
+    record = json.loads((tmp_path / "data" / "prepare.json").read_text())
+    assert record["summary"] == {
+        "files": 24,
+        "bytes": size,
+        "documents": 24,
+        "cut": 0,
+        "duplicates": 1,
+        "left_out": {HIDDEN: 1, OUTSIDE: 1, "not UTF-8 (invalid start byte)": 1},
+    }
+
+
+def test_output_in_a_source_and_prepared_data_as_a_source(
+    raw: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raw, raw / "data") == 2
+    assert "lies in the source" in capsys.readouterr().err
+    assert not (raw / "data").exists()
+    for source in (prepared, prepared / "validation"):
+        assert run(source, tmp_path / "data") == 3
+        assert "is prepared data, which is no raw data" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_split_is_foreseen(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raw, tmp_path / "data", "--sequence-length", "100000") == 3
+    told = capsys.readouterr().err
+    assert "at most" in told
+    assert "reading for the tokenizer" not in told
+
+
+def test_names_and_messages_can_always_be_printed(raw: Path, tmp_path: Path) -> None:
+    """Also where standard output takes ASCII alone."""
+    source = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \xc3\xa9\n.txt"))
+    source.write_text("".join(documents()) * 3)
+    out = tmp_path / "\u4e2d"
+    process = spawn(
+        source,
+        out,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"},
+    )
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "\\udce4\\udcb8\\udcad/train: " in told
 
 
 LARGE_OPTIONS = ("--sequence-length", "512")
