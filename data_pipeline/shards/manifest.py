@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_f
 
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parse_json, parsed_as
+from data_pipeline.shards.remote import RemoteBusy
 from data_pipeline.shards.storage import Folder, open_folder
 from data_pipeline.shown import shown
 
@@ -112,12 +113,18 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
 def split_folder(path: str, split: str, cache: Path | None) -> Folder:
     """It returns the folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
 
-    Raises DataError when there is neither.
+    Raises DataError when there is neither, with what a server said if that was not just that it has none.
     """
     folder = open_folder(path, cache)
+    refusal: DataError | None = None
     for candidate in (folder, folder.child(split)):
-        if candidate.has(MANIFEST):
-            return candidate
-    raise DataError(
+        try:
+            if candidate.has(MANIFEST):
+                return candidate
+        except RemoteBusy:
+            raise
+        except DataError as error:  # some servers answer so for what they do not have
+            refusal = refusal or error
+    raise refusal or DataError(
         f"{path}: no {MANIFEST} and no {split}/{MANIFEST} here; make them with `surefoot prepare`"
     )

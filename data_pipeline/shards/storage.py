@@ -13,11 +13,11 @@ import fsspec.core
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import create_file, open_own, open_regular, sha256_of, write_all
-from data_pipeline.parsing import LARGEST_DOCUMENT, parsed_as, read_whole, reason
+from data_pipeline.parsing import LARGEST_DOCUMENT, read_whole
+from data_pipeline.shards.remote import RemoteBusy, RemoteMissing, filesystem_options, remote_errors, retried
 from data_pipeline.shown import masked, shown
 
 COPY_BYTES = 1 << 20
-DOWNLOAD_ATTEMPTS = 3
 
 
 class Folder(Protocol):
@@ -130,8 +130,10 @@ class RemoteFolder:
         self._url = url
         self._cache = cache
         self._verified: set[Path] = set()
+        self._small: dict[str, bytes] = {}
+        """Files that were read as a whole, by name."""
         with remote_errors(url):
-            self._filesystem, self._root = fsspec.core.url_to_fs(url)
+            self._filesystem, self._root = fsspec.core.url_to_fs(url, **filesystem_options(url))
 
     @property
     def name(self) -> str:
@@ -145,10 +147,19 @@ class RemoteFolder:
         return self if above.endswith(":/") else RemoteFolder(above, self._cache)
 
     def has(self, name: str) -> bool:
-        with remote_errors(f"{self._url}/{name}"):
-            return bool(self._filesystem.exists(f"{self._root}/{name}"))
+        """It fetches the file: an answer that it is not there is another than none, or that it is not for us."""
+        try:
+            self.read(name)
+        except RemoteMissing:
+            return False
+        return True
 
     def read(self, name: str) -> bytes:
+        if name not in self._small:
+            self._small[name] = retried(lambda: self._read(name))
+        return self._small[name]
+
+    def _read(self, name: str) -> bytes:
         with remote_errors(f"{self._url}/{name}"), self._filesystem.open(f"{self._root}/{name}") as file:
             content = bytearray()
             while chunk := file.read(COPY_BYTES):  # as much as there is at the moment
@@ -157,6 +168,11 @@ class RemoteFolder:
                     raise DataError(
                         f"{self.name}/{name}: larger than {LARGEST_DOCUMENT} bytes, as no sound one is"
                     )
+        if name.endswith(".json") and content.lstrip().startswith(b"<"):
+            raise DataError(
+                f"{self.name}/{name}: the server sent a web page (HTML); it may ask for a login, or answer so for "
+                "what it does not have"
+            )
         return bytes(content)
 
     def local(self, name: str, size: int, sha256: str) -> Path:
@@ -183,13 +199,7 @@ class RemoteFolder:
         """It downloads, again when the connection breaks; only a complete and verified file gets its name."""
         partial = path.with_suffix(".partial")
         try:
-            for left in reversed(range(DOWNLOAD_ATTEMPTS)):
-                try:
-                    self._download(name, partial, size, sha256)
-                    break
-                except DataError:
-                    if not left:
-                        raise
+            retried(lambda: self._download(name, partial, size, sha256))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -210,9 +220,9 @@ class RemoteFolder:
                 digest.update(chunk)
                 write_all(writer.fileno(), chunk)
         if left:
-            raise DataError(f"{masked(url)}: {size - left} bytes, the manifest says {size}")
+            raise RemoteBusy(f"{masked(url)}: {size - left} bytes, the manifest says {size}")
         if digest.hexdigest() != sha256:
-            raise DataError(f"{masked(url)}: SHA-256 is {digest.hexdigest()}, the manifest says {sha256}")
+            raise RemoteBusy(f"{masked(url)}: SHA-256 is {digest.hexdigest()}, the manifest says {sha256}")
 
 
 @contextmanager
@@ -224,18 +234,6 @@ def data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{shown(error.filename or path)}: is missing") from error
     except OSError as error:
         raise DataError(f"{shown(error.filename or path)}: {error.strerror or shown(error)}") from error
-
-
-@contextmanager
-def remote_errors(url: str) -> Iterator[None]:
-    """It turns whatever an fsspec protocol raises about `url` into a DataError that names it."""
-    try:
-        with parsed_as(DataError, f"{url}: cannot be read"):
-            yield
-    except FileNotFoundError as error:
-        raise DataError(f"{shown(masked(url))}: is missing") from error
-    except OSError as error:
-        raise DataError(f"{shown(masked(url))}: cannot be read: {reason(error)}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import socket
 import subprocess
 import sys
 import threading
@@ -31,12 +32,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder, counts requests, holds shards while `open` is not set, and breaks the first `breaks`."""
+    """Serves a folder, counts requests, holds shards while `open` is not set, and breaks the first `breaks`.
+
+    The first `failures` requests are answered with `status`, or not at all where that is 0."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.requests: list[str] = []
         self.breaks = 0
+        self.failures, self.status, self.body = 0, 0, b""
         self.open = threading.Event()
         self.open.set()
 
@@ -48,8 +52,28 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.SimpleHTTPRequestHandler):
     server: Server
 
+    def fail(self) -> bool:
+        """It answers as the server is to, if it is to."""
+        if not self.server.failures:
+            return False
+        self.server.failures -= 1
+        if self.server.status:
+            self.send_response(self.server.status)
+            self.send_header("Content-Length", str(len(self.server.body)))
+            self.end_headers()
+            self.wfile.write(self.server.body if self.command == "GET" else b"")
+        else:
+            self.close_connection = True
+        return True
+
+    def do_HEAD(self) -> None:
+        if not self.fail():
+            super().do_HEAD()
+
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        if self.fail():
+            return
         if self.path.endswith(".tar"):
             self.server.open.wait(timeout=60)
         if self.path.endswith(".tar") and self.server.breaks:
@@ -64,6 +88,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_pipeline.shards.remote.WAITS", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture
@@ -154,6 +183,74 @@ def test_remote_content_that_is_not_what_was_indexed_is_refused(memory: str, tmp
 def test_a_url_that_leads_nowhere_is_named(tmp_path: Path, url: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(url, tmp_path)
+
+
+EVER = 10**6
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "the server answered 401 Unauthorized"),
+        (403, "the server answered 403 Forbidden"),
+        (404, "no manifest.json and no train/manifest.json here"),
+        (410, "no manifest.json and no train/manifest.json here"),
+        (500, r"the server answered 500 Internal Server Error \(tried 4 times\)"),
+        (503, r"the server answered 503 Service Unavailable \(tried 4 times\)"),
+        (0, r"cannot be read: .*\(tried 4 times\)"),
+    ],
+)
+def test_what_the_server_said_is_told(server: Server, tmp_path: Path, status: int, message: str) -> None:
+    server.failures, server.status = EVER, status
+    with pytest.raises(DataError, match=rf"{server.url}/d.*: {message}"):
+        read(f"{server.url}/d", tmp_path)
+
+
+@pytest.mark.parametrize("status", [503, 429, 0])
+def test_what_passes_is_tried_again(data: Path, server: Server, tmp_path: Path, status: int) -> None:
+    server.failures, server.status = 5, status
+    assert read(f"{server.url}/d", tmp_path) == read(data / "d")
+
+
+def test_a_server_that_says_nothing_is_given_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_pipeline.shards.remote.SILENCE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/d"
+        with pytest.raises(DataError, match=r"d/manifest.json: no answer in time \(tried 4 times\)"):
+            read(url, tmp_path)
+
+
+def test_a_web_page_instead_of_a_manifest_is_told(data: Path, server: Server, tmp_path: Path) -> None:
+    server.failures, server.status, server.body = EVER, 200, b"<!DOCTYPE html><title>Log in</title>"
+    with pytest.raises(DataError, match=r"d/manifest.json: the server sent a web page \(HTML\)"):
+        read(f"{server.url}/d", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:9/x", r"x/manifest.json: cannot be read: Cannot connect .*\(tried 4 times\)"),
+        ("http://no-such-host.invalid/x", r"x/manifest.json: cannot be read: Cannot connect"),
+    ],
+)
+def test_a_host_that_cannot_be_reached_is_told(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(url, tmp_path)
+
+
+def test_a_server_without_a_certificate_is_told_at_once(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read: .*ssl") as raised:
+        read(server.url.replace("http", "https") + "/d", tmp_path)
+    assert "tried" not in str(raised.value)
+
+
+def test_a_file_url_is_decoded(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "a b").symlink_to(data / "d")
+    assert read(f"file://localhost{tmp_path}/a%20b") == read(data / "d")
+    with pytest.raises(DataError, match="names another host"):
+        read("file://a/b")
 
 
 def test_a_missing_remote_file_is_named(memory: str, tmp_path: Path) -> None:
