@@ -88,7 +88,6 @@ class SourceFiles:
         path = local_path(source)
         if path is None:
             raise DataError(f"{shown(source)}: is no file of this machine; download it first")
-        path = path.expanduser()
         before = len(self._files) + len(self.duplicates), len(self.left_out)
         try:
             state = path.stat()
