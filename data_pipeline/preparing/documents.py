@@ -25,7 +25,8 @@ def text_pieces(content: io.BufferedReader, longest: int, *, binary: bool = Fals
 
     Raises NotText, maybe after some pieces, for what is not UTF-8, and unless `binary` for NUL bytes.
     """
-    text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+    # Not utf-8-sig: that codec takes a file that ends within a byte order mark for an empty one.
+    text = io.TextIOWrapper(content, encoding="utf-8", newline="")
     piece: list[str] = []
     size = 0
     try:
@@ -96,7 +97,10 @@ def _unread(digits: str) -> float:
 
 def _lines(text: io.TextIOWrapper, longest: int) -> Iterator[str]:
     """It yields lines with their ends, and of a line that is too long parts, cut at whitespace if there is any."""
-    kept = ""
+    kept = text.readline(1).removeprefix("\ufeff")
+    if kept in ("\r", "\n"):
+        yield kept
+        kept = ""
     while line := kept + text.readline(longest - len(kept)):
         kept = ""
         if len(line) >= longest and line[-1] not in "\r\n":
