@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_cut_loses_nothing_and_keeps_words(text: str, longest: int) -> None:
     pieces = list(cut(text, longest))
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= 2 * longest + 1 for piece in pieces)
-    for piece, following in zip(pieces, pieces[1:], strict=False):
+    for piece, following in pairwise(pieces):
         within_a_word = not piece[-1].isspace() and not following[0].isspace()
         assert not within_a_word or len(piece.split()[-1]) >= longest or not set(piece) & {" ", "\t"}
 
@@ -60,14 +61,15 @@ json_like = st.recursive(
 
 @given(st.one_of(st.binary(max_size=200), json_like, st.lists(json_like).map(b"\n".join)))
 def test_any_bytes_are_rows_or_refused(data: bytes) -> None:
+    refusal, rows = "", []
     try:
         rows = list(json_rows(content(data), "a\x1b.jsonl"))
     except DataError as error:
-        assert str(error).startswith("a\\x1b.jsonl, line ")
-        assert str(error).isprintable()
-    else:
-        assert all(isinstance(row, dict) for _, row in rows)
-        assert len(rows) <= data.count(b"\n") + 1
+        refusal = str(error)
+    assert not refusal or refusal.startswith("a\\x1b.jsonl, line ")
+    assert refusal.isprintable()
+    assert all(isinstance(row, dict) for _, row in rows)
+    assert len(rows) <= data.count(b"\n") + 1
     first_object(data)
 
 
@@ -76,10 +78,12 @@ def test_any_bytes_are_unpacked_or_refused(data: bytes, suffix: str, magic: bool
     start = {".gz": b"\x1f\x8b\x08\0", ".bz2": b"BZh9", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}[
         suffix
     ]
+    refusal = ""
     try:
         opened_content(Path(f"a{suffix}"), io.BytesIO(start + data if magic else data)).read()
     except DataError as error:
-        assert f"a{suffix}: " in str(error)
+        refusal = str(error)
+    assert not refusal or refusal.startswith(f"a{suffix}: ")
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -92,5 +96,5 @@ def test_a_row_that_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("data_pipeline.preparing.documents.LONGEST_ROW", 1 << 20)
     rows = json_rows(content(b'{"a": 1}\n{"a": "' + b"x" * (1 << 20) + b'"}'), "a.jsonl")
     assert next(rows) == ("a.jsonl, line 1", {"a": 0.0})
-    with pytest.raises(DataError, match="a.jsonl, line 2: longer than 1 MiB"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: longer than 1 MiB"):
         next(rows)
