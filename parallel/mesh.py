@@ -22,6 +22,8 @@ from parallel.rendezvous import FAILURE, Facts, Place, WorldError, meet
 
 SHARING = timedelta(seconds=30)
 """A rank that cannot start waits so long for others to learn why."""
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""An MPI gives its ranks one of these."""
 NUMERICS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """Variables that change what a device computes: they must be equal on all ranks."""
 
@@ -201,6 +203,12 @@ def share_failure(text: str, environment: Mapping[str, str] = os.environ) -> Non
         place = meeting_place(describe_world(environment), environment)
         if place.size > 1:
             meet(place, {FAILURE: text}, SHARING)
+
+
+def output_is_collected(environment: Mapping[str, str] = os.environ) -> bool:
+    """It tells whether what ranks print goes to a log, whatever it looks like: `mpirun` gives each a terminal."""
+    in_ci = environment.get("CI", "").lower() not in ("", "0", "false")
+    return in_ci or not environment.keys().isdisjoint(MPI_RANKS)
 
 
 def meeting_place(world: Mapping[str, str], environment: Mapping[str, str]) -> Place:

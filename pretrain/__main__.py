@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 
 from data_pipeline.errors import DataError
 from data_pipeline.paths import path_argument
-from parallel.mesh import ParallelMesh, describe_world, is_peer_loss, share_failure
+from parallel.mesh import ParallelMesh, describe_world, is_peer_loss, output_is_collected, share_failure
 from parallel.rendezvous import Stopped, WorldError
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
@@ -98,6 +98,7 @@ def understand(
         force_condemned=options.force_condemned,
         fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
         port=int(world["MASTER_PORT"]),
+        attended=not output_is_collected(),
     )
     return config, facts, request
 

@@ -90,7 +90,7 @@ def train(
     restored = restore(parts.loader, parts.engine, parts.ledger, request)
     state = starting_state(config, parts, restored, request)
     agreed(mesh, lambda: write_config(config, mesh))
-    metrics = stack.enter_context(open_metrics(config, parts, state))
+    metrics = stack.enter_context(open_metrics(config, parts, state, request))
     for note in parts.notes:
         metrics.event(state.step, note)
     parts.ledger.report = lambda record: report_record(metrics, record)
@@ -291,7 +291,7 @@ def write_config(config: RunConfig, mesh: ParallelMesh) -> None:
         replace_file(config.run_folder / CONFIG, dump_config(config))
 
 
-def open_metrics(config: RunConfig, parts: Parts, state: TrainState) -> MetricsLogger:
+def open_metrics(config: RunConfig, parts: Parts, state: TrainState, request: Request) -> MetricsLogger:
     """Open the logger: rank 0 writes, the others write nothing."""
     mesh = parts.mesh
     if mesh.rank != 0:
@@ -308,4 +308,5 @@ def open_metrics(config: RunConfig, parts: Parts, state: TrainState) -> MetricsL
         device_name=mesh.device_name,
         metrics=parts.engine.evaluator.metrics,
         targets=config.model.targets,
+        attended=request.attended,
     )

@@ -122,7 +122,7 @@ class BarConsole:
         self._progress.stop()
 
 
-class UnattendedConsole:
+class PatientConsole:
     """It writes to another console as long as that can be written to: a pipe that is closed, a terminal that has gone
     and a full disk are no faults of the run."""
 
@@ -160,16 +160,16 @@ class NoConsole:
     def close(self) -> None: ...
 
 
-def open_console(config: JournalConfig, total_steps: int) -> Console:
+def open_console(config: JournalConfig, total_steps: int, *, attended: bool = True) -> Console:
     """It opens the console that the configuration asks for, for as long as it can be written to."""
-    return UnattendedConsole(chosen_console(config, total_steps))
+    return PatientConsole(chosen_console(config, total_steps, attended=attended))
 
 
-def chosen_console(config: JournalConfig, total_steps: int) -> Console:
-    """It returns the console that the configuration asks for; `auto` looks at what standard output is."""
+def chosen_console(config: JournalConfig, total_steps: int, *, attended: bool = True) -> Console:
+    """It returns the console that the configuration asks for; `auto` has a bar on a terminal that is attended."""
     terminal = rich.console.Console(force_terminal=True if config.console == "bar" else None)
     if config.console == "none":
         return NoConsole()
-    if config.console == "bar" or (config.console == "auto" and terminal.is_interactive):
+    if config.console == "bar" or (config.console == "auto" and attended and terminal.is_interactive):
         return BarConsole(total_steps, terminal)
     return PlainConsole(total_steps, config.console_every_steps)

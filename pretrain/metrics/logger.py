@@ -104,6 +104,7 @@ class FileLogger(MetricsLogger):
         device_name: str,
         metrics: Sequence[Metric] = (),
         targets: str = "targets",
+        attended: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """It goes on where the files of a run folder end.
@@ -117,13 +118,14 @@ class FileLogger(MetricsLogger):
             device_name: what torch calls the accelerator, for its peak.
             metrics: the task's; those that follow from the loss are drawn of every step.
             targets: what the task calls its targets, such as tokens.
+            attended: whether people look at a terminal at standard output.
 
         Raises:
             OSError: the folder cannot be written at all.
         """
         peak = config.peak_tflops or peak_tflops(device_name)
         self._throughput = Throughput(flops_per_token, world_size, peak)
-        self._console = open_console(config, total_steps)
+        self._console = open_console(config, total_steps, attended=attended)
         self._metrics = MetricsFile(folder / METRICS)
         self.rewind(undone, lineage)
         first = first_step + undone

@@ -39,6 +39,8 @@ class Request:
     """To be planted."""
     port: int = 0
     """MASTER_PORT, which tells launches apart."""
+    attended: bool = True
+    """A terminal at standard output is one that people look at."""
 
 
 PLAIN = Request()

@@ -7,7 +7,7 @@ from support.distributed import run_distributed
 from support.training import make_mesh
 
 from parallel.config import ParallelConfig
-from parallel.mesh import describe_world, first_slurm_host, is_peer_loss
+from parallel.mesh import describe_world, first_slurm_host, is_peer_loss, output_is_collected
 
 
 def coordinates(tensor: int, pipeline: int) -> tuple[dict[str, int], dict[str, float]]:
@@ -96,3 +96,17 @@ def test_peer_loss_is_told_from_other_errors() -> None:
     )
     assert not is_peer_loss(RuntimeError("shape mismatch"))
     assert not is_peer_loss(ValueError("/gloo/"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "collected"),
+    [
+        ({}, False),
+        ({"RANK": "0", "SLURM_PROCID": "0", "CI": "false"}, False),
+        ({"CI": "true"}, True),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, True),
+        ({"PMI_RANK": "1"}, True),
+    ],
+)
+def test_output_of_ranks_may_end_in_a_log(environment: dict[str, str], collected: bool) -> None:
+    assert output_is_collected(environment) is collected
