@@ -116,7 +116,7 @@ def tools() -> Findings:
     missing = "no C++ compiler: DeepSpeed cannot build its extensions"
     yield Finding("compiler", Level.OK if compiler else Level.WARNING, compiler or missing)
     ninja = shutil.which(
-        "ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        "ninja", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     )
     missing = "not found: DeepSpeed cannot build its extensions; pip install ninja"
     yield Finding("ninja", Level.OK if ninja else Level.WARNING, ninja or missing)

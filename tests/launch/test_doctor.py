@@ -15,6 +15,7 @@ from launch.doctor import (
     nearest_folder,
     probe,
     room,
+    tools,
     variables_for_hosts,
 )
 
@@ -79,3 +80,9 @@ def test_probe_gives_up() -> None:
 def test_devices_are_named() -> None:
     (finding,) = devices_agree(["GPU", "GPU"], "12.8")
     assert finding.text == "GPU with CUDA 12.8"
+
+
+def test_an_empty_environment_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PATH")
+    monkeypatch.delenv("HOME", raising=False)
+    assert {finding.name for finding in (*tools(), *variables_for_hosts())} >= {"compiler", "ninja"}
