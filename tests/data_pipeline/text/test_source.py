@@ -38,7 +38,7 @@ STATE = {
         "shuffle": True,
     },
 }
-"""Of checkpoints that were written when text was the only kind of data, byte by byte."""
+"""Of checkpoints that were written when text was the only kind of data, byte by byte; later ones say more."""
 
 STEPS = [
     [10, 16, 22, 20, 14, 1004, 15, 11, 5, 29, 1007, 25],
@@ -54,7 +54,8 @@ def test_positions_saved_before_there_were_other_kinds_mean_the_same(tmp_path: P
     with closing(BatchStream(TextSource(), plan, seed=3, data_rank=0, data_size=1)) as stream:
         stream.skip([(14, 20)])
         assert [numbers(next(stream)) for _ in range(3)] == STEPS
-        assert json.dumps(stream.state()) == json.dumps(STATE)
+        state = stream.state()
+        assert json.dumps({name: state[name] for name in STATE}) == json.dumps(STATE)
         stream.seek({**STATE, "position": 12})
         assert [numbers(next(stream)) for _ in range(2)] == STEPS[1:]
 
