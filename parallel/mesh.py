@@ -5,10 +5,11 @@ rank = (pipeline * data_size + data) * tensor_size + tensor, so that tensor-para
 """
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,8 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from parallel.config import ParallelConfig
-from parallel.rendezvous import FAILURE, Facts, Place, WorldError, meet
+from parallel.rendezvous import FAILURE, Facts, Place, meet
+from parallel.world import THREADS, World, WorldError, describe_world
 
 SHARING = timedelta(seconds=30)
 """A rank that cannot start waits so long for others to learn why."""
@@ -74,25 +76,27 @@ class ParallelMesh:
     def create(
         cls,
         config: ParallelConfig,
-        environment: Mapping[str, str] = os.environ,
+        world: World | None = None,
         facts: Facts = MappingProxyType({}),
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> "ParallelMesh":
-        """Join the world that the launcher described in the environment and make all groups.
+        """Join the world that the launcher described, by default in the environment, and make all groups.
 
         `facts` must be equal on all ranks. Until they have met, they leave when one is asked to stop.
-
-        It understands `deepspeed`, `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), Open MPI
-        (OMPI_*) and `srun` (SLURM_*); with none of them the world is this process alone.
 
         Raises:
             ValueError: the world size is not divisible by tensor x pipeline.
             WorldError: ranks were started differently, or cannot meet where they should.
             Stopped: a rank was asked to stop before all had met.
         """
-        rank, world_size, local_rank = join_world(config, environment, facts, asked_to_stop)
-        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        return cls.over_world(config, rank, world_size, local_rank, device)
+        world = world or launched_world()
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            # A scheduler may show each task its own device alone: then every task's is number 0.
+            world = replace(world, local_rank=world.local_rank % torch.cuda.device_count())
+            device = torch.device("cuda", world.local_rank)
+        join_world(config, world, facts, asked_to_stop)
+        return cls.over_world(config, world.rank, world.size, world.local_rank, device)
 
     @classmethod
     def over_world(
@@ -170,39 +174,39 @@ def is_peer_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("/gloo/" in text or "Connection closed by peer" in text)
 
 
-def join_world(
-    config: ParallelConfig, environment: Mapping[str, str], facts: Facts, asked_to_stop: Callable[[], bool]
-) -> tuple[int, int, int]:
-    """Initialise torch.distributed from the launcher's environment; return rank, world size, local rank."""
-    world = describe_world(environment)
-    if torch.cuda.is_available():
-        # A scheduler may show each task its own device alone: then every task's is number 0.
-        world["LOCAL_RANK"] = str(int(world["LOCAL_RANK"]) % torch.cuda.device_count())
+def launched_world() -> World:
+    """It returns what the launcher of this process says about the world, and raises WorldError as that does."""
+    return describe_world(os.environ)
+
+
+def join_world(config: ParallelConfig, world: World, facts: Facts, asked_to_stop: Callable[[], bool]) -> None:
+    """Initialise torch.distributed once all ranks have met."""
     # DeepSpeed's PipelineModule and launch-time checks read these variables themselves, also under srun.
-    os.environ.update(world)
+    os.environ.update(world.variables)
+    if world.threads:
+        os.environ[THREADS] = str(world.threads)  # for processes that this one starts
+        torch.set_num_threads(world.threads)
     if config.tensor > 1:
         # Megatron overlaps the all-reduce of input gradients with the product for the weight's: one queue keeps
         # the order. CUDA reads it when the first context is made.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    local_rank, timeout = int(world["LOCAL_RANK"]), timedelta(seconds=config.timeout_seconds)
-    place = meeting_place(world, environment)
+    timeout = timedelta(seconds=config.timeout_seconds)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    facts = {**facts, "backend": backend, **{name: environment.get(name, "unset") for name in NUMERICS}}
-    store = meet(place, facts, timeout, asked_to_stop, report if local_rank == 0 else lambda text: None)
+    facts = {**facts, "backend": backend, **{name: os.environ.get(name, "unset") for name in NUMERICS}}
+    speak = report if world.local_rank == 0 else lambda text: None
+    store = meet(meeting_place(world), facts, timeout, asked_to_stop, speak)
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(world.local_rank)
     dist.init_process_group(
-        backend=backend, timeout=timeout, store=store, rank=place.rank, world_size=place.size
+        backend=backend, timeout=timeout, store=store, rank=world.rank, world_size=world.size
     )
-    return place.rank, place.size, local_rank
 
 
-def share_failure(text: str, environment: Mapping[str, str] = os.environ) -> None:
+def share_failure(text: str, world: World) -> None:
     """Tell the other ranks why this one cannot start, so that none waits for it; where all fail alike, that is all."""
     with suppress(WorldError, dist.DistError):
-        place = meeting_place(describe_world(environment), environment)
-        if place.size > 1:
-            meet(place, {FAILURE: text}, SHARING)
+        if world.size > 1:
+            meet(meeting_place(world), {FAILURE: text}, SHARING)
 
 
 def output_is_collected(environment: Mapping[str, str] = os.environ) -> bool:
@@ -211,67 +215,23 @@ def output_is_collected(environment: Mapping[str, str] = os.environ) -> bool:
     return in_ci or not environment.keys().isdisjoint(MPI_RANKS)
 
 
-def meeting_place(world: Mapping[str, str], environment: Mapping[str, str]) -> Place:
-    """It returns where the ranks of a world meet. torchrun has a store there already, which outlives its ranks."""
-    numbers = {name: world[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    if wrong := [f"{name}={text}" for name, text in numbers.items() if not text.isdecimal()]:
-        raise WorldError(f"{', '.join(wrong)}: must be whole numbers")
-    rank, size, port = map(int, numbers.values())
-    if not rank < size:
-        raise WorldError(f"RANK={rank}: must be below WORLD_SIZE={size}")
-    if not (0 < port < 2**16 or size == 1):
-        raise WorldError(f"MASTER_PORT={port}: must be from 1 to 65535, for example 29500")
-    return Place(
-        rank,
-        size,
-        address=world["MASTER_ADDR"],
-        port=port,
-        hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        attempt=environment.get("TORCHELASTIC_RESTART_COUNT", ""),
-    )
+def meeting_place(world: World) -> Place:
+    """It returns where the ranks of a world meet.
+
+    Raises:
+        WorldError: the host of rank 0 has no address. Schedulers name hosts that have one; those of containers may get
+            theirs later.
+    """
+    if world.scheduled:
+        try:
+            socket.getaddrinfo(world.address, world.port)
+        except socket.gaierror as error:
+            raise WorldError(
+                f"MASTER_ADDR={world.address}: {error.strerror}; set it to an address of the first host"
+            ) from None
+    return Place(world.rank, world.size, world.address, world.port, hosted=world.hosted, launch=world.launch)
 
 
 def report(text: str) -> None:
     """It tells people what a rank waits for."""
     print(f"surefoot: {text}", file=sys.stderr, flush=True)
-
-
-def describe_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """It returns the variables of torch's env:// rendezvous, taken over or derived from Open MPI's or SLURM's."""
-    if "RANK" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        return {name: environment[name] for name in names}
-    if "OMPI_COMM_WORLD_RANK" in environment:
-        return {
-            "RANK": environment["OMPI_COMM_WORLD_RANK"],
-            "WORLD_SIZE": environment["OMPI_COMM_WORLD_SIZE"],
-            "LOCAL_RANK": environment["OMPI_COMM_WORLD_LOCAL_RANK"],
-            "MASTER_ADDR": environment.get("MASTER_ADDR", "127.0.0.1"),
-            "MASTER_PORT": environment.get("MASTER_PORT", "29500"),
-        }
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        return {
-            "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_NTASKS"],
-            "LOCAL_RANK": environment["SLURM_LOCALID"],
-            "MASTER_ADDR": environment.get("MASTER_ADDR") or first_slurm_host(environment["SLURM_NODELIST"]),
-            # Jobs that share a host must not share a port.
-            "MASTER_PORT": environment.get("MASTER_PORT")
-            or str(20000 + int(environment["SLURM_JOB_ID"]) % 20000),
-        }
-    # Port 0 lets a world of one listen wherever there is room.
-    return {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": environment.get("MASTER_PORT", "0"),
-    }
-
-
-def first_slurm_host(node_list: str) -> str:
-    """It returns the first host of a SLURM node list: `gpu[07-09,12],login1` -> `gpu07`."""
-    prefix, bracket, rest = node_list.partition("[")
-    if not bracket or "," in prefix:
-        return node_list.split(",")[0]
-    return prefix + rest.split("]")[0].split(",")[0].split("-")[0]

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from parallel.world import WorldError
+
 Facts = Mapping[str, str]
 """What must be equal on all ranks, by name."""
 
@@ -27,17 +29,9 @@ ANSWER_SECONDS = 2.0
 NAMED = 8
 """So many ranks are named one by one."""
 MET, LEFT = "met", "left"
-NONE = "none"
+NONE, UNNAMED = "none", "without a name"
 FAILURE = "failure"
 """It is the only fact about a rank that cannot start."""
-
-
-class WorldError(Exception):
-    """These ranks cannot be a world: they were started differently, or somebody else is at their address."""
-
-    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
-        self.differences = differences
-        super().__init__(message)
 
 
 class Stopped(Exception):
@@ -54,8 +48,8 @@ class Place:
     port: int
     hosted: bool = False
     """The store is there already, as under torchrun, and outlives ranks."""
-    attempt: str = ""
-    """It tells apart the worlds that meet in such a store one after the other."""
+    launch: str = ""
+    """It tells this launch from others at the same address, and in a hosted store from those before it."""
 
     def __str__(self) -> str:
         return f"{self.address}:{self.port}"
@@ -94,7 +88,7 @@ class _Meeting:
         self._next_report = FIRST_REPORT
 
     def hold(self, facts: Facts) -> Store:
-        store = PrefixStore(f"meeting{self._place.attempt}", self._store())
+        store = PrefixStore(f"meeting {self._place.launch}", self._own(self._store()))
         self._come(store, facts)
         outcome = self._outcome(store)
         if outcome == MET:
@@ -129,6 +123,23 @@ class _Meeting:
             return TCPStore(place.address, place.port, None, False, soon, wait_for_workers=False)
         except dist.DistNetworkError as error:
             raise WorldError(f"{place}: something else than rank 0 answers there: {_reason(error)}") from None
+
+    def _own(self, store: Store) -> Store:
+        """It returns the store if ranks of this launch meet in it; one that is hosted has room for several launches."""
+        ours = self._place.launch
+        if self._place.hosted:
+            return store
+        if self._place.rank == 0:
+            store.set("launch", ours)
+        for _ in self._pauses(lambda: "rank 0 is missing"):
+            if store.check(["launch"]):
+                break
+        if (theirs := store.get("launch").decode()) != ours:
+            raise WorldError(
+                f"{self._place}: ranks of another launch meet there ({theirs or UNNAMED}; this one is "
+                f"{ours or UNNAMED}); give each a MASTER_PORT of its own"
+            )
+        return store
 
     def _come(self, store: Store, facts: Facts) -> None:
         """It leaves word that this rank is there, and in what it differs from rank 0."""

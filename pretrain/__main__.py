@@ -1,4 +1,4 @@
-"""Every rank of a run starts here, under `deepspeed --module`, `torchrun -m` or `srun`.
+"""Every rank of a run starts here, under `deepspeed --module`, `torchrun -m`, `srun` or `mpirun`.
 
 python -m pretrain CONFIG [--set section.key=value]...
 """
@@ -11,13 +11,14 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from data_pipeline.errors import DataError
 from data_pipeline.paths import path_argument
-from parallel.mesh import ParallelMesh, describe_world, is_peer_loss, output_is_collected, share_failure
-from parallel.rendezvous import Stopped, WorldError
+from parallel.mesh import ParallelMesh, is_peer_loss, launched_world, output_is_collected, share_failure
+from parallel.rendezvous import Stopped
+from parallel.world import World, WorldError
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, Preempted, SurefootError
@@ -47,18 +48,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Run this rank and return its exit code."""
     options = parse(arguments)
-    world = describe_world()
-    first = world["RANK"] == "0"
+    try:
+        world = launched_world()
+    except WorldError as error:
+        tell(error, aloud=True)
+        return ConfigurationError.exit_code
+    first = world.rank == 0
+    tell(world.note, aloud=first and bool(world.note))
     try:
         with StopSignals() as signals, ExitStack() as stack:
             try:
                 config, facts, request = understand(options, world)
             except SurefootError as error:
                 tell(error, aloud=first)
-                share_failure(str(error))
+                share_failure(str(error), world)
                 return error.exit_code
             mesh = ParallelMesh.create(
-                config.parallel, facts=facts, asked_to_stop=lambda: signals.received is not None
+                config.parallel, world, facts, asked_to_stop=lambda: signals.received is not None
             )
             take_interrupts()
             train(config, mesh, signals, stack, request=request)
@@ -82,22 +88,20 @@ def main(arguments: Sequence[str]) -> int:
         return PeerLost.exit_code
 
 
-def understand(
-    options: argparse.Namespace, world: Mapping[str, str]
-) -> tuple[RunConfig, dict[str, str], Request]:
+def understand(options: argparse.Namespace, world: World) -> tuple[RunConfig, dict[str, str], Request]:
     """Read what this rank is to do, and what all ranks must agree on; what cannot work is named before they meet.
 
     Raises:
         ConfigurationError: the configuration or the command line cannot work.
     """
     config = load_config(options.config, options.overrides)
-    layout = plan(config, int(world["WORLD_SIZE"]))
+    layout = plan(config, world.size)
     facts = rank_facts(config, layout, {f"--{name}": str(vars(options)[name]) for name in REQUESTS})
     request = Request(
         tag=options.resume,
         force_condemned=options.force_condemned,
         fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
-        port=int(world["MASTER_PORT"]),
+        port=world.port,
         attended=not output_is_collected(),
     )
     return config, facts, request

@@ -1,4 +1,4 @@
-"""The mesh agrees with DeepSpeed's grid, and with every launcher's way to describe the world."""
+"""The mesh agrees with DeepSpeed's grid; its ranks agree with one another."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from support.distributed import run_distributed
 from support.training import make_mesh
 
 from parallel.config import ParallelConfig
-from parallel.mesh import describe_world, first_slurm_host, is_peer_loss, output_is_collected
+from parallel.mesh import is_peer_loss, output_is_collected
 
 
 def coordinates(tensor: int, pipeline: int) -> tuple[dict[str, int], dict[str, float]]:
@@ -51,43 +51,6 @@ def refused() -> str:
 
 def test_world_that_does_not_divide() -> None:
     assert run_distributed(refused, 2) == ["2 ranks cannot be split into tensor 3 x pipeline 1"] * 2
-
-
-def test_torchrun_and_deepspeed_environment() -> None:
-    given = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "5"}
-    assert describe_world({**given, "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) == given
-
-
-def test_slurm_environment() -> None:
-    world = describe_world(
-        {
-            "SLURM_PROCID": "9",
-            "SLURM_NTASKS": "16",
-            "SLURM_LOCALID": "1",
-            "SLURM_NODELIST": "gpu[07-08]",
-            "SLURM_JOB_ID": "123456",
-        }
-    )
-    assert world == {
-        "RANK": "9",
-        "WORLD_SIZE": "16",
-        "LOCAL_RANK": "1",
-        "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": "23456",
-    }
-
-
-def test_alone() -> None:
-    assert describe_world({})["WORLD_SIZE"] == "1"
-    assert describe_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})["WORLD_SIZE"] == "1"
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("a", "a"), ("a,b", "a"), ("gpu[07-09,12],x", "gpu07"), ("gpu[3,5]", "gpu3"), ("x1,gpu[1-2]", "x1")],
-)
-def test_first_slurm_host(nodes: str, first: str) -> None:
-    assert first_slurm_host(nodes) == first
 
 
 def test_peer_loss_is_told_from_other_errors() -> None:

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from support.distributed import free_port
 
 from parallel import rendezvous
-from parallel.mesh import meeting_place
-from parallel.rendezvous import FAILURE, Facts, Place, Stopped, WorldError, by_rank, meet
+from parallel.rendezvous import FAILURE, Facts, Place, Stopped, by_rank, meet
+from parallel.world import WorldError
 
 SECONDS = 60.0
 
@@ -27,8 +27,10 @@ class Meeting:
         self.asked: set[int] = set()
         """These ranks are asked to stop."""
 
-    def add(self, rank: int, facts: Facts | None = None, timeout: float = SECONDS) -> "Future[object]":
-        place = Place(rank, self.size, "127.0.0.1", self.port)
+    def add(
+        self, rank: int, facts: Facts | None = None, timeout: float = SECONDS, launch: str = ""
+    ) -> "Future[object]":
+        place = Place(rank, self.size, "127.0.0.1", self.port, launch=launch)
         return self.pool.submit(
             meet,
             place,
@@ -152,16 +154,10 @@ def test_many_ranks_are_counted_rather_than_listed() -> None:
     assert by_rank(["a"] * 20 + ["b"]) == "a on ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more, b on rank 20"
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000: must be from 1 to 65535"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT=0"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT=http: must be whole numbers"),
-        ({"RANK": "2"}, "RANK=2: must be below WORLD_SIZE=2"),
-    ],
-)
-def test_a_place_that_cannot_be(changes: dict[str, str], told: str) -> None:
-    world = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    with pytest.raises(WorldError, match=told):
-        meeting_place({**world, **changes}, {})
+def test_ranks_of_launches_with_names_are_kept_apart(meeting: Meeting) -> None:
+    """A stranger that comes first would leave no room for the rank that is waited for."""
+    ranks = [meeting.add(0, launch="srun 1.0")]
+    with pytest.raises(WorldError, match=r"another launch meet there \(srun 1.0; this one is srun 1.1\)"):
+        meeting.add(1, launch="srun 1.1").result(SECONDS)
+    ranks += [meeting.add(rank, launch="srun 1.0") for rank in (1, 2)]
+    assert [failure(rank) for rank in ranks] == [None] * 3
