@@ -31,6 +31,10 @@ class Machine:
     """Nothing listens on this TCP port."""
     names: frozenset[str] = frozenset({"localhost", "127.0.0.1"})
     """A hostfile may call this machine by any of these names."""
+    programs: frozenset[str] = frozenset({"pdsh", "srun", "mpirun"})
+    """These programs that start ranks are here."""
+    allocated_tasks: int | None = None
+    """The Slurm allocation whose shell this is has so many tasks."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class LaunchOptions:
     arguments: tuple[str, ...] = ()
     """Every rank gets these options of its own; they hold no spaces."""
     num_accelerators: int | None = None
-    """So many ranks run on this machine; None asks for all its accelerators, or for TP x PP ranks on the CPU."""
+    """So many ranks run on this machine, or through a scheduler; None asks for the tasks of the allocation, all
+    accelerators of this machine, or TP x PP ranks on the CPU."""
     hostfile: Path | None = None
     slots: Slots | None = None
     """These hosts are left of the hostfile after `include` and `exclude`."""
@@ -53,7 +58,12 @@ class LaunchOptions:
     launcher: str = REMOTE_SHELL_LAUNCHER
     ssh_port: int | None = None
     extra: tuple[str, ...] = ()
-    """These words are passed on to `deepspeed` as they stand."""
+    """These words are passed on to `deepspeed`, `srun` or `mpirun` as they stand."""
+
+    @property
+    def by_scheduler(self) -> bool:
+        """It is true where `srun` or `mpirun` starts the ranks, and not DeepSpeed's launcher."""
+        return self.launcher != REMOTE_SHELL_LAUNCHER
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def local_resources(count: int, machine: Machine) -> tuple[list[str], dict[str, 
 def host_resources(options: LaunchOptions, machine: Machine) -> Iterator[str]:
     """It yields the options for the hosts of a hostfile."""
     yield f"--hostfile={options.hostfile}"
-    yield f"--launcher={options.launcher}"
+    yield f"--launcher={REMOTE_SHELL_LAUNCHER}"
     if options.include:
         yield f"--include={options.include}"
     if options.exclude:
@@ -144,9 +154,6 @@ def host_resources(options: LaunchOptions, machine: Machine) -> Iterator[str]:
 def remote_arguments(options: LaunchOptions) -> Iterator[str]:
     """It yields the arguments of the ranks, safe from the shell that pdsh runs them in."""
     config = str(options.config)
-    if options.launcher != REMOTE_SHELL_LAUNCHER:
-        yield from (config, *set_options(options.overrides), *options.arguments)
-        return
     if re.search(r"\s", config):
         raise ConfigurationError(f"{config}: with pdsh the path of the configuration cannot hold spaces")
     overrides = set_options(without_spaces(text) for text in options.overrides)

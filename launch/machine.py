@@ -1,6 +1,7 @@
 """The command line depends on these facts about this machine, which are found without torch."""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -14,11 +15,14 @@ COMPUTE_DRIVERS = ("kfd", "nvidiactl", "davinci_manager", "accel", "hl0")
 
 def this_machine() -> Machine:
     """It collects the facts."""
+    tasks = os.environ.get("SLURM_NTASKS", "") if "SLURM_JOB_ID" in os.environ else ""
     return Machine(
         accelerators=count_accelerators(Path("/dev")),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         free_port=free_port(),
         names=frozenset({"localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn()}),
+        programs=frozenset(filter(shutil.which, Machine.programs)),
+        allocated_tasks=int(tasks) if tasks.isdecimal() else None,
     )
 
 

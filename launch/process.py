@@ -15,11 +15,11 @@ from types import FrameType
 import psutil
 
 from launch.children import child_environment
-from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
+from launch.command import Command, LaunchOptions
 from launch.hang_detector import Trouble
 from launch.hosts import host_environment
 from launch.outcome import Ending, Outcome, last_step, outcome_of
-from launch.ranks import children, find_ranks, send
+from launch.ranks import find_ranks, send
 from launch.reap import reap
 from launch.remote import on_hosts
 from launch.run_progress import is_done, records
@@ -71,7 +71,7 @@ class Launch:
         environment = {**child_environment(), **command.environment}
         kept = {name: value for name, value in environment.items() if command.environment.get(name) != ""}
         with os.fdopen(os.memfd_create("variables"), "w") as file:
-            if options.slots is not None:
+            if options.slots is not None and not options.by_scheduler:
                 # DeepSpeed puts the current directory on the search path of hosts; what it reads here comes after that.
                 file.write(host_environment(kept["PYTHONPATH"]))
                 file.flush()
@@ -97,6 +97,12 @@ class Launch:
             time.sleep(POLL_SECONDS)
         return None
 
+    def await_end(self, seconds: float) -> None:
+        """It waits for the end, but no longer than so many seconds; SIGINT cuts that short."""
+        deadline = time.monotonic() + seconds
+        while not self.ended and time.monotonic() < deadline and signal.SIGINT not in self.pending:
+            time.sleep(POLL_SECONDS)
+
     def deliver(self, signal_number: int) -> bool:
         """It passes one signal on, and returns false while there are no ranks yet.
 
@@ -115,24 +121,21 @@ class Launch:
 
     def signal_ranks(self, signal_number: signal.Signals) -> bool:
         """It signals every rank once, and returns false when none could be reached."""
+        if self.options.by_scheduler:
+            # srun and mpirun pass SIGUSR1 on to all ranks, but take SIGTERM as an order to end them.
+            order = signal.SIGTERM if signal_number == signal.SIGKILL else signal.SIGUSR1
+            return send([psutil.Process(self.process.pid)], order) > 0
         if self.options.slots is None:
             return send(find_ranks(self.command.master_port), signal_number) > 0
-        if self.over_ssh:
-            words = [str(self.command.master_port), signal_number.name]
-            return not on_hosts(self.options, "launch.ranks", words, SIGNAL_SECONDS)
-        # mpirun and srun pass SIGUSR1 on to all ranks, but take SIGTERM for themselves.
-        return send(children(psutil.Process(self.process.pid)), signal.SIGUSR1) > 0
-
-    @property
-    def over_ssh(self) -> bool:
-        """It is true where ranks run on hosts that we reach as the launcher does."""
-        return self.options.slots is not None and self.options.launcher == REMOTE_SHELL_LAUNCHER
+        words = [str(self.command.master_port), signal_number.name]
+        return not on_hosts(self.options, "launch.ranks", words, SIGNAL_SECONDS)
 
     def kill(self) -> None:
         """It ends ranks and launcher at once."""
         self.killed = True
         self.signal_ranks(signal.SIGKILL)
-        os.killpg(self.process.pid, signal.SIGKILL)
+        if not self.options.by_scheduler:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def finish(self, grace: float) -> Remains:
         """It ends what is left of ranks, after `grace` seconds to seal a checkpoint, and of the launcher."""
@@ -146,10 +149,16 @@ class Launch:
     def silence(self, grace: float) -> Remains:
         """It ends what is left of ranks, on every host that we reach; SIGINT cuts the grace short.
 
-        With other launchers than pdsh, other hosts than this one are left to them.
+        `srun` and `mpirun` end ranks themselves, on all hosts.
         """
+        if self.options.by_scheduler:
+            for number, seconds in ((signal.SIGUSR1, grace), (signal.SIGKILL, SIGNAL_SECONDS)):
+                if seconds and not self.ended:
+                    self.signal_ranks(number)
+                    self.await_end(seconds)
+            return Remains(0, "" if self.ended else f"{self.command.argv[0]} does not end")
         port = self.command.master_port
-        if self.over_ssh:
+        if self.options.slots is not None:
             words = [str(port), str(grace), str(self.run_folder)]
             return Remains(0, on_hosts(self.options, "launch.reap", words, grace + REAP_SECONDS))
         found, left = reap(port, grace, self.run_folder, lambda: signal.SIGINT in self.pending)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.command import LaunchOptions, build_command
+from launch.command import LaunchOptions
 from launch.inspect import Run, document, read_run, state
 from launch.machine import this_machine
 from launch.plan_report import Rows, print_rows
 from launch.preflight import check_launch
 from launch.process import note, run_to_end
+from launch.schedulers import launch_command
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
@@ -131,7 +132,7 @@ def at(wanted: LaunchOptions, home: Path, name: str, fault: str) -> LaunchOption
 def train(wanted: LaunchOptions) -> int:
     """It trains to the end and returns the exit code."""
     config = load_config(wanted.config, wanted.overrides)
-    command = build_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+    command = launch_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
     plan(config, command.world_size)
     check_launch(command, wanted)
     note(f"rehearsal: {config.run_folder}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipeline.paths import path_argument
 from launch.children import child_environment
-from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, build_command
+from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.completion import script
 from launch.doctor import doctor
 from launch.hosts import read_hostfile, select_slots
@@ -22,6 +22,7 @@ from launch.preflight import check_launch
 from launch.process import note, run_to_end
 from launch.rehearse import rehearse
 from launch.run_progress import has_resumed, records
+from launch.schedulers import LAUNCHERS, launch_command
 from launch.supervise import Policy, Supervisor
 from launch.version import PrintVersion
 from pretrain.config.loader import load_config
@@ -32,7 +33,6 @@ from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
 from pretrain.runtime.startup import open_standard_streams
 
-LAUNCHERS = (REMOTE_SHELL_LAUNCHER, "openmpi", "mpich", "impi", "mvapich", "slurm")
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
 """These options of `surefoot train` are keys of `Policy`."""
 
@@ -100,9 +100,9 @@ def train(options: argparse.Namespace) -> int:
         """Once a launch has resumed from the checkpoint that was asked for, further ones go on from the newest."""
         done = options.resume and has_resumed(config.run_folder, known, options.resume)
         orders = replace(wanted, arguments=()) if done else wanted
-        return build_command(orders, this_machine(), model_parallel)
+        return launch_command(orders, this_machine(), model_parallel)
 
-    command = build_command(wanted, this_machine(), model_parallel)
+    command = launch_command(wanted, this_machine(), model_parallel)
     planned = plan(config, command.world_size)
     policy = supervision(options, config)
     check_launch(command, wanted)
@@ -237,7 +237,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 def add_train(parser: argparse.ArgumentParser) -> None:
     """It declares `surefoot train`."""
     add_config(parser)
-    add_launch(parser, "surefoot train CONFIG [options] [-- options of deepspeed]")
+    add_launch(parser, "surefoot train CONFIG [options] [-- options of the launcher]")
     add_supervision(parser.add_argument_group("supervision"))
     parser.set_defaults(command=train)
 
@@ -245,7 +245,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_rehearse(parser: argparse.ArgumentParser) -> None:
     """It declares `surefoot rehearse`."""
     add_config(parser)
-    add_launch(parser, "surefoot rehearse CONFIG --fault NAME[@STEP] [options] [-- options of deepspeed]")
+    add_launch(parser, "surefoot rehearse CONFIG --fault NAME[@STEP] [options] [-- options of the launcher]")
     parser.add_argument(
         "--fault",
         required=True,
@@ -266,7 +266,8 @@ def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
         "--num-accelerators",
         type=positive,
         metavar="N",
-        help="ranks on this machine (default: all its accelerators; without any, tensor x pipeline ranks)",
+        help="ranks on this machine, or in all under a scheduler (default: the tasks of its allocation, "
+        "all accelerators of this machine; without any, tensor x pipeline ranks)",
     )
     where.add_argument(
         "--hostfile", type=path_argument, metavar="FILE", help="hosts, in lines of HOST slots=N"
@@ -278,7 +279,10 @@ def add_launch(parser: argparse.ArgumentParser, usage: str) -> None:
     parser.add_argument("--master-addr", default="", metavar="ADDRESS", help="address of the first host")
     parser.add_argument("--master-port", type=port, metavar="PORT", help="its port (default: a free one)")
     parser.add_argument(
-        "--launcher", default=REMOTE_SHELL_LAUNCHER, choices=LAUNCHERS, help="how hosts start"
+        "--launcher",
+        default=REMOTE_SHELL_LAUNCHER,
+        choices=LAUNCHERS,
+        help="what starts ranks: slurm (srun), openmpi (mpirun) or, with a hostfile, pdsh (default)",
     )
     parser.add_argument(
         "--resume",

@@ -140,12 +140,9 @@ def test_inline_toml_has_no_spaces_and_means_the_same(value: object) -> None:
 
 
 @pytest.mark.parametrize("slots", [None, HOSTS])
-@pytest.mark.parametrize("launcher", ["pdsh", "openmpi"])
-def test_arguments_of_the_ranks_come_last(slots: Slots | None, launcher: str) -> None:
+def test_arguments_of_the_ranks_come_last(slots: Slots | None) -> None:
     arguments = ("--fault", "tev_drift@5+2")
-    options = LaunchOptions(
-        CONFIG, ("run.seed=1",), arguments, hostfile=Path("hosts"), slots=slots, launcher=launcher
-    )
+    options = LaunchOptions(CONFIG, ("run.seed=1",), arguments, hostfile=Path("hosts"), slots=slots)
     assert build_command(options, CPU, 1).argv[-5:] == (str(CONFIG), "--set", "run.seed=1", *arguments)
 
 

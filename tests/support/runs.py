@@ -70,8 +70,8 @@ def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
     return {row["step"]: row[key] for row in rows if key in row}
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    checkpoints = folder / "test/checkpoints"
+def newest_checkpoint(folder: Path, run: str = "test") -> Path:
+    checkpoints = folder / run / "checkpoints"
     return checkpoints / str(candidates(checkpoints).sealed[0])
 
 
