@@ -33,6 +33,8 @@ class Machine:
     """A hostfile may call this machine by any of these names."""
     programs: frozenset[str] = frozenset({"pdsh", "srun", "mpirun"})
     """These programs that start ranks are here."""
+    passed_on: tuple[str, ...] = ()
+    """These variables are set here, and ranks on other hosts need them as well."""
     allocated_tasks: int | None = None
     """The Slurm allocation whose shell this is has so many tasks."""
 

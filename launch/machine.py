@@ -11,6 +11,8 @@ DEVICE_FILES = ("nvidia[0-9]*", "dri/renderD*", "davinci[0-9]*", "accel/accel[0-
 """These are device files below /dev of NVIDIA; AMD and Intel; Ascend; Gaudi accelerators."""
 COMPUTE_DRIVERS = ("kfd", "nvidiactl", "davinci_manager", "accel", "hl0")
 """These lie below /dev only where a compute driver runs; a render node alone may be a display."""
+PASSED_ON = ("OMP_", "NCCL_", "GLOO_", "UCX_", "DS_")
+"""Variables with these beginnings are about threads, networks and devices."""
 
 
 def this_machine() -> Machine:
@@ -22,6 +24,7 @@ def this_machine() -> Machine:
         free_port=free_port(),
         names=frozenset({"localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn()}),
         programs=frozenset(filter(shutil.which, Machine.programs)),
+        passed_on=tuple(sorted(name for name in os.environ if name.startswith(PASSED_ON))),
         allocated_tasks=int(tasks) if tasks.isdecimal() else None,
     )
 

@@ -27,8 +27,6 @@ PROGRAMS = {"slurm": "srun", "openmpi": "mpirun"}
 UNKNOWN = ("mpich", "impi", "mvapich")
 """DeepSpeed has these launchers, too. Their ranks do not learn their places in a way that is known here."""
 LAUNCHERS = (REMOTE_SHELL_LAUNCHER, *PROGRAMS, *UNKNOWN)
-EXPORTED = ("PYTHONPATH", "PYTHONSAFEPATH", "OMP_NUM_THREADS", "DS_ACCELERATOR")
-"""mpirun takes these variables along to other hosts."""
 WAIT_SECONDS = 120
 """Tasks of `srun` have so long to end once one of them has ended; those that wait for it would do so much longer."""
 MPIRUN_SECONDS = 5
@@ -79,7 +77,7 @@ def scheduler_command(options: LaunchOptions, machine: Machine, model_parallel: 
     else:
         count = ranks_without_hosts(options, machine, model_parallel)
     ranks = (sys.executable, "-u", "-m", MODULE, str(options.config), *set_options(options.overrides))
-    argv = (*words(options, count), *options.extra, *ranks, *options.arguments)
+    argv = (*words(options, machine, count), *options.extra, *ranks, *options.arguments)
     return Command(argv, meeting_point(options), options.master_port or 0, count)
 
 
@@ -121,7 +119,7 @@ def first_host(options: LaunchOptions) -> str:
     return hosts[0] if options.launcher == "openmpi" and len(hosts) > 1 else ""
 
 
-def srun_words(options: LaunchOptions, count: int) -> Iterator[str]:
+def srun_words(options: LaunchOptions, machine: Machine, count: int) -> Iterator[str]:
     """It yields `srun` and its options. Tasks of a step are as many on each node."""
     yield from ("srun", f"--ntasks={count}", "--export=ALL", f"--wait={WAIT_SECONDS}")
     if options.slots is not None:
@@ -136,21 +134,22 @@ def srun_words(options: LaunchOptions, count: int) -> Iterator[str]:
         yield f"--ntasks-per-node={sizes.pop()}"
 
 
-def mpirun_words(options: LaunchOptions, count: int) -> Iterator[str]:
+def mpirun_words(options: LaunchOptions, machine: Machine, count: int) -> Iterator[str]:
     """It yields `mpirun` and its options.
 
     Ranks may use all cores: bound to one each, as is mpirun's habit, the threads that write checkpoints would stand in
     the way of training. As soon as one rank has ended with a code, mpirun ends the others: they need time for that.
+    Other hosts are given variables by name.
     """
     yield from ("mpirun", "-n", str(count), "--bind-to", "none", "--mca", "odls_base_sigkill_timeout")
     yield str(MPIRUN_SECONDS)
     if options.slots is not None:
         yield from ("--host", ",".join(f"{host}:{len(numbers)}" for host, numbers in options.slots.items()))
-    for name in (*EXPORTED, *meeting_point(options)):
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH", *machine.passed_on, *meeting_point(options)):
         yield from ("-x", name)
 
 
-WORDS: Mapping[str, Callable[[LaunchOptions, int], Iterator[str]]] = {
+WORDS: Mapping[str, Callable[[LaunchOptions, Machine, int], Iterator[str]]] = {
     "slurm": srun_words,
     "openmpi": mpirun_words,
 }
