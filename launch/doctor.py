@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -57,12 +57,27 @@ Findings = Iterator[Finding]
 def doctor(hostfile: Path | None, folder: Path, as_json: bool) -> int:
     """It prints all findings and returns the exit code, which is 2 when one of them would break a run."""
     findings = list(examine(hostfile, folder))
+    findings.append(verdict(findings))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         print_rows((finding.name, described(finding)) for finding in findings)
     faulty = any(finding.level is Level.FAULT for finding in findings)
     return ConfigurationError.exit_code if faulty else 0
+
+
+def verdict(findings: Sequence[Finding]) -> Finding:
+    """It sums up what was found."""
+    named = {level: [found.name for found in findings if found.level is level] for level in Level}
+    words = [
+        f"{len(names)} {level}{'s' if len(names) > 1 else ''} ({', '.join(names)})"
+        for level in (Level.FAULT, Level.WARNING)
+        if (names := named[level])
+    ]
+    if named[Level.FAULT]:
+        return Finding("verdict", Level.FAULT, f"a run would break here: {', '.join(words)}")
+    text = "nothing here would break a run" + (f", but mind {words[0]}" if words else "")
+    return Finding("verdict", Level.OK, text)
 
 
 def described(finding: Finding) -> str:

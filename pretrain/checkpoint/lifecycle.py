@@ -13,6 +13,7 @@ for a name are ever looked at.
 
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -24,6 +25,18 @@ from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
 from pretrain.runtime.units import in_units
+
+README = "README.txt"
+ABOUT_FILES = """\
+Checkpoints of a Surefoot run. `surefoot inspect` tells their health; the command that trains resumes from them.
+
+The .pt files are DeepSpeed's, but its converters do not know what is in them. zero_to_fp32.py works for fp32 with
+tensor = 1 and ZeRO 1 to 3, and fails for all else; ds_to_universal fails for all. Do not take `_extra_state` out of the
+files to get past that: with tensor > 1 they would finish, and write weights of wrong shapes without a word.
+
+Weights of a tensor-parallel rank are under the key `module` of mp_rank_*_model_states.pt (in the compute dtype).
+"""
+"""What users of DeepSpeed's scripts have to know stands where they run them."""
 
 LATEST = "latest"
 QUARANTINED = ".quarantined"
@@ -105,6 +118,9 @@ def create_folder(checkpoints: Path, step: int) -> Tag:
     Attempts never start again: the newest checkpoint always stays, and those set aside or discarded count.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
+    if not (checkpoints / README).exists():
+        with suppress(OSError):
+            replace_file(checkpoints / README, ABOUT_FILES, durable=False)
     sync_folder(checkpoints.parent)
     names = [path.name.removeprefix(RETIRED).removesuffix(QUARANTINED) for path in checkpoints.iterdir()]
     used = [Tag.parse(name) for name in names]

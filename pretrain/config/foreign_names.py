@@ -83,6 +83,10 @@ FOREIGN_NAMES: dict[str, str] = {
     "max_duration": "run.steps",
     "max_seq_len": "data.sequence_length",
     "d_model": "model.hidden_size",
+    "width": "model.hidden_size",
+    "embed_dim": "model.hidden_size",
+    "depth": "model.num_layers",
+    "heads": "model.attention.num_heads",
     "expansion_ratio": "model.ffn_hidden_size",
     "t_warmup": "schedule.warmup_steps",
     # fairseq, icefall

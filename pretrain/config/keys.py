@@ -74,10 +74,10 @@ def without_kinds(model: type[BaseModel], location: tuple[int | str, ...]) -> tu
     return (location[0], *location[2:]) if location[1] in kinds else location
 
 
-def nearest(name: Any, candidates: Iterable[str]) -> list[str]:
+def nearest(name: Any, candidates: Iterable[str], least: float = LEAST_SIMILARITY) -> list[str]:
     """It returns the candidates most similar to `name`: several when they tie, none when nothing is similar."""
     if not isinstance(name, str):
         return []
     similarity = {known: SequenceMatcher(None, name, known).ratio() for known in candidates}
     best = max(similarity.values(), default=0.0)
-    return [known for known, ratio in similarity.items() if ratio == best >= LEAST_SIMILARITY]
+    return [known for known, ratio in similarity.items() if ratio == best >= least]

@@ -36,6 +36,10 @@ RULES = {
 """Kind of a pydantic error to our words; braces are filled from the error's context."""
 
 
+CLOSE = 0.75
+"""Least similarity to a name of another framework: there are many of those, and most are short."""
+
+
 def explain(model: type[BaseModel], error: ValidationError) -> list[Problem]:
     """It returns all problems behind a ValidationError of `model`, unknown keys first.
 
@@ -116,7 +120,11 @@ def meant_of(known: list[str], key: str) -> list[str]:
     foreign = FOREIGN_NAMES.get(name.lower().replace("-", "_"))
     elsewhere = [full for full in known if known_name(full) == name]
     similar = [f"{key.rpartition('.')[0]}.{match}".lstrip(".") for match in nearest(name, siblings)]
-    return list(dict.fromkeys([*([foreign] if foreign in known else []), *elsewhere, *similar]))
+    found = list(dict.fromkeys([*([foreign] if foreign in known else []), *elsewhere, *similar]))
+    if found:
+        return found
+    misspelled = nearest(name.lower().replace("-", "_"), FOREIGN_NAMES, least=CLOSE)
+    return list(dict.fromkeys(meant for match in misspelled if (meant := FOREIGN_NAMES[match]) in known))
 
 
 def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:

@@ -8,6 +8,7 @@ import pytest
 
 from launch.doctor import (
     GIB,
+    Finding,
     Level,
     devices_agree,
     doctor,
@@ -17,6 +18,7 @@ from launch.doctor import (
     room,
     tools,
     variables_for_hosts,
+    verdict,
 )
 
 
@@ -86,3 +88,17 @@ def test_an_empty_environment_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("PATH")
     monkeypatch.delenv("HOME", raising=False)
     assert {finding.name for finding in (*tools(), *variables_for_hosts())} >= {"compiler", "ninja"}
+
+
+@pytest.mark.parametrize(
+    ("levels", "level", "words"),
+    [
+        ([Level.OK], Level.OK, "nothing here would break a run"),
+        ([Level.OK, Level.WARNING], Level.OK, "but mind 1 warning (b)"),
+        ([Level.FAULT, Level.WARNING, Level.FAULT], Level.FAULT, "2 faults (a, c), 1 warning (b)"),
+    ],
+)
+def test_last_word_is_a_verdict(levels: list[Level], level: Level, words: str) -> None:
+    found = verdict([Finding(name, level, "") for name, level in zip("abc", levels, strict=False)])
+    assert (found.name, found.level) == ("verdict", level)
+    assert words in found.text

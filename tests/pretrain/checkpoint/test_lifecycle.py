@@ -369,3 +369,13 @@ def test_disk_full_at_the_manifest(tmp_path: Path) -> None:
 def test_space(tmp_path: Path) -> None:
     assert space_problem(tmp_path, needed=1) is None
     assert "a checkpoint needs 909 TiB" in str(space_problem(tmp_path, needed=10**15))
+
+
+def test_folder_says_what_other_scripts_can_do_with_its_files(tmp_path: Path) -> None:
+    """And is written once: people may add to it."""
+    create_folder(tmp_path / "checkpoints", 1)
+    about = tmp_path / "checkpoints" / "README.txt"
+    assert "zero_to_fp32" in about.read_text()
+    about.write_text("mine")
+    create_folder(tmp_path / "checkpoints", 2)
+    assert about.read_text() == "mine"

@@ -385,3 +385,25 @@ def test_the_folder_of_a_run_stands_for_its_settings(tmp_path: Path) -> None:
     assert load_config(moved).run_folder == moved
     with pytest.raises(ConfigurationError, match=r"a folder without config\.toml"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("model.widht", "model.hidden_size"),
+        ("model.d_modle", "model.hidden_size"),
+        ("model.n_layrs", "model.num_layers"),
+        ("data.seq_lenght", "data.sequence_length"),
+        ("optimizer.max_grad_nrm", "optimizer.gradient_clipping"),
+    ],
+)
+def test_misspelled_name_of_another_framework_gets_a_hint(base: Path, wrong: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(base, [f"{wrong}=64"])
+    assert f"did you mean {meant}?" in str(caught.value)
+
+
+def test_word_that_is_like_nothing_gets_none(base: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(base, ["model.zzyzx=64"])
+    assert "did you mean" not in str(caught.value)
