@@ -10,6 +10,7 @@ from support.disk import fill, records, small_disk
 from pretrain.checkpoint.certificate import CERTIFICATE, certify
 from pretrain.checkpoint.lifecycle import (
     CONDEMNED,
+    README,
     candidates,
     condemn,
     create_folder,
@@ -57,7 +58,7 @@ def save(checkpoints: Path, step: int) -> Tag:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {README}
 
 
 def latest(checkpoints: Path) -> str:
