@@ -10,13 +10,17 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 _READ_BYTES = 2**23
 """Bytes that are read at once. Between two reads a thread asks for the interpreter, which a run needs as well."""
+_BLOCK_BYTES = 2**16
 _MODE = 0o666
 """Less what the umask takes away."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
@@ -60,7 +64,7 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
     With `durable` it waits until the disk has it. A killed process may leave a temporary, see `remove_temporaries`.
     Raises OSError, and then leaves the file as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     file = create_file(temporary)
     try:
         with file:
@@ -76,12 +80,28 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
         sync_folder(path.parent)
 
 
+def temporary_name(name: str) -> str:
+    """It returns a name, which nobody can foresee, for what is to be called `name` once it is complete."""
+    return f".{name}.{secrets.token_hex(8)}.tmp"
+
+
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes have left of `replace_file` in a folder; no other process may write there now."""
+    """Remove what killed processes have left under a temporary name in a folder; no other process may write there now.
+
+    Raises OSError.
+    """
     with suppress(FileNotFoundError):
         for entry in os.scandir(folder):
-            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                os.unlink(entry.path)
+            if _TEMPORARY.fullmatch(entry.name):
+                remove(Path(entry.path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; no link is followed. Raises OSError."""
+    try:
+        path.unlink()
+    except IsADirectoryError:
+        shutil.rmtree(path)
 
 
 def exchange(new: Path, old: Path) -> bool:
@@ -107,6 +127,45 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lines_backwards(file: BinaryIO) -> Iterator[bytes]:
+    """It yields the whole lines of a file, the last one first; what follows the last line break was torn.
+
+    Raises OSError.
+    """
+    parts: list[bytes] | None = (
+        None  # of a line that begins further in front; none before the last line break
+    )
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        first, *rest = file.read(end - start).split(b"\n")
+        end = start
+        for piece in reversed(rest):
+            if parts is not None:
+                yield b"".join([piece, *reversed(parts)])
+            parts = []
+        if parts is not None:
+            parts.append(first)
+    if parts is not None:
+        yield b"".join(reversed(parts))
+
+
+def last_lines(path: Path, size: int) -> list[bytes]:
+    """It returns whole lines from the end of a file, in their order: of `size` bytes at most, but one at least.
+
+    Raises OSError.
+    """
+    found: list[bytes] = []
+    with open_regular(path) as file:
+        for line in lines_backwards(file):
+            size -= len(line) + 1
+            if found and size < 0:
+                break
+            found.append(line)
+    return found[::-1]
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -7,6 +7,7 @@ it, is not followed by another one; nor is one whose checkpoints do not get any 
 """
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import open_own
 from launch.command import Command, LaunchOptions
 from launch.hang_detector import LOST_SECONDS, HangDetector, Trouble
 from launch.outcome import Ending, Outcome, last_step, outcome_of
@@ -31,6 +33,7 @@ from pretrain.errors import (
 )
 from pretrain.run_folder import METRICS, SUPERVISOR_EVENTS, SUPERVISOR_LOCK
 from pretrain.runtime.heartbeat import clear_beats
+from pretrain.runtime.run_folder_guard import check_run_folder
 from pretrain.runtime.run_lock import RunLock
 
 FINAL = frozenset(
@@ -94,7 +97,10 @@ class Supervisor:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"{self._folder}: cannot be made: {error.strerror}") from error
+            raise ConfigurationError(
+                f"run.folder: {self._folder} cannot be made: {error.strerror}"
+            ) from error
+        check_run_folder(self._folder)
         with RunLock(self._folder, SUPERVISOR_LOCK), forwarding() as self._pending:
             RunLock(self._folder).release()  # a run without a supervisor would have it
             return self._keep_going()
@@ -194,5 +200,5 @@ class Supervisor:
         note(f"supervisor: {kind}: {reason}")
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "launch": self._launches, "kind": kind, "reason": reason, **facts})
-        with suppress(OSError), (self._folder / SUPERVISOR_EVENTS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with suppress(OSError), os.fdopen(open_own(self._folder / SUPERVISOR_EVENTS), "ab") as file:
+            file.write(line.encode() + b"\n")

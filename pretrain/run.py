@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import replace_file
+from data_pipeline.files import open_regular, replace_file
 from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.mixture import has_validation
 from data_pipeline.reading.stream import BatchStream, ValidationSet
@@ -42,6 +42,7 @@ from pretrain.run_folder import CHECKPOINTS, CONFIG
 from pretrain.runtime.agreement import agreed, check_alike
 from pretrain.runtime.heartbeat import Heartbeat
 from pretrain.runtime.kernels import detect_kernels
+from pretrain.runtime.run_folder_guard import check_run_folder, remove_leftovers
 from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.stacks import stacks_on_request
@@ -89,6 +90,7 @@ def train(
     parts = open_parts(config, mesh, stack, request)
     restored = restore(parts.loader, parts.engine, parts.ledger, request)
     state = starting_state(config, parts, restored, request)
+    parts.writer.folder.run_id = parts.ledger.run_id()
     agreed(mesh, lambda: write_config(config, mesh))
     metrics = stack.enter_context(open_metrics(config, parts, state, request))
     for note in parts.notes:
@@ -116,7 +118,8 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     check_alike(mesh, {"data.sources": stream.fingerprint, "data.validation": held_out})
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(stream)
-    changes = mesh.gather(agreed(mesh, lambda: open_run_folder(config, mesh, stack)))[0]
+    lock, own_changes = agreed(mesh, lambda: open_run_folder(config, mesh, stack))
+    changes = mesh.gather(own_changes)[0]
     notes = [change_note(config, changes)] if changes else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
@@ -129,7 +132,11 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
             "no validation split beside the training data and no data.validation: no validation loss"
         )
     folder = CheckpointFolder(
-        config.run_folder / CHECKPOINTS, mesh, watched=config.watchdog.enabled, report=notes.append
+        config.run_folder / CHECKPOINTS,
+        mesh,
+        watched=config.watchdog.enabled,
+        report=notes.append,
+        problem=lock.problem if lock else lambda: "",
     )
     compatibility = Compatibility.of(config, mesh, batches.fingerprint)
     if why := ledger.history.stopped:
@@ -167,7 +174,8 @@ def starting_state(
     if restored:
         return resume(restored, request, parts.changes, parts.batches, parts.watchdog, ledger)
     state = resumed(TrainState(), ledger)
-    ledger.append(record(Kind.RUN_START, state, **identity_fields(config, parts.layout)))
+    facts = {**identity_fields(config, parts.layout), "run_id": ledger.run_id()}
+    ledger.append(record(Kind.RUN_START, state, **facts))
     return state
 
 
@@ -275,14 +283,24 @@ def check_validation(found: Sequence[bool]) -> None:
         )
 
 
-def open_run_folder(config: RunConfig, mesh: ParallelMesh, stack: ExitStack) -> dict[str, str]:
+def open_run_folder(
+    config: RunConfig, mesh: ParallelMesh, stack: ExitStack
+) -> tuple[RunLock | None, dict[str, str]]:
     """Lock the run folder on rank 0, and return the settings that have changed since the last session."""
     if mesh.rank != 0:
-        return {}
-    config.run_folder.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(RunLock(config.run_folder))
-    path = config.run_folder / CONFIG
-    return changed_settings(path.read_text(encoding="utf-8"), dump_config(config)) if path.exists() else {}
+        return None, {}
+    folder = config.run_folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"run.folder: {folder} cannot be made: {error.strerror}") from error
+    check_run_folder(folder)
+    lock = stack.enter_context(RunLock(folder))
+    remove_leftovers(folder)
+    if not (folder / CONFIG).exists():
+        return lock, {}
+    with open_regular(folder / CONFIG) as file:
+        return lock, changed_settings(file.read().decode(), dump_config(config))
 
 
 def write_config(config: RunConfig, mesh: ParallelMesh) -> None:

@@ -52,6 +52,7 @@ LAUNCH_MAY_IMPORT = (
     "pretrain.fault_injection.plan",
     "pretrain.runtime.heartbeat",
     "pretrain.runtime.libraries",
+    "pretrain.runtime.run_folder_guard",
     "pretrain.runtime.run_lock",
     "pretrain.runtime.stacks",
     "pretrain.runtime.startup",

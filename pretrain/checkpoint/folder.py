@@ -1,6 +1,6 @@
 """All ranks see the folder of a run's checkpoints alike: rank 0 looks and acts there, and all learn the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,11 +12,12 @@ from pretrain.checkpoint.lifecycle import (
     condemn,
     quarantine,
     reinstate,
+    set_foreign_aside,
     update_latest,
 )
 from pretrain.checkpoint.tag import Tag
-from pretrain.errors import CheckpointError
-from pretrain.runtime.agreement import from_first
+from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.runtime.agreement import first_problem, from_first
 
 Result = TypeVar("Result")
 
@@ -28,15 +29,30 @@ class CheckpointFolder:
     """
 
     def __init__(
-        self, path: Path, mesh: ParallelMesh, *, watched: bool, report: Callable[[str], None]
+        self,
+        path: Path,
+        mesh: ParallelMesh,
+        *,
+        watched: bool,
+        report: Callable[[str], None],
+        problem: Callable[[], str] = lambda: "",
     ) -> None:
-        """`report` is told, on every rank alike, what was set aside and why."""
+        """`report` is told, on every rank alike, what was set aside and why; `problem` says what speaks against
+        writing there any more."""
         self.path = path
         self.mesh = mesh
         self.watched = watched
         self.report = report
+        self._problem = problem
+        self.run_id = ""
+        """What the run is called in manifests, once it has begun."""
         self.size = 0
         """Bytes of the last checkpoint that was sealed or loaded; the next one will need about as many."""
+
+    def check(self) -> None:
+        """It raises ConfigurationError, on all ranks, once the folder is not the run's any more."""
+        if problem := first_problem(self.mesh, self._problem()):
+            raise ConfigurationError(problem)
 
     def of(self, tag: Tag) -> Path:
         """It returns the folder of one checkpoint."""
@@ -55,7 +71,9 @@ class CheckpointFolder:
 
         Raises:
             CheckpointError: the marks could not be written.
+            ConfigurationError: the folder is not the run's any more.
         """
+        self.check()
         return self.on_first(partial(self._condemn, lambda tag: tag.step > limit_step, reason))
 
     def reinstate(self, tag: Tag) -> None:
@@ -71,6 +89,17 @@ class CheckpointFolder:
         """It quarantines a damaged checkpoint and reports it."""
         from_first(self.mesh, lambda: self._quarantine(tag, problem))
         self.report(f"checkpoint {tag} is damaged and was set aside: {problem}")
+
+    def set_foreign_aside(self, run_ids: Collection[str], wanted: str | None) -> None:
+        """It takes checkpoints of other runs than these out of the way of this one, but for the one that is `wanted`.
+
+        Raises:
+            CheckpointError: there are no others.
+        """
+        for tag in self.on_first(lambda: set_foreign_aside(self.path, run_ids, wanted)):
+            self.report(
+                f"checkpoint {tag} belongs to another run and was set aside; --resume {tag} goes on from it"
+            )
 
     def update_latest(self) -> None:
         """It points `latest` to where it belongs. Rank 0 calls this after each change, the others need not."""

@@ -3,7 +3,8 @@
     writing --seal--> sealed --certify--> certified --retire--> gone
        |                 |'---------------'|
        |                 |                 '--condemn----> condemned: with CONDEMNED.txt, not loaded unless told
-       |                 '--quarantine--> TAG.quarantined, with QUARANTINE.txt
+       |                 |--quarantine--> TAG.quarantined, with QUARANTINE.txt
+       |                 '--of another run--> TAG.other-run
        '--discard--> gone (a crash instead leaves it torn, as it is)
 
 Each step is one durable write or rename, so a crash leaves a checkpoint before it or after it. DeepSpeed's `latest`
@@ -11,16 +12,17 @@ follows from that, and is set anew after each step and at every start. Only fold
 for a name are ever looked at.
 """
 
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from data_pipeline.files import replace_file, sync_folder
+from data_pipeline.files import remove, replace_file, sync_folder
 from pretrain.checkpoint.certificate import read_certificate
-from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.manifest import MANIFEST, read_manifest
 from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
@@ -40,6 +42,7 @@ Weights of a tensor-parallel rank are under the key `module` of mp_rank_*_model_
 
 LATEST = "latest"
 QUARANTINED = ".quarantined"
+FOREIGN = ".other-run"
 RETIRED = ".retired-"
 REASON = "QUARANTINE.txt"
 CONDEMNED = "CONDEMNED.txt"
@@ -122,7 +125,10 @@ def create_folder(checkpoints: Path, step: int) -> Tag:
         with suppress(OSError):
             replace_file(checkpoints / README, ABOUT_FILES, durable=False)
     sync_folder(checkpoints.parent)
-    names = [path.name.removeprefix(RETIRED).removesuffix(QUARANTINED) for path in checkpoints.iterdir()]
+    names = [
+        path.name.removeprefix(RETIRED).removesuffix(QUARANTINED).removesuffix(FOREIGN)
+        for path in checkpoints.iterdir()
+    ]
     used = [Tag.parse(name) for name in names]
     attempt = 1 + max((tag.attempt for tag in used if tag), default=0)
     tag = Tag(step=step, attempt=attempt)
@@ -161,6 +167,38 @@ def quarantine(checkpoints: Path, tag: Tag, reason: str) -> Path:
     return aside
 
 
+def set_foreign_aside(checkpoints: Path, run_ids: Collection[str], wanted: str | None) -> list[Tag]:
+    """It sets checkpoints aside that other runs than these have written, and returns their tags; the one called
+    `wanted` is brought back, whoever wrote it, and others of that run are left alone.
+
+    Raises CheckpointError where all would have to go: the run then has begun elsewhere, or its ledger is lost.
+    """
+    aside = checkpoints / f"{wanted}{FOREIGN}"
+    if wanted and Tag.parse(wanted) and _is_folder(aside) and not os.path.lexists(checkpoints / wanted):
+        aside.rename(checkpoints / wanted)
+    known = {"", *run_ids, *([_run_id(checkpoints / wanted)] if wanted else [])}
+    found = candidates(checkpoints)
+    whole = [tag for tag in (*found.sealed, *found.condemned) if str(tag) != wanted]
+    foreign = [tag for tag in whole if _run_id(checkpoints / str(tag)) not in known]
+    if foreign and foreign == whole and not run_ids and not wanted:
+        raise CheckpointError(
+            f"{checkpoints}: {foreign[0]} belongs to a run that the ledger here knows nothing of; "
+            f"--resume {foreign[0]} goes on from it, and without the checkpoints of that run a new one begins"
+        )
+    for tag in foreign:
+        (checkpoints / str(tag)).rename(checkpoints / f"{tag}{FOREIGN}")
+        sync_folder(checkpoints)
+    return foreign
+
+
+def _run_id(folder: Path) -> str:
+    """It returns the run that wrote a checkpoint; nothing where that is not known, as loading will find out."""
+    try:
+        return read_manifest(folder).run_id
+    except CheckpointError:
+        return ""
+
+
 def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
     """It deletes the checkpoints that need not be kept, older torn ones, and leftovers of an earlier call.
 
@@ -168,14 +206,14 @@ def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
     deleted before what replaces it is on disk.
     """
     for leftover in checkpoints.glob(f"{RETIRED}*"):
-        shutil.rmtree(leftover)
+        remove(leftover)
     found = candidates(checkpoints)
     tags = retention.to_delete(found.sealed, found.certified)
     tags += found.condemned[CONDEMNED_KEPT:]
     # One run at a time writes here, so a torn checkpoint that is older than a sealed one is what a crash left.
     tags += [tag for tag in found.torn if found.sealed and tag < found.sealed[0]]
     for tag in tags:
-        shutil.rmtree(_take_out(checkpoints, tag))
+        remove(_take_out(checkpoints, tag))
     return tags
 
 
@@ -183,7 +221,7 @@ def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
     """It frees the space of saves that failed. Empty folders reserve the tags until the next `retire`."""
     for tag in tags:
         retired = _take_out(checkpoints, tag)
-        shutil.rmtree(retired)
+        remove(retired)
         retired.mkdir()
 
 

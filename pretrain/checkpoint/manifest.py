@@ -63,6 +63,8 @@ class Manifest(Document):
     """Fingerprint of the data and its tokenizer: what the data position in the checkpoint refers to."""
     optimizer: str = ""
     """Kind of the optimizer whose state it holds; empty in checkpoints of earlier versions, which knew but one."""
+    run_id: str = ""
+    """The run that wrote it; empty in checkpoints of earlier versions, which any run may load."""
     state: TrainState
     files: dict[FileName, FileRecord]
     versions: dict[str, str]

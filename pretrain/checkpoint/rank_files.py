@@ -133,6 +133,7 @@ def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) 
         data=json.loads(own["data"]),
         watchdog=json.loads(own.get("watchdog", "{}")),
         random=own["random"],
+        run_id=manifest.run_id,
         proof=proof_of(manifest.checksums) if manifest.checksums else "",
     )
     if manifest.checksums and engine.checksum() != manifest.checksums[rank]:

@@ -23,6 +23,8 @@ class Restored:
     """State of the watchdog."""
     random: dict[str, Any]
     """Random state of this rank."""
+    run_id: str
+    """The run that wrote it; empty where that is not known."""
     proof: str
     """Digest of the checksums of all ranks' weights and optimizers; empty where none were saved."""
 

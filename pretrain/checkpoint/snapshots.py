@@ -103,6 +103,7 @@ class SnapshotStore:
             self._release(snapshot)
             return None
         return Restored(
+            run_id="",
             tag=None,
             state=snapshot.state,
             data=json.loads(snapshot.data),

@@ -90,7 +90,9 @@ class CheckpointWriter:
 
         Raises:
             SaveFailed: there is no room, or the disk refuses.
+            ConfigurationError: the run folder is not the run's any more.
         """
+        self.folder.check()
         tag, problem = from_first(self._mesh, lambda: create_folder(self.folder.path, state.step))
         if tag is None:
             raise SaveFailed(problem)
@@ -113,9 +115,11 @@ class CheckpointWriter:
 
         Raises:
             SaveFailed: a rank could not write.
+            ConfigurationError: the run folder is not the run's any more.
         """
         tag = pending.tag
         ranks = self._mesh.gather(pending.files.result())
+        self.folder.check()
         problem = next((files.problem for files in ranks if files.problem), "")
         if not problem:
             manifest = self._manifest(tag, pending.state, ranks)
@@ -146,9 +150,12 @@ class CheckpointWriter:
         Raises:
             Damaged: they are not.
             NotCertified: the certificate could not be written, or the checkpoint is condemned.
+            ConfigurationError: the run folder is not the run's any more.
         """
         tag = verification.tag
-        if problem := first_problem(self._mesh, verification.problem.result()):
+        problem = first_problem(self._mesh, verification.problem.result())
+        self.folder.check()
+        if problem:
             self.folder.set_aside(tag, problem)
             raise Damaged(problem)
         _, problem = from_first(self._mesh, lambda: self._certify(tag, horizon))
@@ -167,6 +174,7 @@ class CheckpointWriter:
             config_digest=self._compatibility.architecture,
             data_fingerprint=self._compatibility.data_fingerprint,
             optimizer=self._compatibility.optimizer,
+            run_id=self.folder.run_id,
             state=state,
             files={name: record for own in ranks for name, record in own.files.items()},
             versions=self._versions,

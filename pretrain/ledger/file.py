@@ -6,12 +6,13 @@ after a crash is a prefix of what was written, and the state of the run is a fol
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from data_pipeline.files import sync_folder
+from data_pipeline.files import open_regular, sync_folder
 from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Record, decode, encode
@@ -23,15 +24,20 @@ BROKEN = "does not follow from the line before: one of the two was changed, or l
 
 
 class LedgerFile:
-    """The file of a ledger appends records, and needs one writer per run."""
+    """The file of a ledger appends records, and needs one writer per run. One that is removed, replaced or cut
+    meanwhile is written anew, from memory."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the ledger and cut off a line that was torn by a crash.
 
         Raises CheckpointError if it was changed or is not understood, and OSError.
         """
-        records, self._last = _read(path) if path.exists() else ((), BEGINNING)
+        self._lines = _lines(path) if os.path.lexists(path) else []
+        records = tuple(_records(path, self._lines))
+        self._last = _digest(self._lines[-1]) if self._lines else BEGINNING
         self.history: RunHistory = fold(records)
+        self.losses: list[str] = []
+        """What others have done to the file, in words."""
         self._path = path
         self._seq = len(records)
         self._file = LineFile(path)
@@ -46,7 +52,11 @@ class LedgerFile:
         stamped = replace(record, seq=self._seq + 1, time=now)
         history = self.history.after(stamped)
         line = encode(stamped, self._last)
+        if loss := self._file.loss():
+            self._file.begin_anew(self._lines)
+            self.losses.append(f"{self._path} {loss} by another program and was written anew from memory")
         self._file.append(line, durable=True)
+        self._lines.append(line)
         self.history, self._seq, self._last = history, stamped.seq, _digest(line)
         return stamped
 
@@ -63,13 +73,12 @@ def read_ledger(path: Path) -> tuple[Record, ...]:
 
     Raises CheckpointError if it was changed or is not understood, and OSError.
     """
-    return _read(path)[0]
+    return tuple(_records(path, _lines(path)))
 
 
-def _read(path: Path) -> tuple[tuple[Record, ...], str]:
-    """It returns the records, and the digest of the last line."""
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was torn by a crash
-    return tuple(_records(path, lines)), _digest(lines[-1]) if lines else BEGINNING
+def _lines(path: Path) -> list[bytes]:
+    with open_regular(path) as file:
+        return file.read().split(b"\n")[:-1]  # what follows the last line break was torn by a crash
 
 
 def _records(path: Path, lines: list[bytes]) -> Iterator[Record]:

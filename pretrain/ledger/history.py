@@ -80,6 +80,8 @@ class Rollback:
 class RunHistory:
     """It has the counters, budgets and edits of a run; it is immutable, and equal on all ranks."""
 
+    run_ids: tuple[str, ...] = ()
+    """The random name of the run, and those of others whose checkpoints it was told to go on from."""
     lineage: int = 1
     attempt: int = 0
     """The last attempt that a record is about; curves go on after it when a rollback has turned the steps back."""
@@ -160,6 +162,13 @@ def _nothing(state: RunHistory, record: Record) -> dict[str, Any]:
     return {}
 
 
+def _began(state: RunHistory, record: Record) -> dict[str, Any]:
+    """Records of earlier versions have no id."""
+    run_id = str(record.fields.get("run_id", ""))
+    new = (run_id,) if run_id and run_id not in state.run_ids else ()
+    return {"finished": False, "stopped": "", "run_ids": state.run_ids + new}
+
+
 def _veto(state: RunHistory, record: Record) -> dict[str, Any]:
     """A step that is judged again after a crash counts once."""
     attempts = {*state.vetoes, record.attempt}
@@ -217,8 +226,8 @@ def _step(tag: str) -> int:
 
 
 _CHANGES: Mapping[Kind, Change] = {
-    Kind.RUN_START: lambda state, record: {"finished": False, "stopped": ""},
-    Kind.RESUMED: lambda state, record: {"finished": False, "stopped": ""},
+    Kind.RUN_START: _began,
+    Kind.RESUMED: _began,
     Kind.STOPPED: lambda state, record: {"stopped": record.fields["reason"]},
     Kind.SEALED: lambda state, record: {"sealed": True},
     Kind.REFUSED: lambda state, record: {"refused": state.refused | {record.fields["tag"]}},

@@ -1,5 +1,6 @@
 """All ranks see the ledger alike: one writes, all fold."""
 
+import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -53,6 +54,11 @@ class RunLedger:
             raise CheckpointError(problem)
         return cls(mesh, history, files[0] if files else None, report)
 
+    def run_id(self) -> str:
+        """It returns the name of the run, a new random one where it has none; every rank must call this."""
+        new = self.mesh.gather(secrets.token_hex(8))[0]
+        return self.history.run_ids[0] if self.history.run_ids else new
+
     def append(self, record: Record) -> None:
         """Write down what was seen; every rank must call this with the same record. A disk that is full does not
         end the run: what was seen then is written with the next record that there is room for."""
@@ -84,3 +90,5 @@ class RunLedger:
             del self.unwritten[0]
         for record in records:
             file.append(record)
+        while file.losses:
+            print(f"surefoot: {file.losses.pop(0)}", flush=True)

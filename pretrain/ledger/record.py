@@ -2,8 +2,8 @@
 
 Every record names the step that it is about, that step's attempt and the lineage; the other fields go by kind:
 
-    run_start            config_digest, layout, versions, host
-    resumed              tag
+    run_start            config_digest, layout, versions, host, run_id
+    resumed              tag, run_id
     suspect              signals
     alarm                alarms (each a dict of `pretrain.step.Alarm`)
     host_suspect         rank, host: where a fault of memory was seen

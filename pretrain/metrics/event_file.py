@@ -34,6 +34,10 @@ class EventFile:
         if first_step is not None:
             self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
+    def was_removed(self) -> bool:
+        """It tells whether what is written is for nobody."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
     def add(self, summary: Summary, step: int) -> None:
         """It writes one event."""
         self._add(Event(step=step, summary=summary))

@@ -8,12 +8,10 @@ The operating system has a row when `append` returns: it survives kill -9, not a
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pretrain.runtime.line_file import LineFile
-
-_TAIL = 2**16
 
 Row = Mapping[str, float | int | str]
 
@@ -21,21 +19,22 @@ Row = Mapping[str, float | int | str]
 class MetricsFile:
     """It appends rows; the file holds whole lines, whatever happened to an earlier process or to the disk."""
 
-    def __init__(self, path: Path) -> None:
-        """It opens or makes the file and cuts off a line that was torn by a crash. It may raise OSError."""
+    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
+        """It opens or makes the file and cuts off a line that was torn by a crash. `say` is told what others have done
+        to the file. It may raise OSError."""
+        self._name, self._say = path.name, say
         self._file = LineFile(path)
-        self._session = self._last_session() + 1
+        self._session = next(filter(None, map(_session_of, self._file.backwards())), 0) + 1
 
     def append(self, row: Row) -> None:
         """It may raise OSError, and then leaves nothing of the row."""
+        if loss := self._file.loss():
+            self._file.begin_anew(reversed([*self._file.backwards()]) if loss == "was cut" else ())
+            self._say(f"{self._name} {loss} by another program; rows go on in a file that begins here")
         self._file.append(json.dumps(_finite({**row, "session": self._session}), allow_nan=False).encode())
 
     def close(self) -> None:
         self._file.close()
-
-    def _last_session(self) -> int:
-        lines = self._file.tail(_TAIL).splitlines()
-        return next(filter(None, map(_session_of, reversed(lines))), 0)
 
 
 def _session_of(line: bytes) -> int:

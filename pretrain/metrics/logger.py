@@ -126,7 +126,8 @@ class FileLogger(MetricsLogger):
         peak = config.peak_tflops or peak_tflops(device_name)
         self._throughput = Throughput(flops_per_token, world_size, peak)
         self._console = open_console(config, total_steps, attended=attended)
-        self._metrics = MetricsFile(folder / METRICS)
+        self._console_guard = _Guard("the console", lambda text: None, clock)
+        self._metrics = MetricsFile(folder / METRICS, self._say)
         self.rewind(undone, lineage)
         first = first_step + undone
         self._curves: Curves = NoCurves()
@@ -134,7 +135,6 @@ class FileLogger(MetricsLogger):
             self._curves = EventFiles(folder / TENSORBOARD, first)
         self._of_loss = [metric for metric in metrics if metric.of_loss]
         self._targets = targets
-        self._console_guard = _Guard("the console", lambda text: None, clock)
         self._metrics_guard = _Guard(METRICS, self._say, clock)
         self._curves_guard = _Guard(TENSORBOARD, self._say, clock)
 

@@ -121,7 +121,8 @@ class EventFiles:
 
     def _write(self, event: Summary, step: int) -> None:
         try:
-            if self._file is None:
+            if self._file is None or self._file.was_removed():
+                self.close()
                 self._file = EventFile(self._folder, self._first_step)
                 self._first_step = None
             self._file.add(event, step)

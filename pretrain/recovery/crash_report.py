@@ -9,12 +9,14 @@ runs/NAME/evidence/attempt00000512/
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import exchange, last_lines, remove, temporary_name
 from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.ranges import SampleRange
 from parallel.mesh import ParallelMesh
@@ -34,7 +36,7 @@ from pretrain.watchdog.policy import MEMORY_FAULTS
 SAMPLES = 128
 """Samples that are spelled out at most: the first half from the onset on, the other up to the verdict."""
 METRICS_BYTES = 2**20
-"""End of `metrics.jsonl` that is copied, some hundred rows."""
+"""End of `metrics.jsonl` that is copied, some hundred rows; one whole row at least."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,16 @@ def _write_or_clear_away(
 ) -> Path:
     """It returns the folder of a complete report; it raises OSError, whatever is wrong, and leaves nothing then."""
     folder = config.run_folder / EVIDENCE / f"attempt{crash.state.attempt + 1:08d}"
-    begun = folder.with_name(f".{folder.name}.tmp")
+    begun = folder.with_name(temporary_name(folder.name))
     try:
         _write(begun, crash, config, layers, batches)
-        shutil.rmtree(folder, ignore_errors=True)
-        return begun.rename(folder)
+        if not os.path.lexists(folder):
+            return begun.rename(folder)
+        if not exchange(begun, folder):
+            remove(folder)
+            return begun.rename(folder)
+        remove(begun)
+        return folder
     except Exception as error:
         shutil.rmtree(begun, ignore_errors=True)
         raise OSError(f"{folder}: {error}") from error
@@ -107,7 +114,6 @@ def _write_or_clear_away(
 def _write(
     folder: Path, crash: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "verdict.json").write_text(json.dumps(plain(_verdict(crash, config)), indent=1), "utf-8")
     (folder / "samples.jsonl").write_text(_lines(_samples(crash.draws, batches)), "utf-8")
@@ -148,13 +154,8 @@ def _samples(ranges: Sequence[SampleRange], batches: Batches) -> Iterator[dict[s
 
 def _last_rows(metrics: Path) -> bytes:
     """It returns whole lines from the end of the file."""
-    if not metrics.exists():
-        return b""
-    with metrics.open("rb") as file:
-        start = max(metrics.stat().st_size - METRICS_BYTES, 0)
-        file.seek(start)
-        content = file.read()
-    return content.partition(b"\n")[2] if start else content
+    lines = last_lines(metrics, METRICS_BYTES) if metrics.exists() else []
+    return b"".join(line + b"\n" for line in lines)
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:

@@ -55,6 +55,7 @@ def restore(
 
     It returns None where there is nothing to resume: the run begins.
     """
+    loader.folder.set_foreign_aside(ledger.history.run_ids, request.tag)
     if request.tag:
         return loader.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
     pending = ledger.history.pending
@@ -84,7 +85,8 @@ def resume(
         state = replace(state, attempt=history.attempt, lineage=history.lineage + 1)
     batches.seek(restored.data)
     watchdog.load_state(restored.watchdog, restored.state.attempt, ledger.history)
-    ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag)))
+    run_id = restored.run_id or ledger.run_id()
+    ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag), run_id=run_id))
     if on_purpose := {key: change for key, change in changes.items() if is_felt(key)}:
         watchdog.rebaseline()
         ledger.append(record(Kind.REBASELINE, state, reason=in_words(on_purpose), declared=True))

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
+from data_pipeline.files import replace_file
 from pretrain.run_folder import HEARTBEATS, rank_file
 
 SECONDS_BETWEEN = 1.0
@@ -59,12 +60,13 @@ class Heartbeat:
         self, run_folder: Path, rank: int, port: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._path = beat_file(run_folder, rank)
-        self._temporary = self._path.with_name(f".{self._path.name}.tmp")
         self._who = (rank, socket.gethostname(), os.getpid(), start_of(os.getpid()) or 0, port)
         self._clock = clock
         self._written: tuple[Phase, float] | None = None
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._home = _identity(run_folder)
+        self._run_folder = run_folder
         self.beat(0, Phase.STARTING)
 
     def beat(self, step: int, phase: Phase, attempt: int = 0) -> None:
@@ -78,14 +80,12 @@ class Heartbeat:
             self._write(Beat(*self._who, step=step, attempt=attempt, phase=phase, time=time.time()))
         except OSError:
             with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-            with suppress(OSError):
                 os.utime(self._path)
 
     def close(self) -> None:
-        for path in (self._path, self._temporary):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if self._is_home():
+                self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -96,8 +96,21 @@ class Heartbeat:
     def _write(self, beat: Beat) -> None:
         fields = asdict(beat)
         del fields["touched"]
-        self._temporary.write_text(json.dumps(fields), encoding="utf-8")
-        self._temporary.rename(self._path)
+        if self._is_home():
+            self._path.parent.mkdir(exist_ok=True)  # somebody may have removed it
+            replace_file(self._path, json.dumps(fields), durable=False)
+
+    def _is_home(self) -> bool:
+        """It tells whether the run folder is the one that the run began in; another one has beats of its own."""
+        return _identity(self._run_folder) == self._home
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def beat_file(run_folder: Path, rank: int) -> Path:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -16,13 +17,21 @@ from pretrain.run_folder import RUN_LOCK
 class RunLock:
     """It holds a lock file of a run folder until it is released or the process ends, however it ends.
 
+    The lock is on the file, wherever that is moved to, and a run writes to a path: `problem` compares the two.
+
     The kernel's lock counts, not the file: one that a killed run has left stops nobody. One rank takes it.
     """
 
     def __init__(self, folder: Path, name: str = RUN_LOCK) -> None:
         """Take the lock. Raises ConfigurationError, which names the holder, if another process has it."""
         self._path = folder / name
-        self._descriptor = open_own(self._path)
+        try:
+            self._descriptor = open_own(self._path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._path}: {error.strerror}; the run cannot write to its folder: let it, or set run.folder to a "
+                "folder that it can write to"
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -31,12 +40,28 @@ class RunLock:
             raise ConfigurationError(reason) from error
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%F %T}"}
         os.ftruncate(self._descriptor, 0)
-        write_all(self._descriptor, json.dumps(holder).encode())
+        with suppress(OSError):  # a full disk; the lock is held all the same
+            write_all(self._descriptor, json.dumps(holder).encode())
 
     def release(self) -> None:
         """Let the lock go. The file stays: without it two later runs could lock two different files of that name."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+    def problem(self) -> str:
+        """It says so if the run folder is no longer the one that was locked; empty if it is."""
+        try:
+            if os.path.samestat(self._path.lstat(), os.fstat(self._descriptor)):
+                return ""
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            return f"{self._path}: {error.strerror}"
+        return (
+            f"{self._path.parent} was moved, removed or replaced, or its {self._path.name} was, while the run was "
+            "at work; nothing more is written there. Move it back, or set run.folder and run.name to where it is now, "
+            "and the run goes on from its last checkpoint"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data_pipeline.files import open_own, open_regular
 from pretrain.run_folder import STACKS, rank_file
 
 REQUEST = signal.SIGUSR2
+HEADING = "process "
 
 
 def stacks_file(run_folder: Path, rank: int) -> Path:
@@ -27,14 +29,15 @@ def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
     path = stacks_file(run_folder, rank)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab", buffering=0)  # nothing is left to be written when it is closed
+        _forget_killed(path)
+        file = os.fdopen(open_own(path), "ab", buffering=0)  # nothing is left to be written when it is closed
     except OSError:
         yield
         return
     with file:
         size = os.fstat(file.fileno()).st_size
         with suppress(OSError):
-            file.write(f"process {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            file.write(f"{HEADING}{os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         heading = os.fstat(file.fileno()).st_size
         faulthandler.register(REQUEST, file)
         try:
@@ -47,6 +50,13 @@ def stacks_on_request(run_folder: Path, rank: int) -> Iterator[None]:
                 if os.fstat(file.fileno()).st_size == 0:
                     path.unlink()
                     path.parent.rmdir()
+
+
+def _forget_killed(path: Path) -> None:
+    """Remove a file that has but headings of processes which were killed before anybody asked them. Raises OSError."""
+    with suppress(FileNotFoundError), open_regular(path) as file:
+        if all(line.startswith(HEADING.encode()) for line in file):
+            path.unlink()
 
 
 def request_stacks(pid: int) -> None:

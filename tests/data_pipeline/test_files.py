@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from data_pipeline import files
 from data_pipeline.files import (
     create_file,
     exchange,
+    last_lines,
+    lines_backwards,
     open_own,
     open_regular,
     remove_temporaries,
@@ -169,6 +172,26 @@ def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "note"]
     assert (tmp_path / "note").read_text() == "old"
     remove_temporaries(tmp_path / "not there")
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 2**16])
+@pytest.mark.parametrize(
+    "text", [b"", b"a", b"a\n", b"a\nb", b"a\n\nbcd\nef\n", b"\n", b"\n\n", b"x" * 50 + b"\nyy\nz"]
+)
+def test_lines_come_backwards_and_whole(text: bytes, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_BLOCK_BYTES", block)
+    assert list(lines_backwards(BytesIO(text))) == text.split(b"\n")[:-1][::-1]
+
+
+def test_the_last_lines_are_whole_and_one_at_least(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"first\n" + b"x" * 300_000 + b"\nthird\n" + b"torn")
+    assert last_lines(path, 100) == [b"third"]
+    assert last_lines(path, 2**20) == [b"first", b"x" * 300_000, b"third"]
+    path.write_bytes(b"first\n" + b"x" * 300_000 + b"\n")
+    assert last_lines(path, 100) == [b"x" * 300_000]
+    path.write_bytes(b"torn")
+    assert last_lines(path, 100) == []
 
 
 def two_folders(tmp_path: Path) -> tuple[Path, Path]:

@@ -52,3 +52,13 @@ def test_last_step_of_metrics(tmp_path: Path) -> None:
     rows = [json.dumps({"step": step, "loss": 1.0, "padding": "x" * 500}) for step in range(1, 1001)]
     path.write_text("\n".join([*rows, '{"event": "no step"}', '{"step": 10']))
     assert last_step(path) == 1000
+
+
+def test_a_last_row_of_any_length_counts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    deep = {f"activation_rms/block {number}": 0.1 for number in range(10_000)}
+    path.write_text("".join(json.dumps({"step": step, "loss": 1.0, **deep}) + "\n" for step in (1, 2, 3)))
+    assert last_step(path) == 3
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert last_step(path) == 3

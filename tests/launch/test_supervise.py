@@ -247,12 +247,30 @@ def test_a_signal_between_two_launches_ends_the_run(start: Start) -> None:
     assert run.left_behind() == []
 
 
-def test_a_full_disk_of_events_ends_nothing(start: Start, tmp_path: Path) -> None:
+def test_events_that_cannot_be_written_end_nothing(start: Start, tmp_path: Path) -> None:
+    """What is somebody else's file as well is not appended to."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "supervisor.jsonl").symlink_to("/dev/full")
+    (tmp_path / "victim").write_text('{"kind": "precious"}\n')
+    (tmp_path / "run" / "supervisor.jsonl").hardlink_to(tmp_path / "victim")
     run = start("zero,done")
     assert run.process.wait(SECONDS) == 0
     assert "relaunch" in run.log.read_text()
+    assert (tmp_path / "victim").read_text() == '{"kind": "precious"}\n'
+
+
+@pytest.mark.parametrize("name", ["supervisor.jsonl", "supervisor.lock", "heartbeats", "stacks", "run.lock"])
+def test_a_planted_link_is_refused_before_anything_is_written(
+    name: str, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "rank_00000.json").write_text("precious")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim")
+    run = start("done")
+    assert run.process.wait(SECONDS) == 2
+    assert "is a link" in run.log.read_text()
+    assert (tmp_path / "victim" / "rank_00000.json").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["rank_00000.json"]
 
 
 def test_deepspeed_a_signal_is_passed_on_and_ends_the_run(start: Start) -> None:

@@ -45,6 +45,16 @@ def test_sessions_are_counted_and_rows_appended(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_of_any_length_are_found(tmp_path: Path) -> None:
+    """A very deep model has a measure for each of its layers."""
+    deep = {f"activation_rms/block {number}": 0.1 for number in range(10_000)}
+    for _ in range(2):
+        file = MetricsFile(tmp_path / "metrics.jsonl")
+        file.append({"step": 1, **deep})
+        file.close()
+    assert [row["session"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
 TORN = {
     b'{"step": 1, "session": 4}\n{"step": 2, "se': (1, 5),
     b'{"step": 1, "session": 4}\n' + bytes(200_000): (1, 5),

@@ -18,7 +18,7 @@ from support.watched import kinds, one, run, story, watched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.files import replace_file
-from pretrain.checkpoint.lifecycle import LATEST
+from pretrain.checkpoint.lifecycle import LATEST, candidates
 from pretrain.checkpoint.tag import Tag
 from pretrain.config.run import CheckpointConfig, RunConfig
 from pretrain.errors import RanksDisagree
@@ -67,6 +67,24 @@ def test_a_rollback_equals_a_run_that_was_told_beforehand(
     shared = [name for name in ours if not name.startswith("rank_")]
     assert shared
     assert [d for name in shared for d in differences(ours[name], theirs[name], name)] == []
+
+
+@pytest.mark.parametrize("every", [18, 21])
+def test_a_rollback_waits_for_a_checkpoint_that_is_being_written(
+    every: int, corpus: Path, tmp_path: Path
+) -> None:
+    """NaN from step 20 on takes the run back at step 23, while a thread has the checkpoint of the step named here."""
+    config = watched(Layout(), tmp_path, corpus)
+    config = config.model_copy(update={"checkpoint": CheckpointConfig(every_steps=every, keep_last=10)})
+    assert run_distributed(run, 1, config, "nan_gradient@20+4") == ["finished"]
+    records = story(tmp_path)
+    intent = one(tmp_path, Kind.ROLLBACK_INTENT)
+    sealed = next(r for r in records if r.kind is Kind.SEALED and r.step == every)
+    assert sealed.seq < intent.seq, "what the thread was about is complete before anything is undone"
+    condemned = [r.fields["tag"] for r in records if r.kind is Kind.CONDEMNED]
+    assert intent.fields["target_step"] < every
+    assert sealed.fields["tag"] in condemned
+    assert not candidates(tmp_path / "test" / "checkpoints").torn
 
 
 def test_a_healthy_run_is_left_alone_and_its_last_checkpoint_is_certified(

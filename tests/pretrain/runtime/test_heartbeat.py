@@ -1,6 +1,7 @@
 """Signs of life: what they say, how often they are written, and that they never disturb the run."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.disk import fill, small_disk
 
 from pretrain.run_folder import HEARTBEATS
 from pretrain.runtime.heartbeat import (
@@ -63,22 +65,58 @@ def test_a_closed_heartbeat_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / HEARTBEATS).iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_disturbs_nobody_and_life_still_shows(tmp_path: Path) -> None:
     clock = Clock()
-    heartbeat = Heartbeat(tmp_path, rank=0, port=1, clock=clock)
-    os.utime(beat_file(tmp_path, 0), (1, 1))
-    before = read_beats(tmp_path)[0]
-    # Writing to the temporary file now fails with "No space left on device".
-    (tmp_path / HEARTBEATS / ".rank_00000.json.tmp").symlink_to("/dev/full")
-    clock.now += 5
-    heartbeat.beat(5, Phase.STEP)
-    after = read_beats(tmp_path)[0]
-    assert after.touched > before.touched
-    assert [path.name for path in (tmp_path / HEARTBEATS).iterdir()] == ["rank_00000.json"]
-    clock.now += 5
-    heartbeat.beat(6, Phase.STEP)
-    assert read_beats(tmp_path)[0].step == 6, "there is room again"
+    with small_disk(tmp_path / "disk", size=64 * 1024) as disk:
+        heartbeat = Heartbeat(disk, rank=0, port=1, clock=clock)
+        os.utime(beat_file(disk, 0), (1, 1))
+        before = read_beats(disk)[0]
+        ballast = fill(disk)
+        clock.now += 5
+        heartbeat.beat(5, Phase.STEP)
+        after = read_beats(disk)[0]
+        assert after.touched > before.touched
+        assert after.step == 0
+        assert [path.name for path in (disk / HEARTBEATS).iterdir()] == ["rank_00000.json"]
+        ballast.unlink()
+        clock.now += 5
+        heartbeat.beat(6, Phase.STEP)
+        assert read_beats(disk)[0].step == 6, "there is room again"
+
+
+def test_a_planted_temporary_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / HEARTBEATS).mkdir()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / HEARTBEATS / ".rank_00000.json.tmp").symlink_to(tmp_path / "victim")
+    beat_file(tmp_path, 0).symlink_to(tmp_path / "victim")
+    with Heartbeat(tmp_path, rank=0, port=1):
+        assert list(read_beats(tmp_path)) == [0]
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_heartbeats_that_somebody_removes_are_made_again(tmp_path: Path) -> None:
+    clock = Clock()
+    with Heartbeat(tmp_path, rank=0, port=1, clock=clock) as heartbeat:
+        shutil.rmtree(tmp_path / HEARTBEATS)
+        clock.now += 5
+        heartbeat.beat(5, Phase.STEP)
+        assert read_beats(tmp_path)[0].step == 5
+
+
+def test_beats_of_a_run_that_took_its_place_are_left_alone(tmp_path: Path) -> None:
+    """The run folder was renamed, and another run of the name has begun."""
+    clock = Clock()
+    (tmp_path / "run").mkdir()
+    with Heartbeat(tmp_path / "run", rank=0, port=1, clock=clock) as moved:
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        clock.now += 5
+        moved.beat(5, Phase.STEP)
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "run").mkdir()
+        with Heartbeat(tmp_path / "run", rank=0, port=2, clock=clock):
+            moved.beat(6, Phase.SAVING)
+            moved.close()
+            assert read_beats(tmp_path / "run")[0].port == 2
 
 
 def test_no_folder_disturbs_nobody(tmp_path: Path) -> None:
