@@ -26,7 +26,7 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int | None) -> None:
         """It begins a new file; events of older ones from `first_step` on are hidden."""
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not its parents: a run folder that is gone is not made again
         name = f"events.out.tfevents.{_date(folder):010}.{socket.gethostname()}.{os.getpid()}.0"
         self._file = create_file(folder / name)
         self._records = RecordWriter(self)

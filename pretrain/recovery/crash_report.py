@@ -114,7 +114,8 @@ def _write_or_clear_away(
 def _write(
     folder: Path, crash: CrashReport, config: RunConfig, layers: list[dict[str, Any]], batches: Batches
 ) -> None:
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(exist_ok=True)  # not its parents: a run folder that is gone is not made again
+    folder.mkdir()
     (folder / "verdict.json").write_text(json.dumps(plain(_verdict(crash, config)), indent=1), "utf-8")
     (folder / "samples.jsonl").write_text(_lines(_samples(crash.draws, batches)), "utf-8")
     (folder / "layers.jsonl").write_text(_lines(layers), "utf-8")

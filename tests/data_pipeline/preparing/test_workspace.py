@@ -419,3 +419,33 @@ def test_the_umask_decides(tmp_path: Path) -> None:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o775
     assert stat.S_IMODE((tmp_path / "mine" / RECORD).stat().st_mode) == 0o664
+
+
+@needs_root
+def test_a_colleague_of_the_group_replaces_what_one_has_made() -> None:
+    """A folder of the group, umask 002; what is left of a killed colleague's work is not theirs to clear."""
+    home = Path("/tmp") / f"surefoot-group-{os.getpid()}"  # pytest's own folders are closed to other users
+    home.mkdir()
+    os.chown(home, 0, 4242)
+    home.chmod(0o2775)
+
+    def as_user(user: int, content: str) -> int:
+        def work() -> None:
+            os.umask(0o002)
+            os.setgroups([])
+            os.setresgid(4242, 4242, 4242)
+            os.setresuid(user, user, user)
+            prepare(home / "mine", content)
+
+        return in_a_fork(work)
+
+    try:
+        assert as_user(4001, "one") == as_user(4002, "two") == 0
+        assert content(home / "mine") == "two"
+        assert names(home) == ["mine"]
+        (home / ".mine.partial").mkdir()
+        os.chown(home / ".mine.partial", 4001, 4242)
+        assert as_user(4002, "three") == 1
+        assert content(home / "mine") == "two"
+    finally:
+        shutil.rmtree(home)
