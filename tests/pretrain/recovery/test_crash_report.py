@@ -141,7 +141,7 @@ def test_the_samples_that_led_to_it_are_there_as_text(ended: tuple[str, Path], c
     draws = [draw for draw in drawn if draw not in skipped]
     assert 0 < len(draws) <= SAMPLES
     assert [sample["draw"] for sample in samples] == draws
-    texts = "<|endoftext|>".join(path.read_text() for path in sorted(corpus.parent.glob("*.txt")))
+    texts = "<|endoftext|>".join(path.read_text() for path in sorted(corpus.parent.glob("raw/*.txt")))
     words = set(texts.replace("<|endoftext|>", " ").split())
     for sample in samples:
         inner = sample["text"].replace("<|endoftext|>", " ").split()[1:-1]  # a block may cut a word
