@@ -29,7 +29,9 @@ from pretrain.run_folder import (
 FILES = (CONFIG, METRICS, LEDGER, RUN_LOCK, SUPERVISOR_EVENTS, SUPERVISOR_LOCK)
 FOLDERS = (CHECKPOINTS, TENSORBOARD, EVIDENCE, HEARTBEATS, STACKS)
 LINKABLE = {
-    CHECKPOINTS: re.compile(r"(\.retired-)?step\d+-a\d+(\.[a-z-]+)?|latest|README\.txt|\..+\.tmp|lost\+found"),
+    CHECKPOINTS: re.compile(
+        r"(\.retired-)?step\d+-a\d+(\.[a-z-]+)?|latest|README\.txt|\..+\.tmp|lost\+found"
+    ),
     TENSORBOARD: re.compile(r"events\.out\.tfevents\..+|lost\+found"),
 }
 """Folder that may be a link -> names of what a run puts into it."""
