@@ -142,12 +142,12 @@ def planted(steps: int) -> None:
     Trainer.resume = inner  # type: ignore[method-assign]
 
 
-def rank_of_run(config: RunConfig, environment: Mapping[str, str]) -> int:
-    """Train as `python -m pretrain` does; returns the exit code."""
+def rank_of_run(config: RunConfig) -> int:
+    """Train, in the world that the environment describes, as `python -m pretrain` does; returns the exit code."""
     torch.set_num_threads(1)
     try:
         with StopSignals() as signals, ExitStack() as stack:
-            train(config, ParallelMesh.create(config.parallel, environment), signals, stack)
+            train(config, ParallelMesh.create(config.parallel), signals, stack)
         return 0
     except SurefootError as error:
         traceback.print_exc()
@@ -214,10 +214,11 @@ class Bench:
         def rank_of(rank: int) -> int:
             if fault:
                 planted(FAULT_AFTER)
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "MASTER_PORT": port}
-            world = {**{name: str(value) for name, value in names.items()}, "MASTER_ADDR": "127.0.0.1"}
-            os.environ.update(world, LOCAL_SIZE=str(self.ranks))
-            return rank_of_run(config, world)
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            )
+            os.environ.update(WORLD_SIZE=str(self.ranks), LOCAL_SIZE=str(self.ranks))
+            return rank_of_run(config)
 
         works = [partial(rank_of, rank) for rank in range(self.ranks)]
         return self.sessions(works, kill, life.with_suffix(".log"))
