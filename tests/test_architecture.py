@@ -1,6 +1,7 @@
 """The rules about imports that import-linter cannot express, checked on the syntax tree of every module."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -195,3 +196,9 @@ def test_rules_notice_what_they_forbid() -> None:
     ]
     assert lazy_imports(tree) == [2, 4, 5, 6, 7]
     assert environment_reads(tree) == [5, 8]
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """Without `__init__.py` pytest imports each by its name alone."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
