@@ -75,7 +75,11 @@ QUESTIONS = [
 
 
 @pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
-@pytest.mark.parametrize(("words", "wanted", "unwanted"), QUESTIONS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(
+    ("words", "wanted", "unwanted"),
+    QUESTIONS,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else " ".join(value),
+)
 def test_shell_completes(
     scripts: Path, here: Path, ask: object, words: tuple[str, ...], wanted: set[str], unwanted: set[str]
 ) -> None:
