@@ -1,6 +1,5 @@
 """This module makes the `deepspeed` command line of a run, purely from options and facts about this machine."""
 
-import json
 import re
 import shlex
 import sys
@@ -158,7 +157,7 @@ def remote_arguments(options: LaunchOptions) -> Iterator[str]:
     config = str(options.config)
     if re.search(r"\s", config):
         raise ConfigurationError(f"{config}: with pdsh the path of the configuration cannot hold spaces")
-    overrides = set_options(without_spaces(text) for text in options.overrides)
+    overrides = set_options(plain_override(text) for text in options.overrides)
     for argument in (config, *overrides, *options.arguments):
         yield shlex.quote(argument).replace("%", "%%")  # pdsh expands %h, %n and %u
 
@@ -169,10 +168,12 @@ def set_options(overrides: Iterable[str]) -> Iterator[str]:
         yield from ("--set", override)
 
 
-def without_spaces(override: str) -> str:
-    """It returns the same override without whitespace, which DeepSpeed would wrap in quotes of its own."""
-    if not re.search(r"\s", override):
-        return override
+def plain_override(override: str) -> str:
+    """It returns an override that means the same, in printable ASCII without spaces.
+
+    DeepSpeed would wrap spaces in quotes of its own, and what becomes of other characters is up to the locale of each
+    host.
+    """
     key, _, value = override.partition("=")
     return f"{key.strip()}={inline_toml(parse_value(value.strip()))}"
 
@@ -180,9 +181,15 @@ def without_spaces(override: str) -> str:
 def inline_toml(value: Any) -> str:
     """It writes a TOML value on one line without spaces."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(key)}={inline_toml(below)}" for key, below in value.items()) + "}"
+        return "{" + ",".join(f"{quoted(key)}={inline_toml(below)}" for key, below in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(inline_toml(entry) for entry in value) + "]"
     if isinstance(value, str):
-        return json.dumps(value).replace(" ", "\\u0020")
+        return quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "T")
+
+
+def quoted(text: str) -> str:
+    """It writes a TOML string in which all but printable ASCII, and the space, is escaped."""
+    escaped = (char if "!" <= char <= "~" and char not in '"\\' else f"\\U{ord(char):08X}" for char in text)
+    return f'"{"".join(escaped)}"'

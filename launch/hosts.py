@@ -5,10 +5,21 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from data_pipeline.parsing import read_whole
+from data_pipeline.shown import shown
 from pretrain.errors import ConfigurationError, Problem
 
 HOST_LINE = re.compile(r"^(\S+)\s+slots=(\d+)")
 """This is the pattern of `deepspeed.launcher.runner`."""
+
+HOST_NAME = re.compile(r"(\w[\w.-]*@)?(\w[\w.-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*)", re.ASCII)
+"""A name, or an address of either kind, after a user if need be. It reaches ssh and shells as a word: a dash in front
+would make an option of it, and other characters mean something to a shell, or to pdsh."""
+
+NAME_REMEDY = "letters, digits, '.', '_' and '-', the first a letter or digit, as in worker-0 or me@10.0.0.1"
+
+MOST_SLOTS = 1024
+"""No machine has so many accelerators."""
 
 SHELL_CHARACTERS = re.compile(r"[`$\"\\]")
 """A shell does not take these literally between the double quotes that DeepSpeed puts around a value."""
@@ -21,41 +32,45 @@ def read_hostfile(path: Path) -> Slots:
     """It parses a hostfile of lines `HOST slots=N`, and raises ConfigurationError with every bad line."""
     text = read_text(path)
     problems = list(hostfile_problems(path, text))
-    slots = {host: tuple(range(count)) for _, host, count in host_lines(text)}
-    if not slots and not problems:
-        problems = [Problem(str(path), "names no host", "for example worker-0 slots=8")]
+    found = list(host_lines(text))
+    if not found and not problems:
+        problems = [Problem(shown(path), "names no host", "for example worker-0 slots=8")]
     if problems:
-        raise ConfigurationError(f"{path}: not a usable hostfile", problems)
-    return slots
+        raise ConfigurationError(f"{shown(path)}: not a usable hostfile", problems)
+    return {host: tuple(range(count)) for _, host, count in found}
 
 
 def hostfile_problems(path: Path, text: str) -> Iterator[Problem]:
-    """It yields lines that DeepSpeed refuses, and hosts that would get no rank."""
+    """It yields lines that DeepSpeed refuses, names that are none, and hosts that would get no rank."""
     first_line: dict[str, int] = {}
     understood = {line: (host, count) for line, host, count in host_lines(text)}
     for line, content in meaningful_lines(text):
-        where = f"{path}:{line}"
+        where = f"{shown(path)}:{line}"
         if line not in understood:
-            yield Problem(where, f"{content!r} is not HOST slots=N", "for example worker-0 slots=8")
+            yield Problem(where, f"'{shown(content)}' is not HOST slots=N", "for example worker-0 slots=8")
             continue
         host, count = understood[line]
+        if not HOST_NAME.fullmatch(host):
+            yield Problem(where, f"{shown(host)} is not the name or address of a host", NAME_REMEDY)
         if host in first_line:
-            yield Problem(where, f"{host} stands already in line {first_line[host]}", "keep one of the lines")
-        if count == 0:
-            yield Problem(where, f"{host} has no slots", f"for example {host} slots=8, or remove the line")
+            rule = f"{shown(host)} stands already in line {first_line[host]}"
+            yield Problem(where, rule, "keep one of the lines")
+        if not 0 < count <= MOST_SLOTS:
+            rule = f"{shown(host)} has {count or 'no'} slots" + (f", more than {MOST_SLOTS}" if count else "")
+            yield Problem(where, rule, "for example slots=8, or remove the line")
         first_line.setdefault(host, line)
 
 
 def host_lines(text: str) -> Iterator[tuple[int, str, int]]:
-    """It yields (line, host, slots)."""
+    """It yields (line, host, slots); of a number that no machine has, the first digits."""
     for line, content in meaningful_lines(text):
         if match := HOST_LINE.match(content):
-            yield line, match[1], int(match[2])
+            yield line, match[1], int(match[2][:9])
 
 
 def meaningful_lines(text: str) -> Iterator[tuple[int, str]]:
     """It yields the lines that are neither empty nor a comment, with their numbers."""
-    for line, content in enumerate(text.splitlines(), start=1):
+    for line, content in enumerate(text.split("\n"), start=1):
         if content.strip() and not content.strip().startswith("#"):
             yield line, content.strip()
 
@@ -85,9 +100,13 @@ def parse_filter(option: str, text: str, slots: Slots) -> dict[str, tuple[int, .
     for entry in filter(None, text.split("@")):
         host, _, numbers = entry.partition(":")
         if host not in slots:
-            raise ConfigurationError(f"{option} {text}: no host {host}; there are {', '.join(slots)}")
-        if numbers and not re.fullmatch(r"\d+(,\d+)*", numbers):
-            raise ConfigurationError(f"{option} {text}: {numbers} is not a list of slots such as 0,2")
+            raise ConfigurationError(
+                f"{option} {shown(text)}: no host {shown(host)}; there are {', '.join(slots)}"
+            )
+        if numbers and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", numbers):
+            raise ConfigurationError(
+                f"{option} {shown(text)}: {shown(numbers)} is not a list of slots such as 0,2"
+            )
         chosen = tuple(sorted({int(n) for n in numbers.split(",")})) if numbers else slots[host]
         if missing := [n for n in chosen if n not in slots[host]]:
             raise ConfigurationError(
@@ -127,7 +146,7 @@ def environment_file_problems(path: Path) -> Iterator[Problem]:
         elif content.lstrip().startswith("#"):
             yield Problem(where, "a comment breaks DeepSpeed's launcher", "remove it")
         elif not separator or not re.fullmatch(r"\s*[A-Za-z_]\w*\s*", name):
-            yield Problem(where, f"{content!r} is not NAME=VALUE", "for example NCCL_DEBUG=INFO")
+            yield Problem(where, f"'{shown(content)}' is not NAME=VALUE", "for example NCCL_DEBUG=INFO")
         elif found := SHELL_CHARACTERS.search(value):
             yield Problem(
                 where, f"the shell on the other hosts would not take {found[0]} as it stands", "avoid it"
@@ -137,8 +156,8 @@ def environment_file_problems(path: Path) -> Iterator[Problem]:
 def read_text(path: Path) -> str:
     """It reads a text file, and raises ConfigurationError where that cannot be."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path).decode().replace("\r\n", "\n")
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{shown(path)}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: not a text file in UTF-8") from None
+        raise ConfigurationError(f"{shown(path)}: not a text file in UTF-8") from None

@@ -9,8 +9,11 @@ lost. So signals go past it, straight to the ranks, once each; the launcher then
 import os
 import signal
 import sys
+from itertools import pairwise
 
 import psutil
+
+from launch.command import MODULE
 
 LAUNCHER_MODULE = "deepspeed.launcher.launch"
 """This module runs as the parent of the ranks on each host."""
@@ -33,11 +36,22 @@ def find_orphans(master_port: int) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if belongs_to_launch(process, master_port)]
 
 
-def is_launcher(process: psutil.Process, master_port: int) -> bool:
-    """It tells whether a process is DeepSpeed's launcher of this launch."""
+def is_rank(process: psutil.Process) -> bool:
+    """It tells whether a process of this user was started as a rank is: `python ... -m pretrain ...`."""
     try:
-        command = process.cmdline()
+        command, owner = process.cmdline(), process.uids().real
     except psutil.Error:
+        return False
+    return owner == os.getuid() and ("-m", MODULE) in pairwise(command)
+
+
+def is_launcher(process: psutil.Process, master_port: int) -> bool:
+    """It tells whether a process is DeepSpeed's launcher of this launch, and this user's."""
+    try:
+        command, owner = process.cmdline(), process.uids().real
+    except psutil.Error:
+        return False
+    if owner != os.getuid():
         return False
     # pdsh, ssh and shells have the launcher's command among their words, too, but not at their start.
     return command[1:4] == ["-u", "-m", LAUNCHER_MODULE] and f"--master_port={master_port}" in command

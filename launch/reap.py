@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.ranks import find_launchers, find_orphans, send
+from launch.ranks import find_launchers, find_orphans, is_rank, send
 from pretrain.runtime.heartbeat import Beat, is_alive, read_beats
 from pretrain.runtime.stacks import request_stacks
 
@@ -33,8 +33,8 @@ def reap(
     folder. `hurry` cuts the grace short.
     """
     found = remains(master_port, run_folder)
-    for pid in recorded(master_port, run_folder):
-        request_stacks(pid)
+    for process in recorded(master_port, run_folder):
+        request_stacks(process.pid)
     send(heads(found), signal.SIGTERM)
     await_end(found, grace, hurry)
     left = [*remains(master_port, run_folder), *find_launchers(master_port)]
@@ -45,23 +45,31 @@ def reap(
 def remains(master_port: int, run_folder: Path) -> list[psutil.Process]:
     """It returns ranks of the launch, and processes that they started, which run on this machine."""
     found = {process.pid: process for process in find_orphans(master_port)}
-    for pid in recorded(master_port, run_folder):
-        try:
-            found.setdefault(pid, psutil.Process(pid))
-        except psutil.NoSuchProcess:
-            continue
+    for process in recorded(master_port, run_folder):
+        found.setdefault(process.pid, process)
     return [process for process in found.values() if process.is_running()]
 
 
-def recorded(master_port: int, run_folder: Path) -> list[int]:
-    """It returns ids of the launch's ranks that their heartbeats name and that still run on this machine."""
-    beats = read_beats(run_folder).values()
-    return [beat.pid for beat in beats if beat.port == master_port and lives_here(beat)]
+def recorded(master_port: int, run_folder: Path) -> list[psutil.Process]:
+    """It returns the launch's ranks that their heartbeats name and that still run on this machine.
+
+    A heartbeat alone ends nothing: what it names must be a rank by its command line, too, and this user's.
+    """
+    beats = [beat for beat in read_beats(run_folder).values() if beat.port == master_port]
+    return [process for beat in beats if (process := process_of(beat)) is not None]
 
 
-def lives_here(beat: Beat) -> bool:
-    """It tells whether the rank of a heartbeat runs on this machine."""
-    return beat.host == socket.gethostname() and is_alive(beat)
+def process_of(beat: Beat) -> psutil.Process | None:
+    """It returns the rank of a heartbeat, if it runs on this machine."""
+    if beat.host != socket.gethostname():
+        return None
+    try:
+        process = psutil.Process(
+            beat.pid
+        )  # before the looks: it knows when its id is given to another process
+        return process if is_alive(beat) and is_rank(process) else None
+    except psutil.Error:
+        return None
 
 
 def heads(processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -3,6 +3,9 @@
 import re
 from dataclasses import dataclass
 
+from data_pipeline.shown import shown
+from pretrain.errors import ConfigurationError
+
 # At least eight digits and no superfluous zero: a tag has exactly one spelling.
 _PATTERN = re.compile(r"step(\d{8}|[1-9]\d{8,17})-a([1-9]\d{0,8})", re.ASCII)
 
@@ -26,3 +29,16 @@ class Tag:
         """It returns the tag with exactly this name; None if it is not one."""
         match = _PATTERN.fullmatch(name)
         return cls(step=int(match[1]), attempt=int(match[2])) if match else None
+
+
+def requested(name: str) -> str:
+    """It returns the name of the checkpoint that `--resume` asks for.
+
+    Raises ConfigurationError for what is no such name: no path, no link and no `latest` is followed.
+    """
+    if Tag.parse(name) is None:
+        raise ConfigurationError(
+            f"--resume {shown(name)}: not the name of a checkpoint, such as step00001200-a3; "
+            "`surefoot inspect RUN` lists them"
+        )
+    return name

@@ -6,14 +6,19 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from data_pipeline.files import replace_file
+from pydantic import Field, TypeAdapter
+
+from data_pipeline.files import open_regular, replace_file
+from data_pipeline.parsing import parse_json
 from pretrain.run_folder import HEARTBEATS, rank_file
 
+LARGEST_BYTES = 2**16
+"""A beat has some hundred."""
 SECONDS_BETWEEN = 1.0
 """Beats of one phase that come faster are not written."""
 
@@ -33,9 +38,9 @@ class Phase(StrEnum):
 class Beat:
     """A beat is the last sign of life of a rank, and says which process it is."""
 
-    rank: int
+    rank: Annotated[int, Field(ge=0, lt=2**31)]
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=1, lt=2**31)]
     started: int
     """When the process started, in clock ticks since its host did; with `pid` it names one process for good."""
     port: int
@@ -47,6 +52,9 @@ class Beat:
     """Wall clock of the host, in seconds since 1970: for people, hosts' clocks may differ."""
     touched: int = 0
     """When the file was last changed, in ns; filled in by the reader."""
+
+
+_BEAT = TypeAdapter(Beat)
 
 
 class Heartbeat:
@@ -124,12 +132,17 @@ def read_beats(run_folder: Path) -> dict[int, Beat]:
 
 
 def read_beat(path: Path) -> Beat | None:
-    """It returns the beat in a file; none where it is gone or is something else."""
+    """It returns the beat in a file; none where it is gone, is something else, or was written by somebody else: who
+    wrote it has named a process to be ended."""
     try:
-        touched, fields = path.stat().st_mtime_ns, json.loads(path.read_text(encoding="utf-8"))
-        return Beat(**{**fields, "phase": Phase(fields["phase"]), "touched": touched})
-    except (OSError, ValueError, TypeError, KeyError):
+        with open_regular(path) as file:
+            status, text = os.fstat(file.fileno()), file.read(LARGEST_BYTES)
+        beat = _BEAT.validate_json(json.dumps(parse_json(text)), strict=True)
+    except (OSError, ValueError):
         return None
+    if status.st_uid != os.getuid() or path != beat_file(path.parents[1], beat.rank):
+        return None
+    return replace(beat, touched=status.st_mtime_ns)
 
 
 def clear_beats(run_folder: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from data_pipeline.files import open_own, write_all
+from data_pipeline.parsing import parse_json
+from data_pipeline.shown import shown
 from pretrain.errors import ConfigurationError
 from pretrain.run_folder import RUN_LOCK
 
@@ -79,7 +81,7 @@ class RunLock:
 
     def _holder(self) -> str:
         try:
-            holder = json.loads(os.pread(self._descriptor, 4096, 0))
-            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+            holder = parse_json(os.pread(self._descriptor, 4096, 0))
+            return shown(f"process {holder['pid']} on {holder['host']} since {holder['since']}")
         except (ValueError, KeyError, TypeError):
             return "it has not said which"

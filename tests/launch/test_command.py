@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.multinode_runner import PDSHRunner
 from deepspeed.launcher.runner import encode_world_info, parse_args
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from launch.command import Command, LaunchOptions, Machine, build_command, inline_toml
 from launch.hosts import Slots
@@ -96,6 +99,15 @@ OVERRIDES = (
     'run.name="50%h $HOME `x` \\"q\\""',
     "run.steps=3",
     "run.folder=/tmp/two words",
+    "run.name=kr\u00e4he",
+    'run.name="\U0001f43e"',
+    'run.name="a \U0001f43e b"',
+    "run.name=\U0001f43e\u3000b\u00a0c",
+    "run.name='a\tb'",
+    'run.name="a\\nb \\\\ \\u007f c"',
+    'run.name="""a\nb"""',
+    "run.name=C:\\x",
+    "run.name=%h%n%u;exit&|<>(){}*?~#!",
 )
 
 
@@ -132,11 +144,32 @@ def test_overrides_survive_pdsh_and_the_remote_shell(tmp_path: Path) -> None:
     assert values == [parse_value(word.partition("=")[2]) for word in OVERRIDES]
 
 
-@pytest.mark.parametrize("value", [1, 1.5, True, "a b", [1, "x y"], [{"path": "p q", "weight": 2}], {}])
-def test_inline_toml_has_no_spaces_and_means_the_same(value: object) -> None:
+VALUES = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(allow_nan=False),
+        st.text(st.characters(exclude_categories=("Cs",))),
+    ),
+    lambda below: st.one_of(
+        st.lists(below, max_size=3),
+        st.dictionaries(st.text(st.characters(exclude_categories=("Cs",))), below, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+@example("a \U0001f43e b")
+@example("\"'\\ \n\r\t\x7f\x00$`%h%n")
+@example([{"path": "p q", "weight": 2}])
+def test_inline_toml_is_plain_ascii_without_spaces_and_means_the_same(value: object) -> None:
     text = inline_toml(value)
+    assert text.isascii()
+    assert text.isprintable()
     assert " " not in text
     assert parse_value(text) == value
+    assert shlex.split(shlex.quote(text)) == [text]
 
 
 @pytest.mark.parametrize("slots", [None, HOSTS])

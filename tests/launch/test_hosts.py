@@ -1,5 +1,6 @@
 """Hostfiles are read as DeepSpeed reads them, and problems come with line numbers."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +9,14 @@ from deepspeed.launcher.runner import _parse_hostfile, parse_inclusion_exclusion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.hosts import environment_file_problems, host_lines, hostfile_problems, read_hostfile, select_slots
+from launch.hosts import (
+    HOST_NAME,
+    environment_file_problems,
+    host_lines,
+    hostfile_problems,
+    read_hostfile,
+    select_slots,
+)
 from pretrain.errors import ConfigurationError
 
 lines = st.one_of(
@@ -61,6 +69,75 @@ def test_missing_hostfile_is_refused(tmp_path: Path) -> None:
         read_hostfile(tmp_path / "absent")
 
 
+hostile = {
+    "an option of ssh": "-oProxyCommand=touch${IFS}x",
+    "an option after a user": "me@-oProxyCommand=x",
+    "a user that is an option": "-lroot@host",
+    "two commands": "host;touch",
+    "a command in a name": "$(id)",
+    "the same in back quotes": "`id`",
+    "a file of pdsh": "^file",
+    "a list of pdsh": "host[1-9]",
+    "two hosts": "a,b",
+    "a module of pdsh": "exec:host",
+    "a path": "../host",
+    "a pipe": "host|sh",
+    "a control character": "host\x1b[2J",
+    "a letter that looks like another": "h\u043est",
+    "a byte order mark": "\ufeffhost",
+    "a zero width space": "ho\u200bst",
+    "a NUL": "host\0",
+    "a user twice": "a@b@c",
+    "quotes": "'host'",
+    "nothing but dots": "...",
+}
+
+
+@pytest.mark.parametrize("name", hostile.values(), ids=hostile.keys())
+def test_names_that_mean_something_to_ssh_or_a_shell_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(f"good slots=1\n{name} slots=1\n")
+    with pytest.raises(ConfigurationError, match="is not the name or address of a host") as caught:
+        read_hostfile(path)
+    assert all(line.isprintable() for line in str(caught.value).split("\n"))
+    assert not HOST_NAME.fullmatch(name)  # as --master-addr, too
+
+
+@pytest.mark.parametrize("name", ["worker-0", "node.domain", "me@10.0.0.1", "_host", "::1", "fe80::1", "A1"])
+def test_names_and_addresses_are_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(f"{name} slots=2\r\n".encode())
+    assert read_hostfile(path) == {name: (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ("0", "has no slots"),
+        ("1025", "has 1025 slots, more than 1024"),
+        ("1000000000", "more than 1024"),
+        ("9" * 10_000, "more than 1024"),
+        ("-1", "is not HOST slots=N"),
+    ],
+)
+def test_slots_that_no_machine_has_are_refused(tmp_path: Path, slots: str, message: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(f"host slots={slots}\n")
+    with pytest.raises(ConfigurationError, match=message):
+        read_hostfile(path)
+
+
+def test_a_hostfile_is_a_regular_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    os.mkfifo(path)
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        read_hostfile(path)
+    path.unlink()
+    path.write_bytes(b"h\xf6st slots=1\n")
+    with pytest.raises(ConfigurationError, match="not a text file in UTF-8"):
+        read_hostfile(path)
+
+
 POOL = {"a": (0, 1, 2, 3), "b": (0, 1), "c": (0,)}
 
 
@@ -82,6 +159,9 @@ def test_filters_choose_what_deepspeed_chooses(option: str, text: str) -> None:
         ("d", "", "no host d; there are a, b, c"),
         ("b:2", "", "b has slots 0 to 1, not [2]"),
         ("b:x", "", "x is not a list of slots"),
+        ("b:" + "1" * 5000, "", "is not a list of slots"),
+        ("b:\u0663", "", "is not a list of slots"),
+        ("-oProxyCommand=x", "", "no host -oProxyCommand=x; there are a, b, c"),
         ("a", "b", "exclude each other"),
         ("", "a@b@c", "leaves no accelerator"),
     ],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +23,9 @@ STUBBORN = (
     "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 )
 
+RANK = ("-m", "pretrain")
+"""Words in the command line of a rank."""
+
 Begin = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -30,9 +34,9 @@ def begin() -> Iterator[Begin]:
     """It starts a process with additions to its environment, which is killed in the end."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(script: str, **environment: str) -> "subprocess.Popen[bytes]":
+    def start(script: str, *words: str, **environment: str) -> "subprocess.Popen[bytes]":
         clean = {name: value for name, value in os.environ.items() if name not in MARKS}
-        command = [sys.executable, "-c", script]
+        command = [sys.executable, "-c", script, *words]
         process = subprocess.Popen(command, env={**clean, **environment}, stdout=subprocess.PIPE)
         running.append(process)
         return process
@@ -65,22 +69,79 @@ def test_an_environment_that_is_set_by_hand_is_not_enough(begin: Begin, tmp_path
 
 
 def test_ranks_are_known_by_their_heartbeats(begin: Begin, tmp_path: Path) -> None:
-    process = begin(OBEDIENT)
+    process = begin(OBEDIENT, *RANK)
     record(tmp_path, process.pid)
     assert reap(PORT, 60.0, tmp_path) == (1, 0)
     assert process.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
-    "other", [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}], ids=["host", "started", "port"]
+    "other",
+    [{"host": "elsewhere"}, {"started": 1}, {"port": PORT + 1}, {"rank": 1}],
+    ids=["host", "started", "port", "rank"],
 )
 def test_heartbeats_of_other_processes_end_nothing(
     begin: Begin, tmp_path: Path, other: dict[str, object]
 ) -> None:
-    process = begin(OBEDIENT)
+    process = begin(OBEDIENT, *RANK)
     record(tmp_path, process.pid, **other)
     assert reap(PORT, 60.0, tmp_path) == (0, 0)
     assert process.poll() is None
+
+
+@pytest.mark.parametrize("words", [(), ("pretrain", "-m"), ("-m", "pretrained"), ("-m pretrain",)])
+def test_a_heartbeat_that_names_what_is_no_rank_ends_nothing(
+    begin: Begin, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    process = begin(OBEDIENT, *words)
+    record(tmp_path, process.pid)
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1, 2**22 + 1, 2**31, 2**63, 10**30, None, True, 2.5, "../1"])
+def test_ids_that_are_no_rank_end_nothing(tmp_path: Path, pid: Any) -> None:
+    """Signals to 0 and -1 reach groups of processes."""
+    record(tmp_path, pid)
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), os.getppid()], ids=["own", "parent"])
+def test_whoever_reaps_is_no_rank(tmp_path: Path, pid: int) -> None:
+    record(tmp_path, pid)
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+
+
+def test_a_heartbeat_of_another_user_ends_nothing(begin: Begin, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    process = begin(OBEDIENT, *RANK)
+    record(tmp_path, process.pid)
+    os.chown(beat_file(tmp_path, 0), 65534, 65534)
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+    assert process.poll() is None
+
+
+def test_a_heartbeat_that_is_a_link_ends_nothing(begin: Begin, tmp_path: Path) -> None:
+    process = begin(OBEDIENT, *RANK)
+    record(tmp_path, process.pid)
+    beat_file(tmp_path, 0).rename(tmp_path / "elsewhere")
+    beat_file(tmp_path, 0).symlink_to(tmp_path / "elsewhere")
+    assert reap(PORT, 60.0, tmp_path) == (0, 0)
+    assert process.poll() is None
+
+
+def test_a_process_of_another_user_is_no_rank(begin: Begin, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can start a process as another user")
+    command = ["/bin/sh", "-c", "sleep 600 & wait", *RANK]
+    with subprocess.Popen(command, user=65534, cwd="/", start_new_session=True) as process:
+        try:
+            record(tmp_path, process.pid)
+            assert reap(PORT, 60.0, tmp_path) == (0, 0)
+            assert process.poll() is None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_what_does_not_listen_is_killed_after_the_grace(begin: Begin, tmp_path: Path) -> None:
