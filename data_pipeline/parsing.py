@@ -56,10 +56,10 @@ def reason(error: BaseException) -> str:
     return shown(masked(error)) or type(error).__name__
 
 
-def read_whole(path: Path, limit: int = LARGEST_DOCUMENT) -> bytes:
-    """It returns what a regular file, or a link to one, holds. Raises OSError, also for one of more than `limit`
-    bytes."""
-    with open_regular(path, follow=True) as file:
+def read_whole(path: Path, limit: int = LARGEST_DOCUMENT, *, follow: bool = True) -> bytes:
+    """It returns what a regular file holds, or with `follow` a link to one. Raises OSError, also for one of more than
+    `limit` bytes."""
+    with open_regular(path, follow=follow) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes, as no sound one is", str(path))
@@ -80,6 +80,8 @@ def parse_json(text: bytes | str) -> Any:
             parse_float=_finite,
             parse_int=_small_enough,
         )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
     except RecursionError as error:
         raise ValueError(reason(error)) from None
 

@@ -4,7 +4,9 @@ Whatever is in it, it cannot move the cursor, colour or clear a terminal, turn t
 itself, begin a line of its own, or fail to be encoded.
 """
 
+import io
 import re
+import sys
 from unicodedata import category
 
 LONGEST = 4096
@@ -31,6 +33,13 @@ def shown(text: object) -> str:
 def shown_lines(text: object) -> str:
     """It returns `str(text)` to be shown where line breaks and tabs are meant; everything else is as in `shown`."""
     return "".join(char if char in "\n\t" else _visible(char) for char in str(text))
+
+
+def show_anything() -> None:
+    """It has standard output and standard error spell out what their encoding lacks, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def masked(text: object) -> str:

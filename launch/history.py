@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from data_pipeline.parsing import read_whole
 from pretrain.checkpoint.lifecycle import LATEST, QUARANTINED, candidates
 from pretrain.checkpoint.tag import Tag
 from pretrain.ledger.history import Rollback, RunHistory
@@ -168,6 +169,6 @@ def _found(folder: Path) -> dict[str, str]:
 def _latest(folder: Path) -> str:
     """It returns the tag that `latest` names, or nothing."""
     try:
-        return (folder / LATEST).read_text(errors="replace").strip()
+        return read_whole(folder / LATEST, limit=4096).decode(errors="replace").strip()
     except OSError:
         return ""

@@ -5,9 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.highlighter import ReprHighlighter
 from rich.table import Table
+from rich.text import Text
 
+from data_pipeline.shown import masked, shown
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
 from pretrain.plan.batch import BatchEquation
@@ -78,8 +80,9 @@ def problem_document(message: str, problems: tuple[Problem, ...]) -> dict[str, A
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """It prints a table on a terminal, plain lines elsewhere."""
-    rows, console = list(rows), Console()
+    """It prints a table on a terminal, plain lines elsewhere; what is in it can neither steer a terminal nor be taken
+    for markup."""
+    rows, console = [(shown(what), shown(masked(value))) for what, value in rows], Console()
     if not console.is_terminal:
         width = max([18, *(len(what) for what, _ in rows)])
         for what, value in rows:
@@ -88,6 +91,7 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
+    highlighted = ReprHighlighter()
     for what, value in rows:
-        table.add_row(escape(what), escape(value))
-    console.print(table, highlight=True)
+        table.add_row(Text(what), highlighted(value))
+    console.print(table)

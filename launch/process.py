@@ -14,6 +14,7 @@ from types import FrameType
 
 import psutil
 
+from data_pipeline.shown import masked, shown_lines
 from launch.children import child_environment
 from launch.command import Command, LaunchOptions
 from launch.hang_detector import Trouble
@@ -216,4 +217,4 @@ def forwarding() -> Iterator[deque[int]]:
 def note(message: str) -> None:
     """It prints a line for people, beside what the command prints for scripts; whether they read it changes nothing."""
     with suppress(OSError, ValueError):
-        print(f"surefoot: {message}", file=sys.stderr, flush=True)
+        print(f"surefoot: {shown_lines(masked(message))}", file=sys.stderr, flush=True)

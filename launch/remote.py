@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from data_pipeline.shown import shown
 from launch.children import child_environment
 from launch.command import LaunchOptions
 
@@ -27,6 +28,7 @@ def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        errors="backslashreplace",
         start_new_session=True,
     )
     try:
@@ -37,7 +39,7 @@ def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds:
         return f"no answer from all hosts within {seconds:.0f} s"
     if process.returncode == 0:
         return ""
-    return "; ".join(errors.strip().splitlines()) or f"pdsh ended with {process.returncode}"
+    return shown("; ".join(errors.strip().splitlines())) or f"pdsh ended with {process.returncode}"
 
 
 def pdsh_environment(options: LaunchOptions, environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,9 +16,11 @@ from contextlib import ExitStack, suppress
 
 from data_pipeline.errors import DataError
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import masked, shown_lines
 from parallel.mesh import ParallelMesh, is_peer_loss, launched_world, output_is_collected, share_failure
 from parallel.rendezvous import Stopped
 from parallel.world import World, WorldError
+from pretrain.checkpoint.tag import requested
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, Preempted, SurefootError
@@ -98,7 +100,7 @@ def understand(options: argparse.Namespace, world: World) -> tuple[RunConfig, di
     layout = plan(config, world.size)
     facts = rank_facts(config, layout, {f"--{name}": str(vars(options)[name]) for name in REQUESTS})
     request = Request(
-        tag=options.resume,
+        tag=options.resume and requested(options.resume),
         force_condemned=options.force_condemned,
         fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
         port=world.port,
@@ -111,7 +113,7 @@ def tell(text: object, *, aloud: bool) -> None:
     """Print a message for people, on ranks that are to speak; whether anybody reads it changes nothing."""
     if aloud:
         with suppress(OSError, ValueError):
-            print(f"surefoot: {text}", file=sys.stderr, flush=True)
+            print(f"surefoot: {shown_lines(masked(text))}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

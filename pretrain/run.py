@@ -10,7 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import open_regular, replace_file
+from data_pipeline.files import replace_file
+from data_pipeline.parsing import read_whole
 from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.mixture import has_validation
 from data_pipeline.reading.stream import BatchStream, ValidationSet
@@ -299,8 +300,8 @@ def open_run_folder(
     remove_leftovers(folder)
     if not (folder / CONFIG).exists():
         return lock, {}
-    with open_regular(folder / CONFIG) as file:
-        return lock, changed_settings(file.read().decode(), dump_config(config))
+    before = read_whole(folder / CONFIG, follow=False).decode(errors="backslashreplace")
+    return lock, changed_settings(before, dump_config(config))
 
 
 def write_config(config: RunConfig, mesh: ParallelMesh) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.source_files import LeftOut
 from data_pipeline.preparing.workspace import TargetExists
-from data_pipeline.shown import shown
+from data_pipeline.shown import masked, show_anything, shown, shown_lines
 
 EXIT_COMMAND_LINE = 2
 EXIT_DATA = 3
@@ -19,6 +19,7 @@ LISTED = 5
 
 def exit_code(prepare: Callable[[], None]) -> int:
     """It prepares, tells what went wrong if anything did, and returns the exit code."""
+    show_anything()
     try:
         prepare()
     except TargetExists as error:
@@ -57,5 +58,5 @@ def share(text: str) -> float:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"surefoot prepare: error: {shown(message)}", file=sys.stderr)
+    print(f"surefoot prepare: error: {shown_lines(masked(message))}", file=sys.stderr)
     return code

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.files import open_regular
+from data_pipeline.parsing import parse_json, read_whole
 from data_pipeline.preparing.workspace import RECORD, TargetExists, entries, stage_of, workspace
 from data_pipeline.shards.storage import data_errors
+from data_pipeline.shown import shown
 
 SUMMARY = "summary"
 """Key of what was read, beside all that decides it."""
@@ -80,7 +81,7 @@ def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: boo
     differing = sorted(key for key in {*made, *record} - {SUMMARY} if made.get(key) != record.get(key))
     if differing and not overwrite:
         raise TargetExists(
-            f"{target}: was made with other settings or files ({', '.join(differing)} differ); "
+            f"{target}: was made with other settings or files ({shown(', '.join(differing))} differ); "
             "--overwrite replaces it, or choose another --out"
         )
     return not differing
@@ -89,8 +90,7 @@ def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: boo
 def _record_of(path: Path) -> dict[str, Any] | None:
     """It returns what a folder was made with and from; None where it does not say."""
     try:
-        with open_regular(path / RECORD) as file:
-            made = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+        made = parse_json(read_whole(path / RECORD, follow=False))
+    except (OSError, ValueError):
         return None
     return made if isinstance(made, dict) else None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_pipeline.files import replace_file
+from data_pipeline.shown import shown
 from pretrain.checkpoint.manifest import MANIFEST, Digest, Document, parse_document, read_text
 from pretrain.errors import CheckpointError
 
@@ -21,9 +22,9 @@ class Certificate(Document):
 
     format: Literal[1] = 1
     tag: str
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, lt=2**53)
     """The step at which it was certified."""
-    horizon: int = Field(ge=0)
+    horizon: int = Field(ge=0, lt=2**53)
     """Healthy steps since the checkpoint that it rests on."""
     manifest: Digest
     """SHA-256 of the manifest."""
@@ -47,7 +48,9 @@ def read_certificate(folder: Path) -> Certificate:
     path = folder / CERTIFICATE
     certificate = parse_document(path, read_text(path), Certificate)
     if certificate.tag != folder.name or certificate.manifest != _manifest_digest(folder):
-        raise CheckpointError(f"{path}: this is the certificate of another checkpoint ({certificate.tag})")
+        raise CheckpointError(
+            f"{path}: this is the certificate of another checkpoint ({shown(certificate.tag)})"
+        )
     return certificate
 
 

@@ -7,6 +7,8 @@ of what was saved. A damaged checkpoint is set aside, and the next best one is t
 from collections.abc import Iterable
 from functools import partial
 
+from data_pipeline.parsing import read_whole
+from data_pipeline.shown import shown
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, QUARANTINED, Candidates
@@ -87,11 +89,11 @@ class CheckpointLoader:
         tag, path = Tag.parse(name), self.folder.path
         if tag is None or tag not in (*found.sealed, *found.condemned):
             there = ", ".join(map(str, found.sealed)) or "none"
-            raise CheckpointError(f"{path}: no checkpoint {name}; there are: {there}")
+            raise CheckpointError(f"{path}: no checkpoint {shown(name)}; there are: {there}")
         if tag in found.condemned and not allow_condemned:
             mark = path / name / CONDEMNED
-            reason = self.folder.on_first(lambda: mark.read_text(encoding="utf-8").strip())
-            raise CheckpointError(f"{path / name}: is condemned ({reason}); --force-condemned loads it")
+            why = self.folder.on_first(lambda: read_whole(mark).decode(errors="backslashreplace").strip())
+            raise CheckpointError(f"{path / name}: is condemned ({shown(why)}); --force-condemned loads it")
         restored = self._load_first(engine, [tag])
         if restored is None:
             raise CheckpointError(f"{path / name}: is damaged and was set aside; choose another one")

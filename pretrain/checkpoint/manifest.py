@@ -4,23 +4,26 @@ It is written last. A folder without it is not a checkpoint, and nothing of a ch
 its files have been compared with it.
 """
 
+import json
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from data_pipeline.files import open_regular, replace_file, sha256_of
+from data_pipeline.parsing import parse_json, parsed_as, read_whole
+from data_pipeline.shown import shown
 from pretrain.errors import CheckpointError
 from pretrain.step import TrainState
 
 MANIFEST = "MANIFEST.json"
-MAX_DOCUMENT_BYTES = 64 * 2**20
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 AnyDocument = TypeVar("AnyDocument", bound="Document")
+Ranks = Annotated[int, Field(gt=0, lt=2**31)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -43,9 +46,9 @@ class FileRecord(Document):
 class CheckpointLayout(Document):
     """It says how the state is cut; a checkpoint loads only into the layout that it was saved from."""
 
-    tensor: int
-    pipeline: int
-    data: int
+    tensor: Ranks
+    pipeline: Ranks
+    data: Ranks
     """Data-parallel ranks."""
     zero_stage: int
     dtype: str
@@ -71,6 +74,14 @@ class Manifest(Document):
     """Library -> version."""
     checksums: tuple[int, ...] = ()
     """By rank, of the bits of weights and optimizer that it held; empty in checkpoints of earlier versions."""
+
+    @model_validator(mode="after")
+    def _is_of_all_ranks(self) -> Self:
+        """It refuses checksums of other ranks than there were: a rank would look for its own in vain."""
+        ranks = self.layout.tensor * self.layout.pipeline * self.layout.data
+        if self.checksums and len(self.checksums) != ranks:
+            raise ValueError(f"checksums: there are {len(self.checksums)}, of {ranks} ranks")
+        return self
 
     @property
     def total_bytes(self) -> int:
@@ -98,28 +109,22 @@ def read_manifest(folder: Path) -> Manifest:
     """It reads a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
     manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
     if manifest.tag != folder.name:
-        raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {manifest.tag}")
+        raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {shown(manifest.tag)}")
     return manifest
 
 
 def read_text(path: Path) -> bytes:
     """It returns the bytes of a document; raises CheckpointError if it is missing, too large, or no regular file."""
     try:
-        with open_regular(path) as file:
-            text = file.read(MAX_DOCUMENT_BYTES + 1)
+        return read_whole(path, follow=False)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    if len(text) > MAX_DOCUMENT_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_DOCUMENT_BYTES} bytes, as no sound one is")
-    return text
+        raise CheckpointError(f"{shown(path)}: {error.strerror}") from error
 
 
 def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocument:
     """It returns the document in `text`, which `path` held; raises CheckpointError if it is not understood."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: {_first_fault(error)}") from error
+    with parsed_as(CheckpointError, path):
+        return kind.model_validate_json(json.dumps(parse_json(text)))
 
 
 def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk: bool = False) -> list[str]:
@@ -160,9 +165,3 @@ def _size_problem(path: Path, record: FileRecord) -> str | None:
     if status.st_size != record.size:
         return f"{path}: {status.st_size} bytes, but {record.size} were saved"
     return None
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}" if where else fault["msg"]

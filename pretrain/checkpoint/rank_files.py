@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from data_pipeline.files import sync_folder
+from data_pipeline.parsing import parsed_as
 from parallel.mesh import ParallelMesh
 from pretrain.backend.checkpoint_io import load_plain
 from pretrain.backend.host_copy import copied
@@ -20,6 +21,7 @@ from pretrain.checkpoint.random_state import capture_random_state
 from pretrain.checkpoint.restored import Restored, proof_of
 from pretrain.checkpoint.tag import Tag
 from pretrain.engine.engine import TrainEngine
+from pretrain.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,28 @@ def unsafe_files(folder: Path, names: list[str]) -> str:
     return "; ".join(problems)
 
 
-def load_files(engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest) -> tuple[Restored, str]:
+def load_files(
+    engine: TrainEngine, folder: Path, tag: Tag, manifest: Manifest
+) -> tuple[Restored | None, str]:
     """It loads a checkpoint whose files are sound, all ranks together, and also returns what is wrong with the
     outcome."""
     rank = engine.mesh.rank
     engine.load(folder.parent, folder.name)
-    own = torch.load(folder / rank_file(rank), map_location="cpu", weights_only=True)
-    engine.load_extra_state(own["engine"])
-    restored = Restored(
-        tag=tag,
-        state=manifest.state,
-        data=json.loads(own["data"]),
-        watchdog=json.loads(own.get("watchdog", "{}")),
-        random=own["random"],
-        run_id=manifest.run_id,
-        proof=proof_of(manifest.checksums) if manifest.checksums else "",
-    )
+    try:
+        with parsed_as(CheckpointError, folder / rank_file(rank)):
+            own = torch.load(folder / rank_file(rank), map_location="cpu", weights_only=True)
+            engine.load_extra_state(own["engine"])
+            restored = Restored(
+                tag=tag,
+                state=manifest.state,
+                data=json.loads(own["data"]),
+                watchdog=json.loads(own.get("watchdog", "{}")),
+                random=own["random"],
+                run_id=manifest.run_id,
+                proof=proof_of(manifest.checksums) if manifest.checksums else "",
+            )
+    except (OSError, CheckpointError) as error:  # on this rank alone, perhaps
+        return None, str(error)
     if manifest.checksums and engine.checksum() != manifest.checksums[rank]:
         return restored, f"{folder}: weights or optimizer on rank {rank} are not those that were saved"
     return restored, ""

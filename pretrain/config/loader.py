@@ -6,15 +6,17 @@ Relative paths in a configuration are relative to the current directory, as with
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
+from data_pipeline.parsing import parsed_as, read_whole, reason
 from data_pipeline.paths import escaped
-from pretrain.config.problems import explain
+from data_pipeline.shown import masked, shown
+from pretrain.config.problems import explain, toml
 from pretrain.config.run import RunConfig, tasks_meant, with_kind_of_data
 from pretrain.errors import ConfigurationError, Problem
 from pretrain.run_folder import CONFIG
@@ -30,22 +32,48 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     The folder of a run stands for the settings that the run has had last, and for the run itself, wherever it lies now.
     A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all problems.
     """
-    table = settings_of_run(Path(path)) if Path(path).is_dir() else read_toml(Path(path))
+    path = Path(path)
+    table = settings_of_run(path) if path.is_dir() else read_toml(path)
     problems = [problem for text in overrides if (problem := apply_override(table, text))]
+    with parsed_as(ConfigurationError, path):
+        config, found = validated(table)
+    problems += found
+    if not tasks_meant(table):  # [data] cannot be judged without a task
+        problems = [problem for problem in problems if problem.key.partition(".")[0] != "data"]
+    if problems or config is None:
+        raise ConfigurationError(f"{shown(path)}: {count(problems)}", problems)
+    return config
+
+
+def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
+    """It returns the configuration in a table, or what is wrong with it."""
+    problems = [
+        Problem(key, "must be a whole number of at most 64 bits", "", toml(value))
+        for key, value in too_large(table)
+    ]
     data = table.get("data")
     if isinstance(data, dict) and "kind" in data:
         problems.append(Problem("data.kind", "unknown key", "the kind of data follows from model.kind", ""))
+    if problems:
+        return None, problems
     try:
         # Strict JSON mode: no silent conversion such as true -> 1 or "8" -> 8, yet lists become tuples.
         text = json.dumps(with_kind_of_data(table), default=str)
-        config = RunConfig.model_validate_json(text, strict=True)
+        return RunConfig.model_validate_json(text, strict=True), []
     except ValidationError as error:
-        problems += explain(RunConfig, error)
-    if not tasks_meant(table):  # [data] cannot be judged without a task
-        problems = [problem for problem in problems if problem.key.partition(".")[0] != "data"]
-    if problems:
-        raise ConfigurationError(f"{path}: {count(problems)}", problems)
-    return config
+        return None, explain(RunConfig, error)
+
+
+def too_large(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """It yields the keys of numbers that TOML does not have, with them: what is computed of them may know no bounds."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from too_large(below, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from too_large(below, f"{key}[{number}]")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield key, value
 
 
 def settings_of_run(folder: Path) -> Table:
@@ -74,35 +102,46 @@ def settings(config: RunConfig) -> Table:
 def read_toml(path: Path) -> Table:
     """Parse a TOML file. Raises ConfigurationError, which names file and line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with parsed_as(ConfigurationError, path):
+            return toml_document(read_whole(path).decode(), path)
+    except OSError as error:
+        raise ConfigurationError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+
+
+def toml_document(text: str, path: Path) -> Table:
+    """It parses TOML, whose line ends may be those of Windows. Raises ConfigurationError, which names the line."""
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message, _, position = str(error).partition(" (at ")
         line = re.match(r"line (\d+)", position)
-        where = f"{path}:{line[1]}" if line else f"{path}: at the end"
-        raise ConfigurationError(f"{where}: not valid TOML: {message}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+        where = f"{shown(path)}:{line[1]}" if line else f"{shown(path)}: at the end"
+        raise ConfigurationError(f"{where}: not valid TOML: {shown(message)}") from None
 
 
 def apply_override(table: Table, text: str) -> Problem | None:
     """Set one `section.key=value` in `table`; if anything is wrong with it, that is returned instead."""
     key, separator, value = text.partition("=")
+    named = f"--set {shown(masked(text))}"
     key = key.strip()
     if not separator or not OVERRIDE_KEY.fullmatch(key):
-        return Problem(f"--set {text}", "an override has the form section.key=value", "--set run.steps=1000")
+        return Problem(
+            f"--set {shown(masked(text))}",
+            "an override has the form section.key=value",
+            "--set run.steps=1000",
+        )
     try:
         parsed = parse_value(value.strip())
     except ValueError as error:
-        return Problem(
-            f"--set {text}", f"the value is not TOML: {error}", "strings with brackets need quotes"
-        )
+        rule = f"the value is not TOML: {reason(error)}"
+        return Problem(named, rule, "strings with brackets need quotes")
     *parents, leaf = key.split(".")
     for depth, name in enumerate(parents):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            return Problem(f"--set {text}", f"{'.'.join(parents[: depth + 1])} is a value, not a section")
+            return Problem(
+                f"--set {shown(masked(text))}", f"{'.'.join(parents[: depth + 1])} is a value, not a section"
+            )
     table[leaf] = parsed
     return None
 
@@ -118,6 +157,8 @@ def parse_value(text: str) -> Any:
         if text and text[0] not in "[{\"'" and "\n" not in text:
             return text
         raise ValueError(str(error).partition(" (at ")[0]) from None
+    except RecursionError as error:
+        raise ValueError(reason(error)) from None
 
 
 def count(problems: Sequence[Problem]) -> str:
@@ -131,7 +172,7 @@ def changed_settings(before: str, now: str) -> dict[str, str]:
     """
     try:
         old, new = _leaves(tomllib.loads(before)), _leaves(tomllib.loads(now))
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return {
         key: f"{old.get(key, 'unset')} -> {new.get(key, 'unset')}"

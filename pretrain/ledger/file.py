@@ -12,12 +12,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from data_pipeline.files import open_regular, sync_folder
+from data_pipeline.files import sync_folder
+from data_pipeline.parsing import read_whole, reason
+from data_pipeline.shown import shown
 from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory, fold
 from pretrain.ledger.record import Record, decode, encode
+from pretrain.ledger.shape import check_fields
 from pretrain.runtime.line_file import LineFile
 
+LARGEST_LEDGER = 2**30
+"""Bytes; a record has some hundred."""
 BEGINNING = "0" * 64
 """Stands for the digest of the line before the first."""
 BROKEN = "does not follow from the line before: one of the two was changed, or lines are missing in between"
@@ -77,8 +82,8 @@ def read_ledger(path: Path) -> tuple[Record, ...]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    with open_regular(path) as file:
-        return file.read().split(b"\n")[:-1]  # what follows the last line break was torn by a crash
+    content = read_whole(path, LARGEST_LEDGER, follow=False)
+    return content.split(b"\n")[:-1]  # what follows the last line break was torn by a crash
 
 
 def _records(path: Path, lines: list[bytes]) -> Iterator[Record]:
@@ -86,8 +91,9 @@ def _records(path: Path, lines: list[bytes]) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record, previous = decode(line)
+            check_fields(record)
         except ValueError as error:
-            raise CheckpointError(_refusal(path, number, str(error))) from None
+            raise CheckpointError(_refusal(path, number, reason(error))) from None
         if previous != expected or record.seq != number:
             raise CheckpointError(_refusal(path, number, BROKEN))
         expected = _digest(line)
@@ -100,6 +106,6 @@ def _digest(line: bytes) -> str:
 
 def _refusal(path: Path, number: int, fault: str) -> str:
     return (
-        f"{path}:{number}: {fault}; what the run has skipped and spent cannot be told. Restore the file from a copy, "
-        f"or keep only its first {number - 1} lines, and the run forgets what came after them"
+        f"{shown(path)}:{number}: {fault}; what the run has skipped and spent cannot be told. Restore the file from a "
+        f"copy, or keep only its first {number - 1} lines, and the run forgets what came after them"
     )

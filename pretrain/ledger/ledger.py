@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from pretrain.errors import CheckpointError
 from pretrain.ledger.file import LedgerFile
@@ -40,12 +41,7 @@ class RunLedger:
         files: list[LedgerFile] = []
 
         def open_ledger() -> RunHistory:
-            try:
-                files.append(LedgerFile(run_folder / LEDGER))
-            except (KeyError, TypeError) as error:
-                raise CheckpointError(
-                    f"{run_folder / LEDGER}: a record that this version cannot read ({error})"
-                ) from error
+            files.append(LedgerFile(run_folder / LEDGER))
             stack.callback(files[0].close)
             return files[0].history
 
@@ -68,7 +64,7 @@ class RunLedger:
             try:
                 self._write(self.file)
             except OSError as error:
-                print(f"surefoot: {LEDGER} cannot be written: {error}", flush=True)
+                print(f"surefoot: {LEDGER} cannot be written: {shown(error)}", flush=True)
         self.report(record)
 
     def append_before(self, record: Record) -> None:

@@ -33,9 +33,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from data_pipeline.parsing import parse_json, reason
+from data_pipeline.shown import shown
 from pretrain.step import TrainState
 
 FORMAT = 1
@@ -108,33 +111,40 @@ def decode(line: bytes) -> tuple[Record, str]:
 
     Raises ValueError, with what is wrong.
     """
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        raise ValueError("not a line of JSON") from None
+    fields = plain(parse_json(line))
     if not isinstance(fields, dict) or "format" not in fields:
         raise ValueError("not a record of a ledger")
     if (format_ := fields.pop("format")) != FORMAT:
         raise ValueError(
-            f"format {format_}, of which this version of Surefoot, with format {FORMAT}, knows nothing"
+            f"format {shown(format_)}, of which this version of Surefoot, with format {FORMAT}, knows nothing"
         )
     try:
         kind = Kind(fields.pop("kind"))
-        header = {name: int(fields.pop(name)) for name in ("step", "attempt", "lineage", "seq")}
+        header = {name: _count(name, fields.pop(name)) for name in ("step", "attempt", "lineage", "seq")}
         time, previous = str(fields.pop("time")), str(fields.pop("previous"))
+        datetime.fromisoformat(time).astimezone()  # as those who show it do
     except KeyError as error:
         raise ValueError(f"a record without {error}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a record that cannot be: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a record that cannot be: {reason(error)}") from None
     return Record(kind=kind, fields=fields, time=time, **header), previous
 
 
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{name} is {shown(value)}")
+    return value
+
+
 def plain(value: Any) -> Any:
-    """It returns a value as JSON can have it, which has no word for what is not finite."""
+    """It returns a value as JSON in UTF-8 can have it, which has no word for what is not finite, nor for the bytes of
+    names that are none of UTF-8."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data_pipeline.parsing import parse_json
 from pretrain.runtime.line_file import LineFile
 
 Row = Mapping[str, float | int | str]
@@ -40,7 +41,7 @@ class MetricsFile:
 def _session_of(line: bytes) -> int:
     """It returns the session that wrote a line, 0 if the line does not say."""
     try:
-        return int(json.loads(line)["session"])
+        return int(parse_json(line)["session"])
     except (ValueError, KeyError, TypeError):
         return 0
 

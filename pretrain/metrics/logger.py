@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from data_pipeline.shown import masked, shown
 from pretrain.config.run import JournalConfig
 from pretrain.metrics.console import StepLine, open_console
 from pretrain.metrics.jsonl import MetricsFile, Row
@@ -176,8 +177,8 @@ class FileLogger(MetricsLogger):
         )
 
     def event(self, step: int, text: str) -> None:
-        self._say(f"step {step}: {text}")
-        self._curves_guard.attempt(lambda: self._curves.text("run/events", text, step + self._undone))
+        self._say(f"step {step}: {(line := shown(masked(text)))}")
+        self._curves_guard.attempt(lambda: self._curves.text("run/events", line, step + self._undone))
 
     def close(self) -> None:
         for sink in (self._curves, self._metrics, self._console):

@@ -113,7 +113,8 @@ class EventFiles:
             self._write(summary.histogram(tag, finite, _BINS), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        self._write(summary.text(tag, text), step)
+        # As code: TensorBoard would take the text for Markdown, with links and images that browsers fetch.
+        self._write(summary.text(tag, f"    {text}"), step)
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,12 +1,15 @@
 """The DeepSpeed JSON of a run is derived from configuration and plan, and the user's own JSON is merged over it."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hjson
 
+from data_pipeline.parsing import parsed_as, read_whole
+from data_pipeline.shown import shown
 from pretrain.config.keys import nearest
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Problem
@@ -66,21 +69,28 @@ def derive(config: RunConfig, batch: BatchEquation, parameters: int) -> Json:
 def read_json(path: Path) -> Json:
     """Parse JSON with comments (Hjson, as DeepSpeed reads it). Raises ConfigurationError."""
     try:
-        document = hjson.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
-    except hjson.HjsonDecodeError as error:
-        raise ConfigurationError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+        with parsed_as(ConfigurationError, path):
+            document = hjson_document(read_whole(path).decode(), path)
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise ConfigurationError(f"{shown(path)}: cannot be read: {error.strerror}") from None
     if not isinstance(document, dict):
-        raise ConfigurationError(f"{path}: must hold a JSON object")
+        raise ConfigurationError(f"{shown(path)}: must hold a JSON object")
     return document
 
 
+def hjson_document(text: str, path: Path) -> Any:
+    """It parses Hjson. Raises ConfigurationError, which names the line, and ValueError."""
+    try:
+        return hjson.loads(text, object_pairs_hook=refuse_duplicates)
+    except hjson.HjsonDecodeError as error:
+        raise ConfigurationError(
+            f"{shown(path)}:{error.lineno}: not valid JSON: {shown(error.msg)}"
+        ) from None
+
+
 def refuse_duplicates(pairs: list[tuple[str, Any]]) -> Json:
-    names = [name for name, _ in pairs]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    counts = Counter(name for name, _ in pairs)
+    if repeated := [shown(name) for name, times in counts.items() if times > 1]:
         raise ValueError(f"{', '.join(repeated)} stands there more than once")
     return dict(pairs)
 

@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 from types import FrameType
 
+from data_pipeline.shown import show_anything
 from pretrain.errors import Preempted
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -22,7 +23,7 @@ def begin() -> None:
 
 
 def open_standard_streams() -> None:
-    """It opens the null device in place of standard streams that were closed (`>&-`).
+    """It opens the null device in place of standard streams that were closed (`>&-`), and has all take any text.
 
     The first files to be opened would take their numbers otherwise, and get what libraries print.
     """
@@ -35,6 +36,7 @@ def open_standard_streams() -> None:
             )  # the lowest number that is free is this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    show_anything()
 
 
 def leave_out_current_folder() -> None:

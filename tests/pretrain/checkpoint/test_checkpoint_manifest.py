@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.disk import records
 
+from data_pipeline.parsing import LARGEST_DOCUMENT
 from pretrain.checkpoint.manifest import (
     MANIFEST,
-    MAX_DOCUMENT_BYTES,
     CheckpointLayout,
     FileRecord,
     Manifest,
@@ -156,9 +156,9 @@ def edit(folder: Path, **changes: object) -> None:
 
 MANIFEST_DAMAGES = {
     "No such file": lambda folder: (folder / MANIFEST).unlink(),
-    "Invalid JSON": lambda folder: truncate(folder / MANIFEST),
-    "recursion": lambda folder: (folder / MANIFEST).write_text("[" * 1_000_000),
-    "larger than": lambda folder: (folder / MANIFEST).write_text(" " * (MAX_DOCUMENT_BYTES + 1)),
+    "not JSON": lambda folder: truncate(folder / MANIFEST),
+    "nested too deeply": lambda folder: (folder / MANIFEST).write_text("[" * 1_000_000),
+    "larger than": lambda folder: (folder / MANIFEST).write_text(" " * (LARGEST_DOCUMENT + 1)),
     "format": lambda folder: edit(folder, format=2),
     "surprise": lambda folder: edit(folder, surprise=1),
     "files": lambda folder: edit(folder, files={"../x.pt": {"size": 1, "sha256": "0" * 64, "rank": 0}}),

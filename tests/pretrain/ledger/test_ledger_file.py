@@ -48,9 +48,10 @@ def test_it_goes_on_where_an_earlier_process_has_ended(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_valid_json_and_comes_back(tmp_path: Path) -> None:
     ledger = LedgerFile(tmp_path / "ledger.jsonl")
+    alarm = {"signal": "loss", "kind": "high", "onset": 1, "value": 1.0}
     values = {
         "value": math.nan,
-        "alarms": [{"threshold": math.inf}, {"threshold": -math.inf}],
+        "alarms": [{**alarm, "threshold": math.inf}, {**alarm, "threshold": -math.inf}],
         "seconds": 1e-3,
     }
     ledger.append(Record(Kind.ALARM, 1, 1, 1, values))
@@ -95,8 +96,8 @@ DAMAGE = {
     "lost": (lambda lines: [lines[0], *lines[2:]], 2, "does not follow"),
     "first lost": (lambda lines: lines[1:], 1, "does not follow"),
     "twice": (lambda lines: [*lines[:2], *lines[1:]], 3, "does not follow"),
-    "zeros": (lambda lines: [*lines[:2], bytes(100), *lines[3:]], 3, "not a line of JSON"),
-    "not text": (lambda lines: [*lines[:2], b"\xff\xfe", *lines[3:]], 3, "not a line of JSON"),
+    "zeros": (lambda lines: [*lines[:2], bytes(100), *lines[3:]], 3, "not JSON"),
+    "not text": (lambda lines: [*lines[:2], b"\xff\xfe", *lines[3:]], 3, "codec can't decode"),
     "another file": (lambda lines: [b'{"step": 1}'], 1, "not a record of a ledger"),
     "a list": (lambda lines: [b"[1]"], 1, "not a record of a ledger"),
     "newer format": (lambda lines: [lines[0].replace(b'"format": 1', b'"format": 2')], 1, "format 2"),
