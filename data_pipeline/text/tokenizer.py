@@ -11,6 +11,8 @@ from typing import Any
 import sentencepiece
 
 from data_pipeline.errors import DataError
+from data_pipeline.parsing import parsed_as, read_whole
+from data_pipeline.shown import shown
 
 END_OF_TEXT = "<|endoftext|>"
 """Control piece between documents; the same characters in a text are encoded as plain text."""
@@ -35,20 +37,19 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise DataError(f"{name}: not a sentencepiece model ({error})") from error
-        self.model = model
-        self._check(name)
+        self.model, self._name = model, name
+        with parsed_as(DataError, f"{name}: not a sentencepiece model"):
+            # Of nothing sentencepiece makes a processor that fails only later.
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model or b"\0")
+            self._check()
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """It reads a model file. Raises DataError when it cannot be read or is no lossless model."""
         try:
-            return cls(path.read_bytes(), str(path))
+            return cls(read_whole(path), str(path))
         except OSError as error:
-            raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
+            raise DataError(f"{shown(path)}: cannot read the tokenizer: {error.strerror}") from error
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return Tokenizer, (self.model,)
@@ -71,29 +72,31 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """It returns the ids of `text`, without control pieces."""
         first, *rest = text.split(SPACE_MARK)
-        ids: list[int] = self._processor.encode(first)
-        for part in rest:
-            ids += self._space_mark
-            ids += self._processor.encode(part)
+        with parsed_as(DataError, self._name):
+            ids: list[int] = self._processor.encode(first)
+            for part in rest:
+                ids += self._space_mark
+                ids += self._processor.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """It returns the text that `encode` was given."""
-        return str(self._processor.decode(list(ids)))
+        """It returns the text that `encode` was given. Raises DataError for ids that there are not."""
+        with parsed_as(DataError, self._name):
+            return str(self._processor.decode(list(ids)))
 
     @cached_property
     def _space_mark(self) -> list[int]:
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
 
-    def _check(self, name: str) -> None:
+    def _check(self) -> None:
         """It refuses a model that would lose characters or cannot separate documents."""
         if self._processor.piece_to_id(END_OF_TEXT) == self._processor.unk_id():
             raise DataError(
-                f"{name}: has no control piece {END_OF_TEXT}; make one with `surefoot prepare text`"
+                f"{self._name}: has no control piece {END_OF_TEXT}; make one with `surefoot prepare text`"
             )
         if self.decode(self.encode(PROBE)) != PROBE:
             raise DataError(
-                f"{name}: loses characters (spaces or rare letters do not survive a round trip); it needs "
+                f"{self._name}: loses characters (spaces or rare letters do not survive a round trip); it needs "
                 "byte fallback, the identity normalizer and no dummy prefix; `surefoot prepare` makes one"
             )
 

@@ -182,7 +182,7 @@ def test_events_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with open_journal(tmp_path) as journal:
         journal.event(7, "checkpoint step00000007-a1 saved")
     text = curves(tmp_path).Tensors("run/events/text_summary")[0]
-    assert (text.step, text.tensor_proto.string_val[0]) == (7, b"checkpoint step00000007-a1 saved")
+    assert (text.step, text.tensor_proto.string_val[0]) == (7, b"    checkpoint step00000007-a1 saved")
     assert capsys.readouterr().out == "step 7: checkpoint step00000007-a1 saved\n"
     assert rows(tmp_path) == []
 
