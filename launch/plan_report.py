@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.highlighter import ReprHighlighter
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +90,6 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    highlighted = ReprHighlighter()
     for what, value in rows:
-        table.add_row(Text(what), highlighted(value))
+        table.add_row(Text(what), Text(value))
     console.print(table)
