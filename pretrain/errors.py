@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from data_pipeline.shown import shown
+
 
 class SurefootError(Exception):
     """An error of this kind ends the run with a message for the user and no traceback."""
@@ -26,7 +28,7 @@ class Problem:
 
     def __str__(self) -> str:
         subject = f"{self.key} = {self.value}" if self.value else self.key
-        return f"{subject}: {self.rule}" + (f"; {self.remedy}" if self.remedy else "")
+        return shown(f"{subject}: {self.rule}" + (f"; {self.remedy}" if self.remedy else ""))
 
 
 class ConfigurationError(SurefootError):

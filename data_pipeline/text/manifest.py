@@ -33,6 +33,16 @@ class TextManifest(Manifest):
     """Nats per target of a validation split under the train split's token frequencies (add-one smoothing)."""
 
     @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        """It refuses blocks that the shards have no room for: memory would be taken for them."""
+        ids = self.samples * (self.sequence_length + 1)
+        if ids * (2 if self.dtype == "uint16" else 4) > (size := sum(shard.bytes for shard in self.shards)):
+            raise ValueError(
+                f"{self.samples} samples of {self.sequence_length} + 1 ids do not fit in {size} bytes"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ids_fit(self) -> Self:
         """It refuses a type of ids that does not hold the whole vocabulary: ids above its range have wrapped."""
         if self.dtype == "uint16" and self.tokenizer.vocabulary_size > 1 << 16:

@@ -160,4 +160,9 @@ def _last_rows(metrics: Path) -> bytes:
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(f"{json.dumps(plain(row), ensure_ascii=False)}\n" for row in rows)
+    """It returns rows of JSON whose letters can be read, and what a terminal would obey is escaped."""
+    return "".join(f"{_seen(json.dumps(plain(row), ensure_ascii=False))}\n" for row in rows)
+
+
+def _seen(text: str) -> str:
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
