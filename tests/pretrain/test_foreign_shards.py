@@ -24,6 +24,8 @@ def write_anew(split: Path, token: int) -> None:
     codec, random = BlockCodec(SEQUENCE, "uint16"), np.random.default_rng(0)
     blocks = random.integers(VOCABULARY, size=(manifest.samples, SEQUENCE + 1), dtype=np.uint16)
     blocks[0, 5] = token
+    for path in split.glob("text-*"):
+        path.unlink()
     with ShardWriter(split, "text", 1_000_000) as writer:
         for number, block in enumerate(blocks):
             writer.write(f"sample-{number}", codec.encode(block))

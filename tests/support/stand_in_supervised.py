@@ -25,7 +25,8 @@ def main(launcher: str, folder: Path, plan: str, *changes: str) -> int:
     def rank() -> list[str]:
         number, deeds = next(numbers), plan.split(",")
         deed = deeds[min(number, len(deeds)) - 1]
-        return [str(HERE / "stand_in_worker.py"), str(folder), str(number), deed]
+        # The last words are in the command line of every rank, and of no other process.
+        return [str(HERE / "stand_in_worker.py"), str(folder), str(number), deed, "-m", "pretrain"]
 
     def deepspeed() -> Command:
         command = build_command(options, this_machine(), 1)
