@@ -18,6 +18,8 @@ would make an option of it, and other characters mean something to a shell, or t
 
 NAME_REMEDY = "letters, digits, '.', '_' and '-', the first a letter or digit, as in worker-0 or me@10.0.0.1"
 
+PLAIN_PATH = re.compile(r"[\w@+=:,./-]+")
+
 MOST_SLOTS = 1024
 """No machine has so many accelerators."""
 
@@ -38,6 +40,23 @@ def read_hostfile(path: Path) -> Slots:
     if problems:
         raise ConfigurationError(f"{shown(path)}: not a usable hostfile", problems)
     return {host: tuple(range(count)) for _, host, count in found}
+
+
+def check_address(address: str) -> None:
+    """It raises ConfigurationError for a `--master-addr` that is no name or address."""
+    if address and not HOST_NAME.fullmatch(address):
+        raise ConfigurationError(
+            f"--master-addr {shown(address)}: not the name or address of a host; {NAME_REMEDY}"
+        )
+
+
+def check_folder(folder: str) -> None:
+    """It raises ConfigurationError for a current directory that shells would not take: DeepSpeed does not quote it."""
+    if not PLAIN_PATH.fullmatch(folder):
+        raise ConfigurationError(
+            f"{shown(folder)}: shells on the hosts would not take this folder as it stands; start where the path "
+            "has letters, digits and - _ . / + = : , @ alone, or choose another --launcher"
+        )
 
 
 def hostfile_problems(path: Path, text: str) -> Iterator[Problem]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
-from data_pipeline.shown import shown
 from launch.children import child_environment
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.completion import script
 from launch.doctor import doctor
-from launch.hosts import HOST_NAME, NAME_REMEDY, read_hostfile, select_slots
+from launch.hosts import check_address, check_folder, read_hostfile, select_slots
 from launch.inspect import inspect
 from launch.machine import this_machine
 from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
@@ -36,8 +34,6 @@ from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
 from pretrain.runtime.startup import open_standard_streams
 
-PLAIN_PATH = re.compile(r"[\w@+=:,./-]+")
-"""DeepSpeed hands the current directory to shells as it stands."""
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
 """These options of `surefoot train` are keys of `Policy`."""
 
@@ -135,18 +131,12 @@ def launch_options(options: argparse.Namespace) -> LaunchOptions:
         raise ConfigurationError(
             "--include and --exclude choose among the hosts of a --hostfile; there is none"
         )
-    if options.master_addr and not HOST_NAME.fullmatch(options.master_addr):
-        raise ConfigurationError(
-            f"--master-addr {shown(options.master_addr)}: not the name or address of a host; {NAME_REMEDY}"
-        )
+    check_address(options.master_addr)
     slots = None
     if options.hostfile is not None:
         slots = select_slots(read_hostfile(options.hostfile), options.include, options.exclude)
-        if options.launcher == REMOTE_SHELL_LAUNCHER and not PLAIN_PATH.fullmatch(os.getcwd()):
-            raise ConfigurationError(
-                f"{shown(os.getcwd())}: shells on the hosts would not take this folder as it stands; start where "
-                "the path has letters, digits and - _ . / + = : , @ alone, or choose another --launcher"
-            )
+        if options.launcher == REMOTE_SHELL_LAUNCHER:
+            check_folder(os.getcwd())
     return LaunchOptions(
         config=options.config,
         overrides=tuple(options.set),
