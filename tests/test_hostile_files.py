@@ -143,7 +143,7 @@ LINES = [{"text": "one", "n": 1}, {"text": "two \ud83d\udc3e", "meta": {"a": [1,
 
 def make_lines(folder: Path) -> Callable[[Chance], bytes]:
     def make(chance: Chance) -> bytes:
-        odd = chance.randrange(len(LINES))
+        odd = chance.randrange(2 * len(LINES))
         lines = [
             changed_json(chance, line) if number == odd else json.dumps(line).encode()
             for number, line in enumerate(LINES)
@@ -162,12 +162,13 @@ def read_lines(folder: Path, content: bytes) -> None:
     }
     chance = random.Random(content)
     suffix = chance.choice(list(packed))
+    for left in folder.glob("lines.*"):
+        left.unlink()
     path = folder / f"lines{suffix}"
     path.write_bytes(changed_bytes(chance, packed[suffix]) if chance.random() < 0.3 else packed[suffix])
     for source in (str(path), str(folder)):
         for text in Corpus([source], "text").documents():
             text.text.encode()
-    path.unlink()
 
 
 # The folder of a run
@@ -393,7 +394,7 @@ def make_hostfile(folder: Path) -> Callable[[Chance], bytes]:
 
     def make(chance: Chance) -> bytes:
         line = f"{chance.choice(ODD)} slots={chance.choice(ODD)}\n".encode(errors="replace")
-        return hosts + line if chance.random() < 0.4 else anything(chance, hosts)
+        return chance.choice([hosts, hosts + line, anything(chance, hosts)])
 
     return make
 
