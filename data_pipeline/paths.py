@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,10 @@ def expanded(text: str) -> str:
     """It returns a path with its variables and the home folder in place; `$$` is a dollar sign.
 
     Raises:
-        ValueError: a variable has no value, or nobody has such a home folder.
+        ValueError: a variable has no value, nobody has such a home folder, or there can be no such path.
     """
+    if "\0" in text:
+        raise ValueError(f"{text!r} holds a NUL character, as no path can")
     path = VARIABLE.sub(_value, text)
     if not text.startswith("~"):
         return path
@@ -50,9 +53,24 @@ def escaped(path: object) -> str:
     return f"./{text}" if text.startswith("~") else text
 
 
+def expanded_path(text: str) -> str:
+    """It returns the path of a file or folder on this machine, expanded.
+
+    Raises:
+        ValueError: it is empty, as where a variable has no value in a shell, or a URL, or `expanded` refuses it.
+    """
+    if not text:
+        raise ValueError("is empty; write . for the current directory")
+    if "://" in text:
+        raise ValueError(
+            f"{text} is a URL, and must be a path on this machine: of it a folder here would be made"
+        )
+    return expanded(text)
+
+
 def path_argument(text: str) -> Path:
     """It reads a path of a command line."""
-    return Path(location_argument(text))
+    return Path(_argument(text, expanded_path))
 
 
 def location_argument(text: str) -> str:
@@ -60,27 +78,33 @@ def location_argument(text: str) -> str:
 
     It does not where a path stands behind `--out=`, nor within quotes.
     """
+    return _argument(text, expanded)
+
+
+def _argument(text: str, expand: Callable[[str], str]) -> str:
     if os.path.lexists(text):
         return text
     try:
-        return expanded(text)
+        return expand(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _expanded_setting(value: Any) -> Any:
-    """It expands the text of a setting; what is no text is for pydantic to judge."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return expanded(value)
-    except ValueError as error:
-        raise PydanticCustomError("expansion", "{reason}", {"reason": str(error)}) from None
+def _setting(expand: Callable[[str], str]) -> BeforeValidator:
+    """It has the text of a setting expanded; what is no text is for pydantic to judge."""
+
+    def expanded_setting(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return expand(value)
+        except ValueError as error:
+            raise PydanticCustomError("expansion", "{reason}", {"reason": str(error)}) from None
+
+    return BeforeValidator(expanded_setting)
 
 
-PathSetting = Annotated[Path, BeforeValidator(_expanded_setting), PlainSerializer(escaped, when_used="json")]
+PathSetting = Annotated[Path, _setting(expanded_path), PlainSerializer(escaped, when_used="json")]
 """The type of settings that are paths."""
-LocationSetting = Annotated[
-    str, BeforeValidator(_expanded_setting), PlainSerializer(escaped, when_used="json")
-]
+LocationSetting = Annotated[str, _setting(expanded), PlainSerializer(escaped, when_used="json")]
 """The type of settings that are paths or URLs."""

@@ -15,6 +15,9 @@ from data_pipeline.shown import shown
 SUMMARY = "summary"
 """Key of what was read, beside all that decides it."""
 
+ENTRIES = "entries"
+"""Key of what was made: the names in the folder."""
+
 Result = TypeVar("Result")
 
 
@@ -22,7 +25,8 @@ def make_record(kind: str, files: Sequence[Path], settings: Mapping[str, Any]) -
     """It returns all that decides the output: the kind of data, the raw files and the settings that matter."""
     digest, size = hashlib.sha256(), 0
     for path in files:
-        stat = path.stat()
+        with data_errors(path):  # it was there a moment ago
+            stat = path.stat()
         size += stat.st_size
         digest.update(os.fsencode(path.absolute()) + f"\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
     return {
@@ -62,15 +66,18 @@ def make_once(
             folder = space.new()
             with data_errors(folder):
                 result = make(folder)
-                (folder / RECORD).write_text(
-                    json.dumps({**record, SUMMARY: summary(result)}, indent=1) + "\n"
-                )
+                made = {**record, SUMMARY: summary(result), ENTRIES: sorted([*os.listdir(folder), RECORD])}
+                (folder / RECORD).write_text(json.dumps(made, indent=1) + "\n")
+            _is_made(target, path, record, overwrite)  # again: the work may have taken hours
             space.publish()
             return result
 
 
 def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
-    """It tells whether `target`, which lies at `path`, is what `record` says."""
+    """It tells whether `target`, which lies at `path`, is what `record` says.
+
+    Raises TargetExists where it holds anything else, and may not be replaced or is not ours alone.
+    """
     if not os.path.lexists(path) or (path.is_dir() and not entries(path)):
         return False
     made = _record_of(path)
@@ -78,13 +85,24 @@ def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: boo
         raise TargetExists(
             f"{target}: is there, and not a folder that `surefoot prepare` made; choose another --out"
         )
-    differing = sorted(key for key in {*made, *record} - {SUMMARY} if made.get(key) != record.get(key))
+    kept = {SUMMARY, ENTRIES}
+    differing = sorted(key for key in {*made, *record} - kept if made.get(key) != record.get(key))
     if differing and not overwrite:
         raise TargetExists(
             f"{target}: was made with other settings or files ({shown(', '.join(differing))} differ); "
             "--overwrite replaces it, or choose another --out"
         )
+    if differing and (others := sorted({*entries(path)} - _names(made.get(ENTRIES)))):
+        raise TargetExists(
+            f"{target}: holds {shown(', '.join(others))}, which is not known to be of `surefoot prepare`; move it away "
+            "to have the folder replaced, or choose another --out"
+        )
     return not differing
+
+
+def _names(made: Any) -> set[str]:
+    """It returns the names that a record says were made."""
+    return {name for name in made if isinstance(name, str)} if isinstance(made, list) else set()
 
 
 def _record_of(path: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@
         surefoot-prepare.lock           held while a process is at work, and the mark that the folder is ours
         new/                            what is being made
         old/                            what stood at DIR, for a moment
-        moving.json                     names in new/, while they move into DIR one by one
+        moving.json                     names in new/, while they move into DIR one by one, and our inode
 
 Beside DIR the new folder takes its name in one call. A DIR that cannot be renamed (a mount point, the current
 directory) is filled entry by entry. Whatever a killed process has begun, the next one finishes or takes back.
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import exchange, open_own, replace_file
+from data_pipeline.files import exchange, open_own, open_regular, replace_file
+from data_pipeline.parsing import parse_json
 from data_pipeline.shards.storage import data_errors
 
 RECORD = "prepare.json"
@@ -87,13 +88,13 @@ class Workspace:
             new.rename(self.target)
         elif not self._replace(new):
             names = sorted(os.listdir(new), key=lambda name: name == RECORD)  # the record is last
-            replace_file(self.stage / MOVING, json.dumps(names))
-            self._move()
+            replace_file(self.stage / MOVING, json.dumps({"workspace": self._inode(), "names": names}))
+            self._move(names)
 
     def finish(self) -> None:
         """It finishes, or takes back, the publication that a process was killed in."""
         if os.path.lexists(self.stage / MOVING):
-            self._move()
+            self._move(self._moving())
         elif not os.path.lexists(self.target) and os.path.lexists(self.stage / OLD):
             (self.stage / OLD).rename(self.target)
 
@@ -117,9 +118,24 @@ class Workspace:
             return False
         return True
 
-    def _move(self) -> None:
+    def _inode(self) -> int:
+        return os.fstat(self.descriptor).st_ino
+
+    def _moving(self) -> list[str]:
+        """It returns the names that a killed process was moving.
+
+        What came in an archive or a repository, to have a folder of somebody else emptied, cannot know the inode that
+        its own folder gets. Raises TargetExists for that.
+        """
+        with suppress(OSError, ValueError), open_regular(self.stage / MOVING) as file:
+            match parse_json(file.read()):
+                case {"workspace": inode, "names": [*names]} if inode == self._inode():
+                    if all(_is_name(name) for name in names):
+                        return names
+        raise _in_the_way(self.stage, f"its {MOVING} is not of this folder")
+
+    def _move(self, names: list[str]) -> None:
         """It makes `target` hold the new entries and no others; after a crash it goes on where it was."""
-        names = json.loads((self.stage / MOVING).read_text())
         left = [name for name in names if os.path.lexists(self.stage / NEW / name)]
         keep = {*names} - {*left} | {self.stage.name, NEVER_OURS}
         folder = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -153,7 +169,7 @@ def _take(stage: Path, target: Path) -> tuple[int, int]:
     """It makes or takes over a workspace, and returns the descriptors of the folder and of its lock."""
     while True:
         with suppress(FileExistsError):
-            stage.mkdir()
+            stage.mkdir(mode=0o700)  # what is in it decides what is moved and removed
         descriptor = _open_folder(stage)
         try:
             _check_ours(stage, descriptor)
@@ -203,6 +219,10 @@ def _is(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not {*name} & {"/", "\0"}
 
 
 def _is_mount(path: Path) -> bool:

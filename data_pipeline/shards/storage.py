@@ -53,7 +53,7 @@ def open_folder(path: str, cache: Path | None) -> Folder:
 def local_path(source: str) -> Path | None:
     """It returns the path on this machine that a path or a `file://` URL means; None for another URL.
 
-    Raises DataError for a `file://` URL of another host.
+    Raises DataError for a `file://` URL of another host, or of what can be no path.
     """
     if not source.startswith("file://"):
         return None if "://" in source else Path(source)
@@ -62,7 +62,10 @@ def local_path(source: str) -> Path | None:
         raise DataError(
             f"{shown(source)}: names another host; on this one it is file:///{shown(host + slash + path)}"
         )
-    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(slash + path))))
+    named = unquote_to_bytes(os.fsencode(slash + path))
+    if b"\0" in named:
+        raise DataError(f"{shown(source)}: %00 is a NUL character, which no path can hold")
+    return Path(os.fsdecode(named))
 
 
 def usable_cache(wanted: Path | None) -> Path:

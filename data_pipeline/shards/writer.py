@@ -58,8 +58,8 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         assert self._shard is not None
-        self._entries.append(self._shard.finish())
-        self._shard = None
+        shard, self._shard = self._shard, None
+        self._entries.append(shard.finish())
 
 
 class _OpenShard:
@@ -87,10 +87,9 @@ class _OpenShard:
             self._tar.close()
 
     def finish(self) -> ShardEntry:
-        """It closes the shard and indexes what is on the disk."""
-        with data_errors(self._path):
+        """It closes the shard, also where it fails, and indexes what is on the disk."""
+        with data_errors(self._path), self._file:
             self._tar.close()
-            self._file.close()
         index, sha256 = index_shard(self._path)
         index_path = self._path.with_name(index_name(self._path.name))
         with data_errors(index_path):

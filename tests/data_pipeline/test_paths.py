@@ -5,8 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from data_pipeline.paths import escaped, expanded, location_argument, path_argument
+from data_pipeline.paths import (
+    LocationSetting,
+    PathSetting,
+    escaped,
+    expanded,
+    location_argument,
+    path_argument,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +61,28 @@ def test_what_cannot_be_expanded_is_named(text: str, told: str) -> None:
         expanded(text)
     with pytest.raises(argparse.ArgumentTypeError, match=told):
         path_argument(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("s3://bucket/mine", "s3://bucket/mine is a URL"),
+        ("file:///data/mine", "is a URL, and must be a path on this machine"),
+        ("", "is empty"),
+        ("a\0b", "holds a NUL character"),
+    ],
+)
+def test_what_is_no_path_here_makes_no_folder_of_that_name(text: str, told: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=told):
+        path_argument(text)
+    with pytest.raises(ValidationError, match=told):
+        TypeAdapter(PathSetting).validate_python(text)
+
+
+def test_locations_may_be_urls() -> None:
+    assert location_argument("s3://bucket/$SCRATCH") == "s3://bucket//scratch/me"
+    with pytest.raises(ValidationError, match="NUL"):
+        TypeAdapter(LocationSetting).validate_python("s3://bucket/\0")
 
 
 @pytest.mark.parametrize("path", ["/a/$b", "$$", "~", "~/x", "plain", "${SCRATCH}"])

@@ -123,6 +123,8 @@ def test_a_file_url_is_decoded(tmp_path: Path) -> None:
     assert len(find(f"file://{tmp_path}/a%20b/caf%C3%A9.txt").files) == 1
     with pytest.raises(DataError, match="names another host; on this one it is file:///data/x"):
         find("file://data/x")
+    with pytest.raises(DataError, match="%00 is a NUL character"):
+        find("file:///data/a%00b")
     with pytest.raises(DataError, match="is no file of this machine; download it first"):
         find("https://example.org/a.txt")
 

@@ -1,6 +1,7 @@
 """A folder appears whole or not at all, whatever its name stands for, and nothing of anybody else is touched."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.preparing import workspace as module
 from data_pipeline.preparing.record import make_once
-from data_pipeline.preparing.workspace import LOCK, RECORD, TargetExists
+from data_pipeline.preparing.workspace import LOCK, MOVING, RECORD, TargetExists
 
 REPOSITORY = Path(__file__).parents[3]
 NAMES = ["made", RECORD, "train"]
@@ -128,6 +129,45 @@ def test_links_in_a_workspace_are_removed_and_not_followed(tmp_path: Path, victi
     assert prepare(tmp_path / "mine") == "result"
     assert unharmed(victim)
     assert names(tmp_path) == ["mine", "victim"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["[]", "other", "link", "pipe", "deep", "out", "..", "."])
+def test_a_planted_publication_moves_and_removes_nothing(kind: str, tmp_path: Path, victim: Path) -> None:
+    """An archive, or a repository, may bring a workspace that bears our mark."""
+    stage = tmp_path / ".victim.partial"
+    (stage / "new").mkdir(parents=True)
+    (stage / LOCK).touch()
+    moving, inode = stage / MOVING, stage.stat().st_ino
+    (tmp_path / "thesis").write_text("mine")
+    match kind:
+        case "link":
+            (tmp_path / "elsewhere").write_text(json.dumps({"workspace": inode, "names": []}))
+            moving.symlink_to(tmp_path / "elsewhere")
+        case "pipe":
+            os.mkfifo(moving)
+        case "deep":
+            moving.write_text("[" * 100_000)
+        case "other":
+            moving.write_text(json.dumps({"workspace": inode + 1, "names": []}))
+        case "[]":
+            moving.write_text(kind)
+        case _:
+            name = "../../thesis" if kind == "out" else kind
+            moving.write_text(json.dumps({"workspace": inode, "names": [name]}))
+    with pytest.raises(TargetExists, match=r"is in the way and its moving\.json is not of this folder"):
+        prepare(victim)
+    assert unharmed(victim)
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
+def test_nobody_else_writes_into_a_workspace(tmp_path: Path) -> None:
+    before = os.umask(0o000)
+    try:
+        with module.workspace(tmp_path / "mine") as space:
+            assert stat.S_IMODE(space.stage.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
 
 
 def test_a_name_of_earlier_versions_is_nothing_special(tmp_path: Path, victim: Path) -> None:

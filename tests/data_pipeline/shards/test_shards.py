@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import resource
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -210,6 +211,30 @@ def test_a_pickled_index_is_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
     np.load(io.BytesIO(content), allow_pickle=True)
     assert mark.exists()  # the bomb was live
+
+
+def test_an_index_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """The shard is closed by then, and is not to be closed again."""
+    (tmp_path / "text-000000.index.npy").mkdir()
+    with (
+        pytest.raises(DataError, match=r"index\.npy: Is a directory"),
+        ShardWriter(tmp_path, "text", 1) as writer,
+    ):
+        writer.write("key", {"txt": b"text"})
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_shard_is_told(tmp_path: Path) -> None:
+    """A limit on file sizes fails what is written last, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with (
+            pytest.raises(DataError, match="tar: File too large"),
+            ShardWriter(tmp_path, "text", 1) as writer,
+        ):
+            writer.write("key", {"txt": b"text"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
