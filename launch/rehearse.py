@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.command import LaunchOptions
+from data_pipeline.paths import escaped
+from launch.command import LaunchOptions, inline_toml
 from launch.inspect import Run, document, read_run, state
 from launch.machine import this_machine
 from launch.plan_report import Rows, print_rows
@@ -124,7 +125,7 @@ def fresh_folder(config: RunConfig) -> Path:
 
 def at(wanted: LaunchOptions, home: Path, name: str, fault: str) -> LaunchOptions:
     """It returns the same options for a run `home/name` with a fault, or none."""
-    place = (f"run.folder={json.dumps(str(home))}", f"run.name={name}")
+    place = (f"run.folder={inline_toml(escaped(home))}", f"run.name={name}")
     arguments = ("--fault", fault) if fault else ()
     return replace(wanted, overrides=(*wanted.overrides, *place), arguments=arguments)
 

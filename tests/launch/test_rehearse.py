@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.paths import escaped
 from launch import process
 from launch import rehearse as module
 from launch.cli import main
-from launch.command import Command, LaunchOptions
+from launch.command import Command, LaunchOptions, inline_toml
 from launch.outcome import Ending
 from launch.rehearse import Rehearsal, rows
 from pretrain.fault_injection.plan import FaultPlan
@@ -64,6 +65,16 @@ def call(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(process, "run", stand_in)
     return main(["rehearse", DEMO, "--fault", fault, "--num-accelerators", "2", *arguments])
+
+
+@pytest.mark.parametrize("name", ["two words", 'it\'s "so"', "$HOME", "a\\b", "~", "é 😀"])
+def test_runs_lie_where_the_configuration_says(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in = StandIn()
+    folder = inline_toml(escaped(name))
+    assert call(stand_in, monkeypatch, tmp_path, "--set", f"run.folder={folder}") == 0
+    assert [path for _, path in stand_in.calls][:1] == [Path(name, "rehearsals", "demo-1", "clean")]
 
 
 def test_two_runs_that_differ_in_the_fault_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
