@@ -193,6 +193,10 @@ def join_world(config: ParallelConfig, world: World, facts: Facts, asked_to_stop
     timeout = timedelta(seconds=config.timeout_seconds)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     facts = {**facts, "backend": backend, **{name: os.environ.get(name, "unset") for name in NUMERICS}}
+    if (
+        backend == "gloo"
+    ):  # updates of replicas that use other instructions of their CPUs are not equal to the bit
+        facts["instructions of the CPU"] = torch.backends.cpu.get_cpu_capability()
     speak = report if world.local_rank == 0 else lambda text: None
     store = meet(meeting_place(world), facts, timeout, asked_to_stop, speak)
     if torch.cuda.is_available():

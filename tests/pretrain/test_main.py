@@ -20,19 +20,27 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(corpus: Path, tmp_path: Path) -> Iterator[Start]:
-    """It starts a rank of two, with what to add to its command line; what is left is killed in the end."""
+    """It starts a rank of two, with what to add to its command line and its environment; what is left is killed in the
+    end."""
     config = run_config(
         Layout(tensor=2), tmp_path / "runs", corpus, run={"steps": 2}, evaluation={"samples": 4}
     )
     path, port = dumped(config, tmp_path / "run.toml"), free_port()
     running: list[subprocess.Popen[str]] = []
 
-    def rank(number: int, *words: str) -> "subprocess.Popen[str]":
+    def rank(number: int, *words: str, **variables: str) -> "subprocess.Popen[str]":
         world = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         process = subprocess.Popen(
             [sys.executable, "-m", "pretrain", str(path), *words],
-            env={**os.environ, **world, **address, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                **world,
+                **address,
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                **variables,
+            },
             cwd=tmp_path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -63,6 +71,16 @@ def test_ranks_with_other_settings_do_not_train(start: Start, tmp_path: Path) ->
     assert "optimizer.learning_rate: 0.01 on rank 0, 0.0001 on rank 1" in told
     assert "parallel.tensor: 2 on rank 0, 1 on rank 1" in told
     assert "data.cache" not in told, "hosts may have caches of their own"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ranks_on_other_cpus_do_not_train(start: Start, tmp_path: Path) -> None:
+    """Their replicas would differ by rounding, and the hosts' memory would be blamed."""
+    ranks = [start(0), start(1, ATEN_CPU_CAPABILITY="default")]
+    (code, told), (other_code, _) = map(end, ranks)
+    assert (code, other_code) == (2, 2), told
+    assert "instructions of the CPU: " in told
+    assert "DEFAULT on rank 1" in told
     assert not (tmp_path / "runs").exists()
 
 
