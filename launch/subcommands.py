@@ -32,7 +32,7 @@ from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
 from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
-from pretrain.runtime.startup import open_standard_streams
+from pretrain.runtime.startup import check_current_folder, open_standard_streams
 
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
 """These options of `surefoot train` are keys of `Policy`."""
@@ -41,6 +41,7 @@ SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
 def run(words: list[str]) -> int:
     """It runs a command line and returns the exit code."""
     open_standard_streams()
+    check_current_folder()
     if words[:1] == ["prepare"]:
         prepare(words[1:])
     ours, extra = split_extra(words)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from data_pipeline.shown import show_anything
-from pretrain.errors import Preempted
+from pretrain.errors import ConfigurationError, Preempted
 
 ROOT = Path(__file__).absolute().parents[2]
 """Our packages lie in this folder."""
@@ -18,6 +18,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 def begin() -> None:
     """It prepares this process for the imports of a rank."""
     open_standard_streams()
+    check_current_folder()
     leave_out_current_folder()
     end_on_signals()
 
@@ -37,6 +38,15 @@ def open_standard_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
     show_anything()
+
+
+def check_current_folder() -> None:
+    """It ends the process with code 2 where the current directory was removed: relative paths mean nothing there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.stderr.write("surefoot: the current directory was removed; change to one that is there\n")
+        sys.exit(ConfigurationError.exit_code)
 
 
 def leave_out_current_folder() -> None:

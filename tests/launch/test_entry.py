@@ -45,6 +45,31 @@ def test_nobody_reads(command: list[str]) -> None:
     assert process.wait() in ((-signal.SIGPIPE,) if "check" in command else (-signal.SIGPIPE, 0))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*SUREFOOT, "train", DEMO],
+        [*SUREFOOT, "prepare", "text", "/nowhere", "--out", "/nowhere/x"],
+        [*SUREFOOT, "doctor"],
+        [sys.executable, "-P", "-m", "pretrain", DEMO],
+    ],
+    ids=["train", "prepare", "doctor", "rank"],
+)
+def test_the_current_directory_was_removed(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = 'cd "$0" && rmdir "$0" && "$@"'
+    done = subprocess.run(
+        ["bash", "-c", script, str(tmp_path / "gone"), *words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the current directory was removed; change to one that is there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_streams(command: list[str], closed: str) -> None:
