@@ -43,7 +43,7 @@ from pretrain.run_folder import CHECKPOINTS, CONFIG
 from pretrain.runtime.agreement import agreed, check_alike
 from pretrain.runtime.heartbeat import Heartbeat
 from pretrain.runtime.kernels import detect_kernels
-from pretrain.runtime.run_folder_guard import check_run_folder, remove_leftovers
+from pretrain.runtime.run_folder_guard import check_run_folder, folder_problem, remove_leftovers
 from pretrain.runtime.run_lock import RunLock
 from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.stacks import stacks_on_request
@@ -137,7 +137,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         mesh,
         watched=config.watchdog.enabled,
         report=notes.append,
-        problem=lock.problem if lock else lambda: "",
+        problem=lambda: problem_of_folder(config, lock),
     )
     compatibility = Compatibility.of(config, mesh, batches.fingerprint)
     if why := ledger.history.stopped:
@@ -302,6 +302,11 @@ def open_run_folder(
         return lock, {}
     before = read_whole(folder / CONFIG, follow=False).decode(errors="backslashreplace")
     return lock, changed_settings(before, dump_config(config))
+
+
+def problem_of_folder(config: RunConfig, lock: RunLock | None) -> str:
+    """It says, on rank 0, what speaks against writing more checkpoints into the folder of the run; empty if nothing."""
+    return (lock.problem() or folder_problem(config.run_folder / CHECKPOINTS)) if lock else ""
 
 
 def write_config(config: RunConfig, mesh: ParallelMesh) -> None:

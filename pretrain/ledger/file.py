@@ -29,8 +29,8 @@ BROKEN = "does not follow from the line before: one of the two was changed, or l
 
 
 class LedgerFile:
-    """The file of a ledger appends records, and needs one writer per run. One that is removed, replaced or cut
-    meanwhile is written anew, from memory."""
+    """The file of a ledger appends records, and needs one writer per run. One that is removed, replaced, cut or
+    added to meanwhile is written anew, from memory."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the ledger and cut off a line that was torn by a crash.

@@ -30,8 +30,9 @@ class MetricsFile:
     def append(self, row: Row) -> None:
         """It may raise OSError, and then leaves nothing of the row."""
         if loss := self._file.loss():
-            self._file.begin_anew(reversed([*self._file.backwards()]) if loss == "was cut" else ())
-            self._say(f"{self._name} {loss} by another program; rows go on in a file that begins here")
+            # What has no name any more can still be read, and the file that has it now is not the run's.
+            self._file.begin_anew(reversed([*self._file.backwards()]))
+            self._say(f"{self._name} {loss} by another program and was written anew with the rows there were")
         self._file.append(json.dumps(_finite({**row, "session": self._session}), allow_nan=False).encode())
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import summary
 
 from pretrain.metrics.event_file import EventFile
+from pretrain.runtime.run_folder_guard import folder_problem
 
 _TAGS = {
     "loss": "train/loss",
@@ -124,6 +125,8 @@ class EventFiles:
         try:
             if self._file is None or self._file.was_removed():
                 self.close()
+                if problem := folder_problem(self._folder):
+                    raise OSError(problem)
                 self._file = EventFile(self._folder, self._first_step)
                 self._first_step = None
             self._file.add(event, step)

@@ -29,6 +29,7 @@ from pretrain.probes.origin import LAYER, RANK, RANKS
 from pretrain.probes.weights import layer_rows
 from pretrain.run_folder import CONFIG, EVIDENCE, METRICS
 from pretrain.runtime.agreement import from_first
+from pretrain.runtime.run_folder_guard import folder_problem
 from pretrain.step import StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import budgets
 from pretrain.watchdog.policy import MEMORY_FAULTS
@@ -97,6 +98,8 @@ def _write_or_clear_away(
     """It returns the folder of a complete report; it raises OSError, whatever is wrong, and leaves nothing then."""
     folder = config.run_folder / EVIDENCE / f"attempt{crash.state.attempt + 1:08d}"
     begun = folder.with_name(temporary_name(folder.name))
+    if problem := folder_problem(folder.parent):
+        raise OSError(problem)
     try:
         _write(begun, crash, config, layers, batches)
         if not os.path.lexists(folder):

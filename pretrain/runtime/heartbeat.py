@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from data_pipeline.files import open_regular, replace_file
 from data_pipeline.parsing import parse_json
 from pretrain.run_folder import HEARTBEATS, rank_file
+from pretrain.runtime.run_folder_guard import folder_problem
 
 LARGEST_BYTES = 2**16
 """A beat has some hundred."""
@@ -109,8 +110,9 @@ class Heartbeat:
             replace_file(self._path, json.dumps(fields), durable=False)
 
     def _is_home(self) -> bool:
-        """It tells whether the run folder is the one that the run began in; another one has beats of its own."""
-        return _identity(self._run_folder) == self._home
+        """It tells whether the run folder is the one that the run began in, as another one has beats of its own, and
+        that of the beats is in it."""
+        return _identity(self._run_folder) == self._home and not folder_problem(self._path.parent)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

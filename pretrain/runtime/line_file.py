@@ -52,7 +52,9 @@ class LineFile:
             return "was removed"
         if not os.path.samestat(own, there):
             return "was replaced"
-        return "was cut" if own.st_size < self._size else ""
+        if own.st_size == self._size:
+            return ""
+        return "was cut" if own.st_size < self._size else "was added to"
 
     def begin_anew(self, lines: Iterable[bytes]) -> None:
         """Put a new file with these lines in the place of whatever stands there now. Raises OSError."""

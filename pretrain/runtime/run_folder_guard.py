@@ -1,4 +1,5 @@
-"""A run writes into its own folder and nowhere else: this looks before the first write, and before every save.
+"""A run writes into its own folder and nowhere else: this looks at all of it before the first write, and later at each
+folder in it before something new is made there.
 
 Files in a run folder are never links. The folders for checkpoints and for TensorBoard may be links to another disk,
 made by the run folder's owner or whoever runs it, to a folder that holds nothing but what a run puts there. The run
@@ -40,7 +41,7 @@ LINKABLE = {
 def check_run_folder(folder: Path) -> None:
     """It raises ConfigurationError where a write would end up in what does not belong to the run, and OSError."""
     problems = [problem for name in FILES if (problem := _file_problem(folder / name))]
-    problems += [problem for name in FOLDERS if (problem := _folder_problem(folder / name))]
+    problems += [problem for name in FOLDERS if (problem := folder_problem(folder / name))]
     if problems:
         raise ConfigurationError("; ".join(problems))
 
@@ -68,7 +69,11 @@ def _file_problem(path: Path) -> str:
     return f"{path}: is {what}, and is not written to; remove it, or choose another run.name"
 
 
-def _folder_problem(path: Path) -> str:
+def folder_problem(path: Path) -> str:
+    """It says why nothing may be written into this folder of a run; empty if it may, or is not there.
+
+    Raises OSError.
+    """
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -189,6 +189,38 @@ def test_a_run_whose_folder_moves_ends_with_code_2_and_writes_nothing_there(
         assert not list((tmp_path / "test" / "checkpoints").glob("*/MANIFEST.json"))
 
 
+@dataclass(frozen=True)
+class Lead:
+    """It puts a link to a folder of other things in place of a folder of a run; it can be sent to a rank."""
+
+    name: str
+    victim: Path
+
+    def __call__(self, run: Path) -> None:
+        if (run / self.name).exists():
+            (run / self.name).rename(run / "before")
+        (run / self.name).symlink_to(self.victim)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "heartbeats"])
+def test_a_folder_that_is_made_to_lead_to_other_things_is_not_written_to(
+    name: str, corpus: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "rank_00000.json").write_text("precious")
+    (victim / "events.old").write_text("precious")
+    before = tree(victim)
+    config = configured(tmp_path / "runs", corpus, journal={"console": "none", "tensorboard": True})
+    ((end, _),) = run_distributed(train_and, 1, config, Lead(name, victim), 7)
+    assert tree(victim) == before
+    if name == "checkpoints":
+        assert end.startswith("code 2: ")
+        assert "checkpoints: is a link to a folder that holds other things" in end
+    else:
+        assert end == "finished"
+
+
 def test_checkpoints_that_are_removed_cost_themselves_alone(corpus: Path, tmp_path: Path) -> None:
     config = configured(tmp_path, corpus)
     ((end, _),) = run_distributed(train_and, 1, config, Remove("checkpoints"), 15)
@@ -219,7 +251,13 @@ class Cut(Remove):
             file.truncate(100)
 
 
-@pytest.mark.parametrize("deed", [Remove, Replace, Cut])
+class AddTo(Remove):
+    def __call__(self, run: Path) -> None:
+        with (run / self.name).open("a") as file:
+            file.write('{"step": 3}\n{"torn')
+
+
+@pytest.mark.parametrize("deed", [Remove, Replace, Cut, AddTo])
 def test_a_ledger_that_is_lost_is_written_anew(deed: type[Remove], corpus: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin"
     run_distributed(train, 1, configured(twin, corpus))
@@ -230,14 +268,14 @@ def test_a_ledger_that_is_lost_is_written_anew(deed: type[Remove], corpus: Path,
     assert [record.kind for record in story(tmp_path)] == [record.kind for record in story(twin)]
 
 
-@pytest.mark.parametrize("deed", [Remove, Replace, Cut])
+@pytest.mark.parametrize("deed", [Remove, Replace, Cut, AddTo])
 def test_metrics_that_are_lost_go_on(deed: type[Remove], corpus: Path, tmp_path: Path) -> None:
     config = configured(tmp_path, corpus, journal={"console": "plain", "tensorboard": False})
     ((end, _),) = run_distributed(train_and, 1, config, deed(METRICS), 10)
     assert end == "finished"
     rows = [json.loads(line) for line in (tmp_path / "test" / METRICS).read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
-    assert steps[-14:] == list(range(11, STEPS + 1))
+    assert steps[-14 if deed is Cut else 0 :] == list(range(11 if deed is Cut else 1, STEPS + 1))
     assert all("step" in row for row in rows)
 
 
