@@ -26,6 +26,10 @@ def exit_code(prepare: Callable[[], None]) -> int:
         return _fail(error, EXIT_COMMAND_LINE)
     except DataError as error:
         return _fail(error, EXIT_DATA)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # all else has become one of the above: standard output goes into a full disk
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror}", EXIT_DATA)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
     return 0

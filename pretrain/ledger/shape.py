@@ -42,6 +42,7 @@ SHAPES: Mapping[Kind, type[BaseModel]] = {
     Kind.CONDEMNED: shape(tag=str, reason=str),
     Kind.QUARANTINED: shape(tag=str, reason=str),
     Kind.REFUSED: shape(tag=str),
+    Kind.UNPROVEN: shape(tag=str, reason=str),
     Kind.LEFT_ALONE: shape(reason=str),
     Kind.ROLLBACK_INTENT: shape(
         whole=True,
@@ -64,11 +65,13 @@ SHAPES: Mapping[Kind, type[BaseModel]] = {
     Kind.ROLLBACK_DONE: shape(tier=str, seconds=float),
     Kind.REBASELINE: shape(reason=str, declared=bool),
     Kind.CALIBRATED: shape(thresholds=dict[str, dict[str, float]]),
+    Kind.PREEMPTED: EMPTY,
     Kind.STOPPED: shape(code=Whole, reason=str),
+    Kind.DONE: EMPTY,
 }
-"""What is not listed needs no fields."""
+"""Every kind is listed."""
 
 
 def check_fields(record: Record) -> None:
     """It raises ValidationError, which is a ValueError, for a record without what its kind must hold."""
-    SHAPES.get(record.kind, EMPTY).model_validate(record.fields)
+    SHAPES[record.kind].model_validate(record.fields)

@@ -85,6 +85,24 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
     assert exit_code(lambda: None) == 0
 
 
+def test_a_report_that_finds_no_room_is_told() -> None:
+    program = (
+        "import os; from data_pipeline.preparing.command_line import exit_code\n"
+        "os._exit(exit_code(lambda: print('done', flush=True)))"
+    )
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=REPOSITORY,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 3
+    assert ended.stderr == "surefoot prepare: error: standard output: No space left on device\n"
+
+
 def test_much_that_was_left_out_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     many = [LeftOut(f"file {number}", "hidden") for number in range(1022)]
     report_left_out([*many, LeftOut("a\x1b[2Jb\udce9", "not UTF-8")])

@@ -12,8 +12,8 @@ import pytest
 from support.disk import fill, small_disk
 
 from pretrain.errors import CheckpointError
-from pretrain.ledger.file import LedgerFile, read_ledger
-from pretrain.ledger.record import Kind, Record
+from pretrain.ledger.file import BEGINNING, LedgerFile, read_ledger
+from pretrain.ledger.record import Kind, Record, encode
 
 
 def veto(attempt: int, reason: str = "non-finite") -> Record:
@@ -118,6 +118,14 @@ def test_damage_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
     assert fault in str(refused.value)
     assert refused.value.exit_code == 4
     assert path.read_bytes() == content, "nothing is cut from what is not understood"
+
+
+@pytest.mark.parametrize("kind", sorted({*Kind} - {Kind.PREEMPTED, Kind.DONE}))
+def test_a_record_without_its_fields_is_refused(kind: Kind, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(encode(Record(kind, 1, 1, 1, seq=1), BEGINNING) + b"\n")
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl:1: "):
+        read_ledger(path)
 
 
 def test_the_advice_of_a_refusal_works(tmp_path: Path) -> None:
