@@ -9,6 +9,8 @@ from importlib import import_module
 from launch.children import OwnPackages
 
 INTERRUPTED = 128 + signal.SIGINT
+UNWRITTEN = 1
+"""The exit code where there is no room for what a command says."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,3 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
         raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        print(f"surefoot: error: cannot write: {error.strerror}", file=sys.stderr)  # a disk is full
+        return UNWRITTEN

@@ -82,3 +82,19 @@ def test_closed_streams(command: list[str], closed: str) -> None:
         check=False,
     )
     assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["check", DEMO], ["check", DEMO, "--json"], ["--version"], ["completion", "bash"]]
+)
+def test_no_room_for_what_is_said(command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*SUREFOOT, *command],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "surefoot: error: cannot write: No space left on device\n")
