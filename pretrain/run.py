@@ -297,6 +297,8 @@ def open_run_folder(
         raise ConfigurationError(f"run.folder: {folder} cannot be made: {error.strerror}") from error
     check_run_folder(folder)
     lock = stack.enter_context(RunLock(folder))
+    if (folder / CHECKPOINTS).is_symlink():  # another run may have a link to the same folder
+        stack.enter_context(RunLock(folder / CHECKPOINTS))
     remove_leftovers(folder)
     if not (folder / CONFIG).exists():
         return lock, {}

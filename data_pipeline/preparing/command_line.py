@@ -13,6 +13,8 @@ EXIT_COMMAND_LINE = 2
 EXIT_DATA = 3
 EXIT_INTERRUPTED = 130
 
+MOST_PROCESSES = 4096
+
 LISTED = 5
 """Things that are named of those that were left out for one reason, or counted twice."""
 
@@ -50,6 +52,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def processes(text: str) -> int:
+    """It reads a number of processes."""
+    value = positive(text)
+    if value > MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text} is above {MOST_PROCESSES}")
     return value
 
 

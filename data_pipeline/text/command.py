@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from data_pipeline.paths import location_argument, path_argument
-from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
+from data_pipeline.preparing.command_line import exit_code, positive, processes, report_left_out, share
 from data_pipeline.shown import shown
 from data_pipeline.text.prepare import Prepared, TextSettings, prepare_text
 
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--field", default="text", metavar="NAME", help="field of a JSONL line (%(default)s)")
     add(
         "--workers",
-        type=positive,
+        type=processes,
         default=os.cpu_count(),
         metavar="N",
         help="processes that tokenize (%(default)s)",

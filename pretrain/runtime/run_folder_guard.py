@@ -31,7 +31,7 @@ FILES = (CONFIG, METRICS, LEDGER, RUN_LOCK, SUPERVISOR_EVENTS, SUPERVISOR_LOCK)
 FOLDERS = (CHECKPOINTS, TENSORBOARD, EVIDENCE, HEARTBEATS, STACKS)
 LINKABLE = {
     CHECKPOINTS: re.compile(
-        r"(\.retired-)?step\d+-a\d+(\.[a-z-]+)?|latest|README\.txt|\..+\.tmp|lost\+found"
+        r"(\.retired-)?step\d+-a\d+(\.[a-z-]+)?|latest|run\.lock|README\.txt|\..+\.tmp|lost\+found"
     ),
     TENSORBOARD: re.compile(r"events\.out\.tfevents\..+|lost\+found"),
 }

@@ -21,6 +21,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
 from pretrain.recovery.candidates import CheckpointManager
 from pretrain.run_folder import LEDGER, METRICS
+from pretrain.runtime.run_lock import RunLock
 
 STEPS = 24
 
@@ -133,6 +134,16 @@ def test_links_to_a_big_disk_work(corpus: Path, tmp_path: Path) -> None:
     assert run_distributed(train, 1, longer) == ["finished"]
     assert (tmp_path / "big" / newest_checkpoint(tmp_path / "runs").name).is_dir()
     assert list((tmp_path / "logs").glob("events*"))
+
+
+def test_two_runs_do_not_share_a_folder_of_checkpoints(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    plant(tmp_path / "runs" / "test", "checkpoints", tmp_path / "big")
+    with RunLock(tmp_path / "big"):  # as the other run holds it
+        (end,) = run_distributed(train, 1, configured(tmp_path / "runs", corpus))
+    assert end.startswith("code 2: ")
+    assert "checkpoints is in use by another run (process " in end
+    assert [path.name for path in (tmp_path / "big").iterdir()] == ["run.lock"]
 
 
 def test_what_a_killed_writer_left_is_removed(corpus: Path, tmp_path: Path) -> None:

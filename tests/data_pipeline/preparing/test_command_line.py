@@ -11,7 +11,7 @@ import pytest
 
 import data_pipeline.__main__ as command
 from data_pipeline.errors import DataError
-from data_pipeline.preparing.command_line import exit_code, positive, report_left_out, share
+from data_pipeline.preparing.command_line import exit_code, positive, processes, report_left_out, share
 from data_pipeline.preparing.source_files import LeftOut
 from data_pipeline.preparing.workspace import TargetExists
 
@@ -115,6 +115,12 @@ def test_much_that_was_left_out_is_counted(capsys: pytest.CaptureFixture[str]) -
 def test_types_of_arguments() -> None:
     assert positive("3") == 3
     assert share("0") == 0
-    for read, text in ((positive, "0"), (share, "1"), (share, "-0.1")):
+    for read, text in (
+        (positive, "0"),
+        (processes, "0"),
+        (processes, "99999999999999"),
+        (share, "1"),
+        (share, "-0.1"),
+    ):
         with pytest.raises(argparse.ArgumentTypeError):
             read(text)
