@@ -3,9 +3,13 @@
 python -m pretrain CONFIG [--set section.key=value]...
 """
 
+from pretrain.runtime.search_path import leave_out_current_folder
+
+leave_out_current_folder()  # before anything else of ours is imported
+
 from pretrain.runtime.startup import begin, take_interrupts
 
-begin()  # before anything else is imported
+begin()  # before anything is imported that takes seconds
 
 import argparse
 import os

@@ -1,17 +1,13 @@
-"""A rank sets this right before it imports what takes seconds: where it imports from, and what signals do meanwhile."""
+"""A rank sets this right before it imports what takes seconds: its streams, and what signals do meanwhile."""
 
 import os
 import signal
 import sys
-import sysconfig
-from pathlib import Path
 from types import FrameType
 
 from data_pipeline.shown import show_anything
 from pretrain.errors import ConfigurationError, Preempted
 
-ROOT = Path(__file__).absolute().parents[2]
-"""Our packages lie in this folder."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -19,7 +15,6 @@ def begin() -> None:
     """It prepares this process for the imports of a rank."""
     open_standard_streams()
     check_current_folder()
-    leave_out_current_folder()
     end_on_signals()
 
 
@@ -47,17 +42,6 @@ def check_current_folder() -> None:
     except FileNotFoundError:
         sys.stderr.write("surefoot: the current directory was removed; change to one that is there\n")
         sys.exit(ConfigurationError.exit_code)
-
-
-def leave_out_current_folder() -> None:
-    """It removes the current directory from the search path, unless our packages or Python's lie there.
-
-    `python -m` and DeepSpeed put it there. A module that was found in place of this package itself cannot be helped:
-    PYTHONSAFEPATH=1, which `surefoot train` sets, keeps Python from looking there.
-    """
-    here = os.getcwd()
-    if here != str(ROOT) and here not in sysconfig.get_paths().values():
-        sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
 
 
 def end_on_signals() -> None:
