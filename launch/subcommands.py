@@ -32,6 +32,7 @@ from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
 from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
+from pretrain.plan.reading import read_plan
 from pretrain.runtime.startup import check_current_folder, open_standard_streams
 
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
@@ -75,9 +76,7 @@ def prepare(arguments: list[str]) -> None:
 
 def check(options: argparse.Namespace) -> int:
     """It prints the plan of a configuration and what DeepSpeed would be given."""
-    config = load_config(options.config, options.set)
-    smallest = config.parallel.tensor * config.parallel.pipeline
-    planned = plan(config, options.world_size or smallest)
+    config, planned = read_plan(options.config, options.set, options.world_size)
     planned = replace(planned, warnings=(*planned.warnings, *missing_data(config)))
     if problems := list(data_problems(config)):
         raise ConfigurationError("the data does not fit this configuration", problems)

@@ -33,8 +33,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all problems.
     """
     path = Path(path)
-    table = settings_of_run(path) if path.is_dir() else read_toml(path)
-    problems = [problem for text in overrides if (problem := apply_override(table, text))]
+    table, problems = read_settings(path, overrides)
     with parsed_as(ConfigurationError, path):
         config, found = validated(table)
     problems += found
@@ -43,6 +42,22 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if problems or config is None:
         raise ConfigurationError(f"{shown(path)}: {count(problems)}", problems)
     return config
+
+
+def meant_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig | None:
+    """It returns the configuration that was meant where values are merely of another type, such as "8" for 8; None
+    where more is wrong. It is good for telling what else is wrong, and for nothing more."""
+    table, problems = read_settings(path, overrides)
+    try:
+        return None if problems else RunConfig.model_validate(with_kind_of_data(table), strict=False)
+    except (ValidationError, ArithmeticError):
+        return None
+
+
+def read_settings(path: Path, overrides: Sequence[str]) -> tuple[Table, list[Problem]]:
+    """It returns the settings with the overrides, and what is wrong with those. Raises ConfigurationError."""
+    table = settings_of_run(path) if path.is_dir() else read_toml(path)
+    return table, [problem for text in overrides if (problem := apply_override(table, text))]
 
 
 def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
