@@ -157,9 +157,9 @@ def launch_options(options: argparse.Namespace) -> LaunchOptions:
 def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
     """It yields what the ranks are told about the checkpoint to begin with."""
     tag, force = getattr(options, "resume", None), getattr(options, "force_condemned", False)
-    if force and not tag:
+    if force and tag is None:
         raise ConfigurationError("--force-condemned: only with --resume TAG")
-    if tag:
+    if tag is not None:
         yield f"--resume={requested(tag)}"
     if force:
         yield "--force-condemned"

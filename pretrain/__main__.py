@@ -104,7 +104,7 @@ def understand(options: argparse.Namespace, world: World) -> tuple[RunConfig, di
     layout = plan(config, world.size)
     facts = rank_facts(config, layout, {f"--{name}": str(vars(options)[name]) for name in REQUESTS})
     request = Request(
-        tag=options.resume and requested(options.resume),
+        tag=None if options.resume is None else requested(options.resume),
         force_condemned=options.force_condemned,
         fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
         port=world.port,

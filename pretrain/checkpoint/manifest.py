@@ -8,6 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from data_pipeline.files import open_regular, replace_file, sha256_of
 from data_pipeline.parsing import parse_json, parsed_as, read_whole
 from data_pipeline.shown import shown
+from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
 from pretrain.step import TrainState
 
@@ -81,6 +83,18 @@ class Manifest(Document):
         ranks = self.layout.tensor * self.layout.pipeline * self.layout.data
         if self.checksums and len(self.checksums) != ranks:
             raise ValueError(f"checksums: there are {len(self.checksums)}, of {ranks} ranks")
+        return self
+
+    @model_validator(mode="after")
+    def _state_can_be(self) -> Self:
+        """It refuses counters that no run has, and those of another step than the tag's: a run would go on from them,
+        and write them into its ledger."""
+        for name, count in asdict(self.state).items():
+            if not 0 <= count < 2**53:
+                raise ValueError(f"state.{name} is {count}, which no run counts to")
+        tag = Tag.parse(self.tag)
+        if tag and tag.step != self.state.step:
+            raise ValueError(f"state.step is {self.state.step}, but {self.tag} is of step {tag.step}")
         return self
 
     @property

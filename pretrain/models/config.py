@@ -32,7 +32,7 @@ class AttentionConfig(Section):
 class TransformerConfig(Section):
     """Attention, feed-forward, norms and initial weights of a stack of Transformer blocks are made from these keys."""
 
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=100_000)
     """Transformer blocks."""
     hidden_size: int = Field(gt=0)
     """Width d of the residual stream."""

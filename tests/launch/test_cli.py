@@ -43,6 +43,13 @@ def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert '"train_batch_size": 32' in out
 
 
+@pytest.mark.parametrize("tag", ["", "latest", "../step00001200-a3"])
+def test_resuming_from_what_is_no_checkpoint_is_refused(tag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty name is that of a variable that is not set: the newest checkpoint is not what was asked for."""
+    assert main(["train", DEMO, "--num-accelerators", "2", "--resume", tag]) == 2
+    assert f"--resume {tag}: not the name of a checkpoint" in capsys.readouterr().err
+
+
 def test_check_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", DEMO, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

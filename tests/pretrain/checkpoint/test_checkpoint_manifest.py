@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,18 @@ from pretrain.checkpoint.manifest import (
     seal,
     verify,
 )
+from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
 from pretrain.step import TrainState
 
 TAG = "step00000100-a1"
 NAMES = ("layer_00-model_00-model_states.pt", "layer_00-model_01-model_states.pt", "rank_00000.pt")
+
+
+def step_of(tag: str) -> int:
+    parsed = Tag.parse(tag)
+    assert parsed is not None
+    return parsed.step
 
 
 def manifest_of(files: dict[str, FileRecord], tag: str = TAG) -> Manifest:
@@ -30,7 +38,7 @@ def manifest_of(files: dict[str, FileRecord], tag: str = TAG) -> Manifest:
         layout=CheckpointLayout(tensor=2, pipeline=1, data=1, zero_stage=1, dtype="bf16"),
         config_digest="c0ffee",
         data_fingerprint="f00d",
-        state=TrainState(step=100, updates=99, samples=800, tokens=102_400),
+        state=TrainState(step=step_of(tag), updates=99, samples=800, tokens=102_400),
         files=files,
         versions={"torch": "2.13.0"},
     )
@@ -163,7 +171,7 @@ MANIFEST_DAMAGES = {
     "surprise": lambda folder: edit(folder, surprise=1),
     "files": lambda folder: edit(folder, files={"../x.pt": {"size": 1, "sha256": "0" * 64, "rank": 0}}),
     "size": lambda folder: edit(folder, files={"x.pt": {"size": "1", "sha256": "0" * 64, "rank": 0}}),
-    "manifest of step00000200-a2": lambda folder: edit(folder, tag="step00000200-a2"),
+    "manifest of step00000100-a2": lambda folder: edit(folder, tag="step00000100-a2"),
     "symbolic link": lambda folder: link_elsewhere(folder / MANIFEST),
     "not a regular file": lambda folder: replace_by_pipe(folder / MANIFEST),
 }
@@ -194,3 +202,21 @@ def test_incomplete_folder_is_not_sealed(sealed: Path, damage: Callable[[Path], 
 def test_manifest_of_another_tag_does_not_seal(sealed: Path) -> None:
     with pytest.raises(CheckpointError, match="step00000300-a3"):
         seal(sealed, manifest_of(read_manifest(sealed).files, tag="step00000300-a3"))
+
+
+@pytest.mark.parametrize(
+    ("counter", "count", "told"),
+    [
+        ("step", 40, "state.step is 40, but step00000100-a1 is of step 100"),
+        ("step", -5, "state.step is -5, which no run counts to"),
+        ("tokens", 2**53, f"state.tokens is {2**53}, which no run counts to"),
+        ("lineage", -1, "state.lineage is -1, which no run counts to"),
+    ],
+)
+def test_counters_that_no_run_has_are_refused(sealed: Path, counter: str, count: int, told: str) -> None:
+    """A run would go on from them: with a step behind its last one, it would be done."""
+    facts = json.loads((sealed / MANIFEST).read_text())
+    facts["state"][counter] = count
+    (sealed / MANIFEST).write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        read_manifest(sealed)

@@ -253,6 +253,12 @@ def test_a_key_of_another_kind_of_section_is_told_as_such(base: Path) -> None:
     assert str(problem) == ('optimizer.kind = "adam": must be "adamw", "sgd"; for example kind = "adamw"')
 
 
+def test_more_blocks_than_can_be_planned_are_refused(base: Path) -> None:
+    """A plan takes time and memory for each of them."""
+    (problem,) = problems_of(base, "model.num_layers=1000000000")
+    assert str(problem).startswith("model.num_layers = 1000000000: must be at most 100000")
+
+
 def test_a_kind_of_no_text_is_an_error_like_any_other(base: Path) -> None:
     for value in ("[1]", "true", "3"):
         problems = problems_of(base, f"model.kind={value}")
