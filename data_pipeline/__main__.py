@@ -10,8 +10,9 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from io import TextIOWrapper
 from pathlib import Path
+
+from data_pipeline.shown import show_anything
 
 COMMAND = "command"
 INTERRUPTED = 128 + signal.SIGINT
@@ -52,9 +53,7 @@ def _run(arguments: Sequence[str]) -> int:
     ours = Path(__file__).parents[1]
     if ours != Path.cwd():  # `python -m` looks there first: a `numpy.py` of the user's is none of ours
         sys.path[:] = [entry for entry in sys.path if Path(entry) != Path.cwd()]
-    for stream in (sys.stdout, sys.stderr):  # they may take ASCII alone
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    show_anything()
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup

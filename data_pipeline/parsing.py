@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from data_pipeline.files import open_regular
 from data_pipeline.shown import masked, shown
@@ -24,6 +24,9 @@ LARGEST_DOCUMENT = 64 * 2**20
 
 LARGEST_INTEGER = 2**64
 """Magnitude that no number of ours reaches."""
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256. Files are cached under it, so it must be nothing else."""
 
 
 @contextmanager

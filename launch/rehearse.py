@@ -133,7 +133,7 @@ def at(wanted: LaunchOptions, home: Path, name: str, fault: str) -> LaunchOption
 def train(wanted: LaunchOptions) -> int:
     """It trains to the end and returns the exit code."""
     config = load_config(wanted.config, wanted.overrides)
-    command = launch_command(wanted, this_machine(), config.parallel.tensor * config.parallel.pipeline)
+    command = launch_command(wanted, this_machine(), config.parallel.model_size)
     plan(config, command.world_size)
     check_launch(command, wanted)
     note(f"rehearsal: {config.run_folder}")

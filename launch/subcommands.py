@@ -94,7 +94,7 @@ def train(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.set)
     wanted = launch_options(options)
 
-    model_parallel = config.parallel.tensor * config.parallel.pipeline
+    model_parallel = config.parallel.model_size
     known = len(records(config.run_folder)) if options.resume else 0
 
     def build() -> Command:

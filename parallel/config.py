@@ -18,3 +18,8 @@ class ParallelConfig(BaseModel):
     """A collective that takes longer is taken for a lost peer (exit code 6)."""
     control_timeout_seconds: float = Field(default=120.0, gt=0)
     """The same for the small per-step reduction on the control group, which notices a lost host early."""
+
+    @property
+    def model_size(self) -> int:
+        """It counts the ranks that together hold one replica of the model."""
+        return self.tensor * self.pipeline

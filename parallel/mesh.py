@@ -103,7 +103,7 @@ class ParallelMesh:
         cls, config: ParallelConfig, rank: int, world_size: int, local_rank: int, device: torch.device
     ) -> "ParallelMesh":
         """Make the mesh over a world that exists already; every rank must call this."""
-        model_size = config.tensor * config.pipeline
+        model_size = config.model_size
         if world_size % model_size:
             raise ValueError(
                 f"{world_size} ranks cannot be split into tensor {config.tensor} x pipeline {config.pipeline}"

@@ -8,15 +8,12 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_field, model_validator
 
 from data_pipeline.errors import DataError
-from data_pipeline.parsing import parse_json, parsed_as
+from data_pipeline.parsing import Digest, parse_json, parsed_as
 from data_pipeline.shards.remote import RemoteBusy
 from data_pipeline.shards.storage import Folder, open_folder
 from data_pipeline.shown import shown
 
 MANIFEST = "manifest.json"
-
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-"""A SHA-256. Files are cached under it, so it must be nothing else."""
 
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 """A number of things, or a size in bytes, that there can be."""

@@ -4,7 +4,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_pipeline.shards.manifest import Count, Digest, Manifest
+from data_pipeline.parsing import Digest
+from data_pipeline.shards.manifest import Count, Manifest
 
 
 class TokenizerEntry(BaseModel):

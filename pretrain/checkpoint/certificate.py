@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_pipeline.files import replace_file
+from data_pipeline.parsing import Digest
 from data_pipeline.shown import shown
-from pretrain.checkpoint.manifest import MANIFEST, Digest, Document, parse_document, read_text
+from pretrain.checkpoint.manifest import MANIFEST, Document, parse_document, read_text
 from pretrain.errors import CheckpointError
 
 CERTIFICATE = "CERTIFICATE.json"

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from data_pipeline.files import open_regular, replace_file, sha256_of
-from data_pipeline.parsing import parse_json, parsed_as, read_whole
+from data_pipeline.parsing import Digest, parse_json, parsed_as, read_whole
 from data_pipeline.shown import shown
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
@@ -26,7 +26,6 @@ MANIFEST = "MANIFEST.json"
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 AnyDocument = TypeVar("AnyDocument", bound="Document")
 Ranks = Annotated[int, Field(gt=0, lt=2**31)]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Document(BaseModel):

@@ -10,6 +10,7 @@ from pretrain.config.loader import settings
 from pretrain.config.run import RunConfig
 from pretrain.plan.plan import Plan
 from pretrain.runtime.libraries import installed_version
+from pretrain.runtime.search_path import ROOT
 
 LIBRARIES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
 PACKAGES = ("data_pipeline", "parallel", "pretrain")
@@ -34,8 +35,7 @@ def rank_facts(config: RunConfig, layout: Plan, options: Mapping[str, str]) -> d
 
 def sources() -> list[Path]:
     """It returns the files that ranks run, in the same order on every host."""
-    root = Path(__file__).parents[2]
-    return [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def digest(*contents: bytes) -> str:

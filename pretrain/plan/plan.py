@@ -100,7 +100,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise ConfigurationError(f"this configuration cannot run on {ranks}", problems)
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
-    data = world_size // (tensor * pipeline)
+    data = world_size // config.parallel.model_size
     micro = config.data.micro_batch_size
     accumulation = config.data.global_batch_size // (micro * data)
     batch = BatchEquation(micro, accumulation, data, config.data.tokens_per_sample)

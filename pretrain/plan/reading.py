@@ -21,13 +21,8 @@ def read_plan(path: Path, overrides: Sequence[str], world_size: int | None) -> t
         config = load_config(path, overrides)
     except ConfigurationError as error:
         meant = meant_config(path, overrides)
-        if meant and (further := layout_problems(meant, world_size or fewest_ranks(meant))):
+        if meant and (further := layout_problems(meant, world_size or meant.parallel.model_size)):
             problems = [*error.problems, *further]
             raise ConfigurationError(f"{shown(path)}: {count(problems)}", problems) from None
         raise
-    return config, plan(config, world_size or fewest_ranks(config))
-
-
-def fewest_ranks(config: RunConfig) -> int:
-    """It returns the number of ranks of one replica."""
-    return config.parallel.tensor * config.parallel.pipeline
+    return config, plan(config, world_size or config.parallel.model_size)

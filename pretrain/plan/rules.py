@@ -18,7 +18,7 @@ def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
 def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
     """It yields what works but wastes something; the layout is sound."""
     parallel, data = config.parallel, config.data
-    replicas = world_size // (parallel.tensor * parallel.pipeline)
+    replicas = world_size // parallel.model_size
     accumulation = data.global_batch_size // (data.micro_batch_size * replicas)
     if accumulation < parallel.pipeline:
         bubble = (parallel.pipeline - 1) / (accumulation + parallel.pipeline - 1)
@@ -45,7 +45,7 @@ def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
 def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     if replica_count(config, world_size) is None:
-        size = tensor * pipeline
+        size = config.parallel.model_size
         works = max(round(world_size / size), 1) * size
         yield Problem(
             "parallel",
@@ -175,7 +175,7 @@ def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Probl
 
 def replica_count(config: RunConfig, world_size: int) -> int | None:
     """It returns the data-parallel size; none where the ranks do not divide."""
-    replicas, remainder = divmod(world_size, config.parallel.tensor * config.parallel.pipeline)
+    replicas, remainder = divmod(world_size, config.parallel.model_size)
     return None if remainder or replicas < 1 else replicas
 
 

@@ -8,27 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support.light import run_and_list_heavy
 
 from launch.cli import main
 from launch.subcommands import split_extra
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "gpt" / "demo.toml")
-HEAVY = ("torch", "deepspeed", "megatron", "numpy", "webdataset", "sentencepiece", "tensorboard")
 
 
 def test_check_needs_no_torch() -> None:
-    script = (
-        f"import sys; from launch.cli import main; code = main(['check', {DEMO!r}]); "
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_and_list_heavy("check", DEMO)
     assert done.stderr.splitlines()[-1] == "[]"
     assert "\x1b" not in done.stdout, "no colours where there is no terminal"
 
@@ -144,17 +134,7 @@ def test_prepare_becomes_the_data_preparation() -> None:
 
 
 def test_version_says_what_runs_without_importing_it() -> None:
-    script = (
-        "import sys\nfrom launch.cli import main\ntry: main(['--version'])\n"
-        f"finally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_and_list_heavy("--version")
     assert done.stderr == "[]\n"
     ours, theirs = done.stdout.splitlines()
     assert ours == f"surefoot {version('surefoot')} in {ROOT}"

@@ -2,30 +2,14 @@
 
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import open_mpi
-from support import slurm as slurm_support
-from support.scripts import SECONDS, Place, make_place, scripts
-from support.slurm import Slurm, slurm
-
-needs_slurm = pytest.mark.skipif(bool(slurm_support.why_not()), reason=slurm_support.why_not())
-needs_mpirun = pytest.mark.skipif(bool(open_mpi.why_not()), reason=open_mpi.why_not())
+from support.open_mpi import needs_mpirun, signal_mpirun
+from support.scripts import SECONDS, Place, scripts
+from support.slurm import Slurm, needs_slurm
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("scripts"))
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
 
 
 @needs_slurm
@@ -71,7 +55,7 @@ def test_mpirun_stops_at_a_signal_and_resumes_to_the_bit(place: Place) -> None:
     script = place.script("openmpi.sh")
     process = place.popen("bash", script, log="mpirun.log")
     place.wait_for_steps("mpirun", 5, process)
-    open_mpi.signal_mpirun(process.pid, signal.SIGUSR1)
+    signal_mpirun(process.pid, signal.SIGUSR1)
     assert process.wait(SECONDS) == 75, place.log("mpirun.log")
     assert place.run("bash", script, log="mpirun.log") == 0, place.log("mpirun.log")
     assert place.kinds("mpirun")[-1] == "done"

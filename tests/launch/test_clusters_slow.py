@@ -2,36 +2,22 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from support import host_pair as pairs
-from support import open_mpi, two_hosts
-from support import slurm as slurm_support
+from support import two_hosts
+from support.open_mpi import needs_mpirun
 from support.scripts import SECONDS, Place, make_place
-from support.slurm import Slurm, slurm
+from support.slurm import Slurm, needs_slurm
 
-needs_slurm = pytest.mark.skipif(bool(slurm_support.why_not()), reason=slurm_support.why_not())
-needs_mpirun = pytest.mark.skipif(bool(open_mpi.why_not()), reason=open_mpi.why_not())
 needs_hosts = pytest.mark.skipif(bool(two_hosts.why_not()), reason=two_hosts.why_not())
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root to become another user in other namespaces"
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("scripts"))
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
 
 
 @needs_slurm

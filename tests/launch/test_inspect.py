@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.light import run_and_list_heavy
 from support.watchdog_run import BATCH, HEALTHY, Run, make_config
 
 from launch.cli import main
@@ -26,7 +27,6 @@ from pretrain.metrics.jsonl import MetricsFile
 from pretrain.step import Remedy
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "deepspeed", "megatron", "numpy", "webdataset", "sentencepiece", "tensorboard")
 START = Record(
     Kind.RUN_START, 0, 0, 1, {"config_digest": "", "layout": {"tensor": 2}, "versions": {}, "host": "node-7"}
 )
@@ -311,17 +311,7 @@ def test_a_reader_that_has_seen_enough(troubled: RunFolder) -> None:
 
 
 def test_inspect_needs_no_torch(troubled: RunFolder) -> None:
-    script = (
-        f"import sys; from launch.cli import main; code = main(['inspect', {str(troubled.path)!r}]); "
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_and_list_heavy("inspect", str(troubled.path))
     assert done.stderr.splitlines()[-1] == "[]"
 
 

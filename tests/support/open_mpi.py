@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import psutil
+import pytest
 
 
 def why_not() -> str:
@@ -13,6 +14,9 @@ def why_not() -> str:
         return "needs mpirun"
     version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False).stdout
     return "" if "Open MPI" in version else "needs Open MPI; this mpirun is another one"
+
+
+needs_mpirun = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 def signal_mpirun(shell: int, number: int) -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from support.scripts import Place
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged")
@@ -60,6 +61,9 @@ def why_not() -> str:
 def search_path() -> str:
     """Daemons are not on everybody's path."""
     return f"{os.environ['PATH']}:/usr/sbin"
+
+
+needs_slurm = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 @dataclass(frozen=True)
