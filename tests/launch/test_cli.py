@@ -23,7 +23,10 @@ def test_check_needs_no_torch() -> None:
     assert "\x1b" not in done.stdout, "no colours where there is no terminal"
 
 
-def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no data of the demo lies, which these sizes do not fit
     sizes = ("data.global_batch_size=32", "data.micro_batch_size=16", "data.sequence_length=256")
     overrides = [word for size in sizes for word in ("--set", size)]
     assert main(["check", DEMO, "--world-size", "4", *overrides]) == 0
