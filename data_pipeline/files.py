@@ -168,7 +168,7 @@ def last_lines(path: Path, size: int) -> list[bytes]:
     return found[::-1]
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of `data`, however much the system takes at once. Raises OSError."""
     left = memoryview(data)
     while left:
