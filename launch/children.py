@@ -5,6 +5,8 @@ a `pretrain.py`, `data_pipeline/` or `random.py` of the user's would run in plac
 """
 
 import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -52,3 +54,11 @@ def holds_our_names(folder: str) -> bool:
     """It tells whether modules or packages in this folder are called as ours are; plain folders do no harm."""
     found = (PathFinder.find_spec(name, [folder]) for name in PACKAGES)
     return any(spec is not None and spec.origin is not None for spec in found)
+
+
+def become(module: str, arguments: Sequence[str]) -> None:
+    """It becomes another program of ours, which has options of its own."""
+    # Until it can deal with Ctrl-C, that waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    command = [sys.executable, "-m", module, *arguments]
+    os.execve(sys.executable, command, child_environment())

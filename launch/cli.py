@@ -1,6 +1,5 @@
 """This module is the entry of the `surefoot` command: it holds what must be right before all else is imported."""
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,8 +8,6 @@ from importlib import import_module
 from launch.children import OwnPackages
 
 INTERRUPTED = 128 + signal.SIGINT
-UNWRITTEN = 1
-"""The exit code where there is no room for what a command says."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,12 +27,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `surefoot ... | head`: end as other tools do
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGPIPE)
-        raise
     except OSError as error:
-        if error.filename is not None:
-            raise
-        print(f"surefoot: error: cannot write: {error.strerror}", file=sys.stderr)  # a disk is full
-        return UNWRITTEN
+        return int(import_module("data_pipeline.program").unwritten(error, "surefoot"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from launch.children import child_environment
+from launch.model_commands import model_commands, parser_of
 from pretrain.config.keys import is_section, table_entry, walk
 from pretrain.config.run import RunConfig
 
@@ -23,6 +24,7 @@ KINDS = {
     "folder": FOLDER,
     "out": FOLDER,
     "hostfile": FILE,
+    "file": FILE,
     "tokenizer": FILE,
     "sources": FILE,
     "set": KEY,
@@ -91,6 +93,7 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """It returns the script for bash, zsh or fish."""
     commands = {"": Words(options_of(parser), " ".join(subcommands(parser)))}
     commands |= {name: words_of(below) for name, below in subcommands(parser).items()}
+    commands |= {name: words_of(parser_of(name)) for name in model_commands()}
     commands |= dict(words_of_prepare())
     if shell == "fish":
         return FISH + "\n".join(fish_lines(commands)) + "\n"

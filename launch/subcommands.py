@@ -3,20 +3,19 @@
 import argparse
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
-from launch.children import child_environment
+from launch.children import become
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.completion import script
 from launch.doctor import doctor
 from launch.hosts import check_address, check_folder, read_hostfile, select_slots
 from launch.inspect import inspect
 from launch.machine import this_machine
+from launch.model_commands import MODULE, model_commands
 from launch.plan_report import plan_document, plan_rows, print_rows, problem_document
 from launch.preflight import check_launch
 from launch.process import note, run_to_end
@@ -44,7 +43,9 @@ def run(words: list[str]) -> int:
     open_standard_streams()
     check_current_folder()
     if words[:1] == ["prepare"]:
-        prepare(words[1:])
+        become("data_pipeline", words[1:])
+    if words and words[0] in model_commands():
+        become(MODULE, words)
     ours, extra = split_extra(words)
     options = build_parser().parse_args(ours)
     options.extra = extra
@@ -64,14 +65,6 @@ def split_extra(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
         return words, ()
     cut = words.index("--")
     return words[:cut], tuple(words[cut + 1 :])
-
-
-def prepare(arguments: list[str]) -> None:
-    """It becomes the data preparation, which has options of its own."""
-    # Until it can deal with Ctrl-C, that waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    command = [sys.executable, "-m", "data_pipeline", *arguments]
-    os.execve(sys.executable, command, child_environment())
 
 
 def check(options: argparse.Namespace) -> int:
@@ -185,6 +178,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_inspect(
         commands.add_parser("inspect", help="tell the story of a run: alarms, rollbacks, checkpoints")
     )
+    for name, line in model_commands().items():
+        commands.add_parser(name, help=line.replace("%", "%%"))
     completion = commands.add_parser("completion", help="print what makes a shell complete our commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(command=lambda options: print(script(options.shell, parser)) or 0)

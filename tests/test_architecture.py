@@ -41,6 +41,7 @@ LAUNCH_MAY_IMPORT = (
     "data_pipeline.paths",
     "data_pipeline.files",
     "data_pipeline.parsing",
+    "data_pipeline.program",
     "data_pipeline.shown",
     "pretrain.config",
     "pretrain.plan",

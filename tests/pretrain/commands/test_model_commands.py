@@ -1,0 +1,107 @@
+"""The commands that use models: nothing is imported that was not asked for, and errors end with their codes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.light import HEAVY
+
+from data_pipeline.program import commands_in, package_of
+from pretrain.commands import __main__ as program
+from pretrain.commands.__main__ import ROOM, main
+
+ROOT = Path(__file__).parents[3]
+
+OPTIONS = '''"""measure waves of 100 %"""
+import argparse
+def parser():
+    parser = argparse.ArgumentParser(prog="surefoot waves")
+    parser.add_argument("--height", type=int)
+    return parser
+'''
+RUN = """from data_pipeline.errors import DataError
+from pretrain.errors import CheckpointError
+def run(options):
+    if options.height == 1:
+        raise DataError("no water\\x1b[2J at https://user:secret@host/x")
+    if options.height == 2:
+        raise CheckpointError("no waves")
+    return 7
+"""
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """It adds a command to those that there are."""
+    monkeypatch.setattr("pretrain.commands.__path__", [str(tmp_path)])
+    monkeypatch.setattr(program, "ROOM", tmp_path)
+
+    def add(name: str, options: str, run: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "options.py").write_text(options)
+        (tmp_path / name / "run.py").write_text(run)
+        for module in ("", ".options", ".run"):
+            monkeypatch.delitem(sys.modules, f"pretrain.commands.{name}{module}", raising=False)
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ([], 7, ""),
+        (["--height", "1"], 3, "no water\\x1b[2J at https://***@host/x"),
+        (["--height", "2"], 4, "no waves"),
+    ],
+)
+def test_a_command_is_run(
+    add: Callable[[str, str, str], None],
+    words: list[str],
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add("waves", OPTIONS, RUN)
+    add("import_", "raise ImportError", "raise ImportError")
+    assert main(["waves", *words]) == code
+    assert capsys.readouterr().err == (f"surefoot waves: error: {told}\n" if told else "")
+
+
+@pytest.mark.parametrize(
+    "words", [["waves", "--help"], ["waves", "--height", "x"], ["waves", "y"], ["boats"], []]
+)
+def test_help_and_mistakes_do_not_wait_for_it(
+    add: Callable[[str, str, str], None], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add("waves", OPTIONS, "raise ImportError")
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == (0 if "--help" in words else 2)
+    shown = capsys.readouterr()
+    assert "--height" in shown.out if "--help" in words else "surefoot" in shown.err
+
+
+def test_a_command_is_called_as_python_allows(add: Callable[[str, str, str], None]) -> None:
+    add("import_", OPTIONS, "def run(options):\n    return 5\n")
+    assert main(["import"]) == 5
+
+
+def test_options_are_declared_without_heavy_libraries() -> None:
+    """A library that cannot be imported shows it; our own rooms but the light ones are among them."""
+    modules = [f"pretrain.commands.{package_of(name)}.options" for name in commands_in(ROOM, "options.py")]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({(*HEAVY, 'transformers', 'safetensors')!r}))\n"
+        f"from importlib import import_module\n"
+        f"for name in {modules!r}: import_module(name).parser().format_help()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
