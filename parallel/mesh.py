@@ -7,8 +7,8 @@ rank = (pipeline * data_size + data) * tensor_size + tensor, so that tensor-para
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -26,6 +26,7 @@ SHARING = timedelta(seconds=30)
 """A rank that cannot start waits so long for others to learn why."""
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """An MPI gives its ranks one of these."""
+INTERFACE = "GLOO_SOCKET_IFNAME"
 NUMERICS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """Variables that change what a device computes: they must be equal on all ranks."""
 
@@ -129,6 +130,37 @@ class ParallelMesh:
             timeout=timeout,
         )
 
+    @classmethod
+    def alone(cls) -> "ParallelMesh":
+        """Make the mesh of a process that nobody has launched: one rank, on the first accelerator if there is one.
+
+        Layers and objectives then run as they do in training. Nothing is looked for in the environment or on a network;
+        a process may call it again.
+        """
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        if not dist.is_initialized():
+            with loopback():
+                store = dist.HashStore()  # type: ignore[attr-defined]  # of its module it is no export
+                dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        world = dist.group.WORLD
+        assert world is not None
+        assert world.size() == 1, "ranks that were launched are not alone"
+        axis = Axis(size=1, rank=0, ranks=(0,), group=world)
+        return cls(
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            device=device,
+            tensor=axis,
+            pipeline=axis,
+            data=axis,
+            model=axis,
+            stage=axis,
+            control=world,
+            patient=world,
+            timeout=timedelta(seconds=ParallelConfig().timeout_seconds),
+        )
+
     def agree_sum(self, values: torch.Tensor, *, patient: bool = False) -> torch.Tensor:
         """It returns the sum of a CPU tensor over all ranks, the same bytes on each.
 
@@ -154,6 +186,21 @@ class ParallelMesh:
     def device_name(self) -> str:
         """It is the name of the accelerator as its vendor writes it, or `CPU`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Within it gloo listens on the loopback interface, and does not look up the name of this host, which takes long
+    where names are not served."""
+    before = os.environ.get(INTERFACE)
+    os.environ[INTERFACE] = "lo"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[INTERFACE]
+        else:
+            os.environ[INTERFACE] = before
 
 
 def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:

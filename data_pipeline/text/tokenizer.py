@@ -84,6 +84,13 @@ class Tokenizer:
         with parsed_as(DataError, self._name):
             return str(self._processor.decode(list(ids)))
 
+    def byte(self, token: int) -> int | None:
+        """It returns the byte that an id stands for, as those do that spell characters without a piece of their own;
+        none for all other ids. Raises DataError for ids that there are not."""
+        with parsed_as(DataError, self._name):
+            piece = self._processor.id_to_piece(token)
+            return int(piece[3:5], 16) if self._processor.is_byte(token) else None
+
     @cached_property
     def _space_mark(self) -> list[int]:
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import Factors, LowRankLinear
 from parallel.rng import MaskSeed, seed_attention
+from pretrain.models.cache import KeyValueCache
 from pretrain.models.config import TransformerConfig
 from pretrain.models.context import LayerContext
 
@@ -113,7 +114,7 @@ PROJECTIONS: dict[str, type[DenseProjection] | type[LowRankProjection]] = {
 class AttentionCore(nn.Module):
     """It computes softmax(q k^T / sqrt(K)) v over the keys that each query sees.
 
-    It is a module so that probes see q and k.
+    It is a module so that probes see q and k. Where a sequence attends to itself, queries are those of its last tokens.
     """
 
     def __init__(self, *, causal: bool) -> None:
@@ -135,13 +136,16 @@ class AttentionCore(nn.Module):
         `keys_BS` tells, as booleans, which keys are not padding. `queries_BT` tells the same of queries; it is for
         probes alone: what comes out for padding is of no use to anyone.
         """
+        queries, keys = q_BHTK.shape[2], k_BGSK.shape[2]
+        if self.causal and keys_BS is None and 1 < queries < keys:
+            keys_BS = k_BGSK.new_ones(1, keys, dtype=torch.bool)  # the kernel would count from the first key
         return F.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
             v_BGSK,
-            attn_mask=None if keys_BS is None else self._mask(keys_BS, q_BHTK.shape[2]),
+            attn_mask=None if keys_BS is None else self._mask(keys_BS, queries),
             dropout_p=dropout,
-            is_causal=self.causal and keys_BS is None,
+            is_causal=self.causal and keys_BS is None and queries == keys,
             enable_gqa=k_BGSK.shape[1] != q_BHTK.shape[1],
         )
 
@@ -150,7 +154,8 @@ class AttentionCore(nn.Module):
         nothing is NaN, in the gradient too, where no one asks for it."""
         mask = keys_BS[:, None, None, :]
         if self.causal:
-            mask = mask & mask.new_ones(queries, keys_BS.shape[1]).tril()
+            keys = keys_BS.shape[1]
+            mask = mask & mask.new_ones(queries, keys).tril(keys - queries)
         return mask | ~mask.any(dim=-1, keepdim=True)
 
 
@@ -178,6 +183,7 @@ class SelfAttention(nn.Module):
     def __init__(self, context: LayerContext, name: str, *, causal: bool = True) -> None:
         super().__init__()
         self.config = context.config
+        self.name = name
         self.qkv = PROJECTIONS[context.config.attention.kind](context, name)
         self.core = AttentionCore(causal=causal)
         self.output = output_projection(context, name)
@@ -194,18 +200,37 @@ class SelfAttention(nn.Module):
         y_BHSK = self.core(q_BHSK, k_BGSK, v_BGSK, probability, real_BS, real_BS)
         return self.output(y_BHSK.transpose(1, 2).flatten(2))
 
+    def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """It maps (B, T, D) -> (B, T, D) for the T tokens that follow those of the cache, and adds theirs to it."""
+        q_BHTK, k_BGTK, v_BGTK = self.project(x_BTD, cache.length)
+        y_BHTK = self.core(q_BHTK, *cache.extended(self.name, k_BGTK, v_BGTK), 0.0)
+        return self.output(y_BHTK.transpose(1, 2).flatten(2))
+
     def queries(self) -> tuple[ColumnParallelLinear, int]:
         """It returns the linear layer that queries come out of, and how many of its local rows make them."""
         return self.qkv.first()
 
-    def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """It returns queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, with positions."""
+    def project(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """It returns queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, with their positions,
+        of which `start` is the first."""
         size, length = self.config.head_size, x_BSD.shape[1]
         q, k, v = (split_heads(part, size) for part in self.qkv(x_BSD))
         if self.config.positions == "rotary":
-            table = rotary_table(length, size, self.config.rotary_base, x_BSD.device)
+            table = rotary_rows(start, length, size, self.config.rotary_base, x_BSD.device)
             q, k = rotate(q, *table), rotate(k, *table)
         return q, k, v
+
+
+def rotary_rows(
+    start: int, length: int, head_size: int, base: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """It returns the rows of `rotary_table` for positions `start` and on; behind the first ones they are cut out of a
+    table that serves further calls."""
+    if not start:
+        return rotary_table(length, head_size, base, device)
+    stop = start + length
+    cosine, sine = rotary_table(1 << (stop - 1).bit_length(), head_size, base, device)
+    return cosine[start:stop], sine[start:stop]
 
 
 @lru_cache(maxsize=8)

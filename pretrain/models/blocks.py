@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.rng import MaskSeed, dropout
 from pretrain.models.attention import SelfAttention
+from pretrain.models.cache import CachedLayer, KeyValueCache
 from pretrain.models.context import LayerContext
 
 
@@ -99,7 +100,7 @@ class ResidualBlock(nn.Module, ABC):
         return norm(y_BSD) if self.norm_after else y_BSD
 
 
-class TransformerBlock(ResidualBlock):
+class TransformerBlock(ResidualBlock, CachedLayer):
     """The block is attention of a sequence to itself, causal or not, then feed-forward."""
 
     def __init__(
@@ -114,9 +115,12 @@ class TransformerBlock(ResidualBlock):
 
     def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
         """It maps (B, S, D) -> (B, S, D); the one other tensor, (B, S), tells which tokens are not padding."""
+        return self._branches(x_BSD, lambda h_BSD: self.attention(h_BSD, draw, *others), draw)
 
-        def attend(h_BSD: Tensor) -> Tensor:
-            return self.attention(h_BSD, draw, *others)
+    def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """It maps (B, T, D) -> (B, T, D) for the T tokens that follow those of the cache, and adds theirs to it."""
+        return self._branches(x_BTD, lambda h_BTD: self.attention.decode(h_BTD, cache), None)
 
+    def _branches(self, x_BSD: Tensor, attend: Callable[[Tensor], Tensor], draw: MaskSeed | None) -> Tensor:
         x_BSD = self.add(x_BSD, self.attention_norm, attend, draw, "attention_residual")
         return self.add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")

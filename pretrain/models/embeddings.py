@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from parallel.rng import dropout
 from parallel.vocab import VocabularyParallelEmbedding, VocabularyParallelHead
+from pretrain.models.cache import CachedLayer, KeyValueCache
 from pretrain.models.config import VocabularyConfig
 from pretrain.models.context import LayerContext
 
@@ -25,7 +26,7 @@ class TokenEmbedding(VocabularyParallelEmbedding):
         )
 
 
-class EmbeddingPositions(nn.Module):
+class EmbeddingPositions(nn.Module, CachedLayer):
     """It adds learned positions, where the model has them, and drops out: (B, S, D) -> (B, S, D)."""
 
     def __init__(self, context: LayerContext, sequence_length: int) -> None:
@@ -39,11 +40,19 @@ class EmbeddingPositions(nn.Module):
             self.positions_SD = nn.Parameter(table)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        if self.positions_SD is not None:
-            x_BSD = x_BSD + self.positions_SD[: x_BSD.shape[1]]
+        x_BSD = self._positioned(x_BSD, 0)
         if self.training and self.dropout:
             x_BSD = dropout(x_BSD, self.dropout, self.streams.draw("positions").replicated("embedding"))
         return x_BSD
+
+    def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """It gives T tokens the positions that follow those of the cache: (B, T, D) -> (B, T, D)."""
+        return self._positioned(x_BTD, cache.length)
+
+    def _positioned(self, x_BTD: Tensor, start: int) -> Tensor:
+        if self.positions_SD is None:
+            return x_BTD
+        return x_BTD + self.positions_SD[start : start + x_BTD.shape[1]]
 
 
 class FinalNorm(nn.Module):

@@ -1,5 +1,10 @@
 """The mesh agrees with DeepSpeed's grid; its ranks agree with one another."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
@@ -7,7 +12,7 @@ from support.distributed import run_distributed
 from support.training import make_mesh
 
 from parallel.config import ParallelConfig
-from parallel.mesh import is_peer_loss, output_is_collected
+from parallel.mesh import INTERFACE, is_peer_loss, output_is_collected
 
 
 def coordinates(tensor: int, pipeline: int) -> tuple[dict[str, int], dict[str, float]]:
@@ -73,3 +78,33 @@ def test_peer_loss_is_told_from_other_errors() -> None:
 )
 def test_output_of_ranks_may_end_in_a_log(environment: dict[str, str], collected: bool) -> None:
     assert output_is_collected(environment) is collected
+
+
+ALONE = """
+import os, psutil, torch
+from parallel.mesh import ParallelMesh
+meshes = [ParallelMesh.alone(), ParallelMesh.alone()]
+assert meshes[0] == meshes[1]
+value = torch.tensor([3])
+torch.distributed.all_reduce(value, group=meshes[0].tensor.group)
+listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+print(value.tolist(), meshes[0].gather("x"), meshes[0].model.size, listening <= {"127.0.0.1"}, os.environ[{name!r}])
+torch.distributed.destroy_process_group()
+ParallelMesh.alone()
+"""
+
+
+def test_a_process_alone_needs_no_launcher_and_no_network() -> None:
+    """Whatever is left in its environment of a job on a cluster."""
+    left = {INTERFACE: "absent0", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "absent", "MASTER_PORT": "1"}
+    program = ALONE.replace("{name!r}", repr(INTERFACE))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **left},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[3] ['x'] 1 True absent0\n"
