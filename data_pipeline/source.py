@@ -79,6 +79,13 @@ class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
         """It returns the baseline of a validation split; none where the data knows none."""
         return None
 
+    def companions(self, dataset: Dataset[ManifestType]) -> dict[str, bytes]:
+        """It returns files that a trained model is used with, by name, such as the tokenizer: checkpoints carry them.
+
+        Raises DataError where they cannot be read.
+        """
+        return {}
+
     @abstractmethod
     def shuffle_targets(self, batch: BatchType, row: int, generator: Generator) -> BatchType:
         """It returns the batch with the targets of one sample in an order of chance, for planted faults: inputs and

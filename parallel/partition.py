@@ -1,6 +1,30 @@
-"""Pure arithmetic says where the list of layers is cut into pipeline stages."""
+"""Pure arithmetic says where layers are cut into pipeline stages, and tensors into shares of tensor-parallel ranks."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """It is a run of indices along one dimension."""
+
+    start: int
+    length: int
+
+
+def share_runs(stacked: Sequence[int], rank: int, size: int) -> list[Run]:
+    """It returns what one of `size` ranks holds of a dimension along which blocks of these lengths are stacked: its
+    share of each, in order.
+
+    It raises ValueError where a block does not divide.
+    """
+    runs, first = [], 0
+    for length in stacked:
+        share, rest = divmod(length, size)
+        if rest:
+            raise ValueError(f"{length} rows or columns cannot be divided by {size} ranks")
+        runs.append(Run(first + rank * share, share))
+        first += length
+    return runs
 
 
 def partition_layers(is_block: Sequence[bool], stages: int) -> tuple[int, ...]:

@@ -140,6 +140,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         problem=lambda: problem_of_folder(config, lock),
     )
     compatibility = Compatibility.of(config, mesh, batches.fingerprint)
+    companions = agreed(mesh, lambda: {CONFIG: dump_config(config).encode(), **stream.companions})
     if why := ledger.history.stopped:
         notes.append(f"the last session had given up: {why}")
     return Parts(
@@ -152,7 +153,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         heartbeat=heartbeat,
         ledger=ledger,
         engine=engine,
-        writer=CheckpointWriter(folder, config.checkpoint, compatibility),
+        writer=CheckpointWriter(folder, config.checkpoint, compatibility, companions),
         loader=CheckpointLoader(folder, compatibility),
         watchdog=Watchdog(config),
         notes=notes,

@@ -89,6 +89,11 @@ class BatchStream(Generic[ManifestType, BatchType]):
         return self._mixture.manifest
 
     @property
+    def companions(self) -> dict[str, bytes]:
+        """These are the files that a model of this data is used with. Raises DataError where they cannot be read."""
+        return self.source.companions(self._mixture.datasets[0])
+
+    @property
     def samples_per_epoch(self) -> int:
         """It counts the samples of all datasets together."""
         return sum(len(dataset) for dataset in self._mixture.datasets)

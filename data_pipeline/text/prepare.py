@@ -16,8 +16,8 @@ from data_pipeline.shown import shown
 from data_pipeline.text.corpus import PIECES, SHORTEST_PIECE, Corpus
 from data_pipeline.text.encoding import CHUNK_CHARACTERS, Chunk, encode_chunks
 from data_pipeline.text.manifest import TextManifest
-from data_pipeline.text.splits import TOKENIZER_FILE, Packing, Split, SplitWriter, too_small
-from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.text.splits import Packing, Split, SplitWriter, too_small
+from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer, train_tokenizer
 
 TRAINING_BYTES = 32 << 20
 """Text that the tokenizer is trained on, about; of a larger corpus an evenly spread part of the documents."""

@@ -19,6 +19,7 @@ from data_pipeline.text.collate import TokenCollator
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.describe import TextDescriber
 from data_pipeline.text.manifest import TextManifest
+from data_pipeline.text.tokenizer import TOKENIZER_FILE
 
 
 class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
@@ -66,6 +67,11 @@ class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
         """It returns the loss of a model that knows how frequent each token is, and nothing else."""
         loss = manifest.unigram_cross_entropy
         return None if loss is None else Baseline("a unigram model", loss)
+
+    def companions(self, dataset: Dataset[TextManifest]) -> dict[str, bytes]:
+        """It returns the tokenizer, if it lies beside the dataset; `check` has seen to it that it is the right one."""
+        folder, file = dataset.folder.parent(), dataset.manifest.tokenizer.file
+        return {TOKENIZER_FILE: folder.read(file)} if folder.has(file) else {}
 
     def shuffle_targets(self, batch: TokenBatch, row: int, generator: torch.Generator) -> TokenBatch:
         """It returns the batch with the targets of one row permuted."""

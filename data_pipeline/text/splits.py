@@ -20,9 +20,7 @@ from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.text.blocks import FIELDS, BlockCodec, BlockPacker, token_type
 from data_pipeline.text.encoding import Ids
 from data_pipeline.text.manifest import TextManifest, TokenizerEntry
-from data_pipeline.text.tokenizer import Tokenizer
-
-TOKENIZER_FILE = "tokenizer.model"
+from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 Split = Literal["train", "validation"]
 

@@ -14,6 +14,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.parsing import parsed_as, read_whole
 from data_pipeline.shown import shown
 
+TOKENIZER_FILE = "tokenizer.model"
+"""What a tokenizer is called beside prepared data and in checkpoints."""
+
 END_OF_TEXT = "<|endoftext|>"
 """Control piece between documents; the same characters in a text are encoded as plain text."""
 

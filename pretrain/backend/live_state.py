@@ -11,16 +11,16 @@ It is complete at the boundary between two steps, where there are no gradients.
 """
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.backend.host_copy import tensors_of
+from pretrain.models.named import persistent_buffers
 
 Tree = dict[str, Any]
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -35,12 +35,12 @@ def live_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Tre
     own = {id(parameter) for parameter in parameters}
     return {
         "weights": [getattr(parameter, "ds_tensor", parameter) for parameter in parameters],
-        "buffers": list(persistent_buffers(engine.module)),
+        "buffers": [buffer for _, buffer in persistent_buffers(engine.module)],
         "masters": [master for master in moved if id(master) not in own],
-        "moments": [dict(optimizer.state.get(master, {})) for master in moved],
+        "moments": [dict(sorted(optimizer.state.get(master, {}).items())) for master in moved],
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "counters": {name: getattr(engine, name) for name in COUNTERS},
-        "scale": dict(vars(engine.optimizer.loss_scale_config)) if _is_unfused(engine) else {},
+        "scale": dict(vars(engine.optimizer.loss_scale_config)) if is_unfused(engine) else {},
     }
 
 
@@ -59,25 +59,22 @@ def restore_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer, sav
         group.update(values, params=parameters)
     for name, value in saved["counters"].items():
         setattr(engine, name, value)
-    if _is_unfused(engine):
+    if is_unfused(engine):
         vars(engine.optimizer.loss_scale_config).update(saved["scale"])
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
-        _renew_persistent(engine.optimizer)
+        renew_persistent(engine.optimizer)
 
 
 def moved_tensors(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """It returns the tensors that the base optimizer moves."""
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return moved_tensors_of(optimizer)
+
+
+def moved_tensors_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """It returns the tensors in an optimizer's groups."""
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
-
-
-def persistent_buffers(module: nn.Module) -> Iterator[Tensor]:
-    """It yields the buffers that are state; the others follow from it."""
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and name not in part._non_persistent_buffers_set:
-                yield buffer
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, master: Tensor, moments: Tree) -> None:
@@ -92,12 +89,12 @@ def _restore_moments(optimizer: torch.optim.Optimizer, master: Tensor, moments: 
             held[name] = value
 
 
-def _is_unfused(engine: DeepSpeedEngine) -> bool:
+def is_unfused(engine: DeepSpeedEngine) -> bool:
     """It tells whether the wrapper is the one that counts its steps."""
     return isinstance(engine.optimizer, FP16_UnfusedOptimizer)
 
 
-def _renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
+def renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
     """It gathers small parameters from the shards again: they stay whole on every rank between steps."""
     optimizer.invalidate_secondary_tensor()
     if parameters := optimizer.persistent_parameters:

@@ -17,7 +17,6 @@ from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec, SequentialLayers
-from pretrain.backend.checkpoint_io import GuardedCheckpointEngine
 from pretrain.backend.quiet import quiet, silence_known_warnings
 from pretrain.tasks.task import Objective
 
@@ -153,7 +152,7 @@ def gathered(parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextMa
 def initialize(
     module: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], mesh: ParallelMesh
 ) -> DeepSpeedEngine:
-    """It makes a DeepSpeed engine (PipelineEngine for a PipelineModule) with checkpoint files guarded."""
+    """It makes a DeepSpeed engine, a PipelineEngine for a PipelineModule."""
     engine = _initialize(module, optimizer, settings, mesh)
     # Some wrappers (FP16_UnfusedOptimizer, chosen for bf16 with ZeRO-0) warm up with a step over zero gradients,
     # which would shift Adam's bias correction by one.
@@ -187,7 +186,4 @@ def _initialize(
             mpu=mpu,
             dist_init_required=False,
         )
-        engine.checkpoint_engine = GuardedCheckpointEngine()
-        # With ZeRO it copies a script beside every checkpoint, on rank 0 alone and unguarded against a full disk.
-        engine._copy_recovery_script = lambda path: None
     return engine

@@ -45,6 +45,8 @@ class LocalWeight(NamedTuple):
 
     parameter: nn.Parameter
     weight: Tensor
+    moved: Tensor
+    """What the optimizer moves and keeps its moments by; the weight is all of it, or lies in it."""
     start: int = 0
     """Where it begins in the flattened parameter."""
 
@@ -150,10 +152,10 @@ class PlainGate(SteppedGate):
         optimizer = self._engine.optimizer
         if isinstance(optimizer, FP16_UnfusedOptimizer):
             for parameters, weights in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-                yield from map(LocalWeight, parameters, weights)
+                yield from map(LocalWeight, parameters, weights, weights)
         else:
             for parameter in self._engine.module.parameters():
-                yield LocalWeight(parameter, parameter)
+                yield LocalWeight(parameter, parameter, parameter)
 
     def gradients(self) -> Iterator[LocalGradient]:
         for parameter in self._engine.module.parameters():
@@ -226,7 +228,7 @@ class Stage3Gate(UpdateGate):
         for parameters, flat in groups:
             shards = flat.split([parameter.ds_tensor.ds_numel for parameter in parameters])
             for parameter, shard in zip(parameters, shards, strict=True):
-                yield LocalWeight(parameter, shard, start=self._mesh.data.rank * shard.numel())
+                yield LocalWeight(parameter, shard, flat, start=self._mesh.data.rank * shard.numel())
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
@@ -257,7 +259,7 @@ def cut(flat: Tensor, parameters: Iterable[nn.Parameter], *, start: int) -> Iter
         last = first + parameter.numel()
         low, high = max(first, start), min(last, stop)
         if low < high:
-            yield LocalWeight(parameter, flat[low - start : high - start], start=low - first)
+            yield LocalWeight(parameter, flat[low - start : high - start], flat, start=low - first)
         first = last
 
 

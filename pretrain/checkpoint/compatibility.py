@@ -5,17 +5,19 @@ import json
 from dataclasses import dataclass
 
 from parallel.mesh import ParallelMesh
-from pretrain.checkpoint.manifest import CheckpointLayout, Manifest
+from pretrain.checkpoint.manifest import CheckpointLayout, Manifest, TensorRecord
 from pretrain.config.run import RunConfig
-from pretrain.optim.config import OPTIMIZERS
-from pretrain.section import kind_of
+from pretrain.models.outline import Outline
 
 
 @dataclass(frozen=True)
 class Compatibility:
-    """It holds what a checkpoint must agree with before it is loaded."""
+    """It holds what a checkpoint must agree with before it is loaded, and says of itself when it is written."""
 
     layout: CheckpointLayout
+    converts: bool
+    """Checkpoints of other layouts are converted; else they are refused."""
+    outline: Outline
     architecture: str
     """Digest of the model's shape."""
     data_fingerprint: str
@@ -24,7 +26,6 @@ class Compatibility:
 
     @classmethod
     def of(cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str) -> "Compatibility":
-        shape = json.dumps(config.model.shape(config.data), sort_keys=True)
         return cls(
             layout=CheckpointLayout(
                 tensor=mesh.tensor.size,
@@ -33,31 +34,57 @@ class Compatibility:
                 zero_stage=config.parallel.zero_stage,
                 dtype=config.precision.dtype,
             ),
-            architecture=hashlib.sha256(shape.encode()).hexdigest(),
+            converts=config.checkpoint.on_other_layout == "convert",
+            outline=config.model.outline(config.data),
+            architecture=architecture_of(config),
             data_fingerprint=data_fingerprint,
             optimizer=config.optimizer.kind,
         )
 
+    @property
+    def tensors(self) -> dict[str, TensorRecord]:
+        """This is what manifests say of the tensors of the model."""
+        return tensor_records(self.outline)
+
     def reason(self, manifest: Manifest) -> str:
         """It says why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
-        if manifest.layout != self.layout:
-            theirs, ours = manifest.layout.model_dump(), self.layout.model_dump()
-            changed = [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key]]
+        if manifest.layout != self.layout and not self.converts:
             return (
-                f"was saved in another layout ({', '.join(changed)}); resume with the layout it was saved in: "
-                "conversion between layouts is not supported yet"
+                f"was saved in another layout ({self.differences(manifest.layout)}), and "
+                'checkpoint.on_other_layout = "refuse"; "convert" takes it, and so does `surefoot convert`'
             )
         if manifest.config_digest != self.architecture:
             return (
                 "holds another model; restore [model] and the lengths in [data] as they were, or choose another "
                 "run.name"
             )
-        held = manifest.optimizer or kind_of(OPTIMIZERS[0])
-        if held != self.optimizer:
-            return f"holds the state of another optimizer, {held}; restore optimizer.kind, or choose another run.name"
+        if manifest.optimizer != self.optimizer:
+            return (
+                f"holds the state of another optimizer, {manifest.optimizer}; restore optimizer.kind, or choose "
+                "another run.name"
+            )
         if manifest.data_fingerprint != self.data_fingerprint:
             return (
                 "belongs to other data or another tokenizer than the run's, so its data position means nothing; "
                 "restore data.sources, or choose another run.name"
             )
         return ""
+
+    def differences(self, other: CheckpointLayout) -> str:
+        """It says in what another layout differs from the run's, such as `tensor 2 -> 1`."""
+        theirs, ours = other.model_dump(), self.layout.model_dump()
+        return ", ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key])
+
+
+def architecture_of(config: RunConfig) -> str:
+    """It returns the digest of what a checkpoint of a model must agree with."""
+    shape = json.dumps(config.model.shape(config.data), sort_keys=True)
+    return hashlib.sha256(shape.encode()).hexdigest()
+
+
+def tensor_records(outline: Outline) -> dict[str, TensorRecord]:
+    """It returns what a manifest says of the tensors of a model."""
+    return {
+        name: TensorRecord(shape=size.shape, sharded=size.sharded, stacked=size.stacked)
+        for name, size in outline.tensors.items()
+    }

@@ -30,13 +30,16 @@ from pretrain.runtime.units import in_units
 
 README = "README.txt"
 ABOUT_FILES = """\
-Checkpoints of a Surefoot run. `surefoot inspect` tells their health; the command that trains resumes from them.
+Checkpoints of a Surefoot run. `surefoot inspect` tells their health; the command that trains resumes from them,
+on other numbers of ranks as well.
 
-The .pt files are DeepSpeed's, but its converters do not know what is in them. zero_to_fp32.py works for fp32 with
-tensor = 1 and ZeRO 1 to 3, and fails for all else; ds_to_universal fails for all. Do not take `_extra_state` out of the
-files to get past that: with tensor > 1 they would finish, and write weights of wrong shapes without a word.
+  surefoot export RUN[@TAG] --to huggingface|safetensors --out DIR      plain weights, for everything else
+  surefoot convert RUN[@TAG] --tensor N --pipeline N --out DIR          a run in another layout
+  surefoot inspect RUN[@TAG] --weights                                  what is in one
 
-Weights of a tensor-parallel rank are under the key `module` of mp_rank_*_model_states.pt (in the compute dtype).
+state_*.safetensors are in the format of that name: of each weight (fp32) and of what the optimizer keeps of it, the
+share of one tensor-parallel rank, or a run of its elements. MANIFEST.json says how shares make up tensors. They are
+no files of DeepSpeed: zero_to_fp32.py and ds_to_universal.py have nothing to do here.
 """
 """What users of DeepSpeed's scripts have to know stands where they run them."""
 

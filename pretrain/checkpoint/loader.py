@@ -13,12 +13,12 @@ from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, QUARANTINED, Candidates
 from pretrain.checkpoint.manifest import Manifest, read_manifest
-from pretrain.checkpoint.rank_files import damage, files_to_read, load_files, unsafe_files
+from pretrain.checkpoint.rank_files import complete, damage, fill
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.tag import Tag
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import CheckpointError
-from pretrain.runtime.agreement import first_problem, from_first
+from pretrain.runtime.agreement import first_problem, from_all, from_first
 
 
 class CheckpointLoader:
@@ -124,14 +124,20 @@ class CheckpointLoader:
         return None
 
     def _load_sound(self, engine: TrainEngine, tag: Tag, manifest: Manifest) -> tuple[Restored | None, str]:
-        folder = self.folder.of(tag)
-        if problem := first_problem(self._mesh, damage(folder, manifest, self._mesh)):
+        """It loads a checkpoint into the engine; nothing of it is parsed before all of it is what was sealed."""
+        folder, mesh, same = self.folder.of(tag), self._mesh, manifest.layout == self._compatibility.layout
+        if problem := first_problem(mesh, damage(folder, manifest, mesh.rank, mesh.world_size)):
             return None, problem
-        if problem := first_problem(self._mesh, unsafe_files(folder, files_to_read(manifest, self._mesh))):
+        outline = self._compatibility.outline
+        state, problem = from_all(mesh, lambda: fill(engine, folder, manifest, outline, same=same))
+        if state is None:
             return None, problem
-        restored, problem = load_files(engine, folder, tag, manifest)
+        restored, problem = complete(engine, tag, manifest, state, same=same)
         # Ranks read for very different times; what comes next has the short timeout of the control group.
-        if problem := first_problem(self._mesh, problem):
+        if problem := first_problem(mesh, problem and f"{folder}: {problem}"):
             return None, problem
+        if not same:
+            changed = self._compatibility.differences(manifest.layout)
+            self.folder.report(f"checkpoint {tag} was saved in another layout ({changed}) and was converted")
         self.folder.size = manifest.total_bytes
         return restored, ""

@@ -44,8 +44,28 @@ class FileRecord(Document):
     """The rank that wrote it."""
 
 
+class TensorRecord(Document):
+    """It describes a weight or a buffer of the whole model, and how tensor-parallel ranks divide it."""
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    sharded: int | None = None
+    """Dimension along which they divide it; none: they have copies."""
+    stacked: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Lengths of what is stacked along that dimension, such as the rows of queries, keys and values; every rank has its
+    share of each. Empty: it is one."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """It refuses a dimension that is not there, and a stack that is longer or shorter than it."""
+        if self.sharded is not None and not 0 <= self.sharded < len(self.shape):
+            raise ValueError(f"sharded: there is no dimension {self.sharded}")
+        if self.stacked and sum(self.stacked) != self.shape[self.sharded or 0]:
+            raise ValueError("stacked: the lengths do not add up to those of the dimension")
+        return self
+
+
 class CheckpointLayout(Document):
-    """It says how the state is cut; a checkpoint loads only into the layout that it was saved from."""
+    """It says on which ranks a checkpoint was saved."""
 
     tensor: Ranks
     pipeline: Ranks
@@ -58,30 +78,36 @@ class CheckpointLayout(Document):
 class Manifest(Document):
     """It describes a complete checkpoint."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     tag: str
     layout: CheckpointLayout
     config_digest: str
     """Digest of the resolved configuration."""
     data_fingerprint: str
     """Fingerprint of the data and its tokenizer: what the data position in the checkpoint refers to."""
-    optimizer: str = ""
-    """Kind of the optimizer whose state it holds; empty in checkpoints of earlier versions, which knew but one."""
-    run_id: str = ""
-    """The run that wrote it; empty in checkpoints of earlier versions, which any run may load."""
+    optimizer: str
+    """Kind of the optimizer whose state it holds."""
+    run_id: str
+    """The run that wrote it."""
     state: TrainState
     files: dict[FileName, FileRecord]
+    tensors: dict[str, TensorRecord]
+    """All weights and buffers by their names in the whole model, in its order."""
     versions: dict[str, str]
     """Library -> version."""
     checksums: tuple[int, ...] = ()
-    """By rank, of the bits of weights and optimizer that it held; empty in checkpoints of earlier versions."""
+    """By rank, of the bits of weights and optimizer that it held; empty where no run saved it, but a conversion."""
+    converted_from: str = ""
+    """Tag and layout of the checkpoint that it was converted from, if it was."""
 
     @model_validator(mode="after")
     def _is_of_all_ranks(self) -> Self:
-        """It refuses checksums of other ranks than there were: a rank would look for its own in vain."""
+        """It refuses checksums and files of other ranks than there were: a rank would look for its own in vain."""
         ranks = self.layout.tensor * self.layout.pipeline * self.layout.data
         if self.checksums and len(self.checksums) != ranks:
             raise ValueError(f"checksums: there are {len(self.checksums)}, of {ranks} ranks")
+        if any(record.rank >= ranks for record in self.files.values()):
+            raise ValueError(f"files: one was written by a rank that is none of {ranks}")
         return self
 
     @model_validator(mode="after")
@@ -120,7 +146,14 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """It reads a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
-    manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
+    text = read_text(folder / MANIFEST)
+    with parsed_as(CheckpointError, folder / MANIFEST):
+        if parse_json(text).get("format") == 1:
+            raise ValueError(
+                "format 1, with files of DeepSpeed, which fit one layout alone; finish that run with the version of "
+                "Surefoot that began it"
+            )
+    manifest = parse_document(folder / MANIFEST, text, Manifest)
     if manifest.tag != folder.name:
         raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {shown(manifest.tag)}")
     return manifest
@@ -141,16 +174,12 @@ def parse_document(path: Path, text: bytes, kind: type[AnyDocument]) -> AnyDocum
 
 
 def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk: bool = False) -> list[str]:
-    """It returns the problems of the files with these names, and torch files that the manifest lacks; empty if sound.
+    """It returns the problems of the files with these names; empty if they are sound.
 
-    DeepSpeed finds files of layers by pattern, so a file too many is as dangerous as one too few. `from_disk` has the
-    operating system forget what it holds of a file first: memory may have what a disk has lost.
+    `from_disk` has the operating system forget what it holds of a file first: memory may have what a disk has lost.
     """
     problems = [_problem(folder / name, manifest.files.get(name), from_disk) for name in names]
-    unknown = sorted(path.name for path in folder.glob("*.pt") if path.name not in manifest.files)
-    return [problem for problem in problems if problem] + [
-        f"{folder / name}: not in the manifest" for name in unknown
-    ]
+    return [problem for problem in problems if problem]
 
 
 def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | None:

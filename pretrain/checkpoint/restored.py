@@ -22,15 +22,17 @@ class Restored:
     watchdog: dict[str, Any]
     """State of the watchdog."""
     random: dict[str, Any]
-    """Random state of this rank."""
+    """Random state of this rank; empty where the checkpoint was saved in another layout."""
     run_id: str
     """The run that wrote it; empty where that is not known."""
     proof: str
     """Digest of the checksums of all ranks' weights and optimizers; empty where none were saved."""
 
     def restore_random_state(self) -> None:
-        """It goes on with the generators of then. It is called last, when everything else is in place."""
-        restore_random_state(self.random)
+        """It goes on with the generators of then, if they are known. It is called last, when everything else is in
+        place."""
+        if self.random:
+            restore_random_state(self.random)
 
 
 def proof_of(checksums: Sequence[int | None]) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
+from pretrain.backend.host_copy import HostCopies
 from pretrain.checkpoint.certificate import certify
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
@@ -64,11 +66,17 @@ class CheckpointWriter:
     """It seals and certifies checkpoints, and removes those that need not be kept. All ranks make the same calls."""
 
     def __init__(
-        self, folder: CheckpointFolder, settings: CheckpointConfig, compatibility: Compatibility
+        self,
+        folder: CheckpointFolder,
+        settings: CheckpointConfig,
+        compatibility: Compatibility,
+        companions: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
+        """`companions` are files that go into every checkpoint, so that its model can be used without the run."""
         self.folder = folder
         self._mesh = folder.mesh
-        self._in_background = settings.background
+        self._companions = companions
+        self._copies = HostCopies() if settings.background else None
         self._retention = Retention(settings.keep_last, settings.keep_every, certified=folder.watched)
         self._compatibility = compatibility
         self._versions = {name: version(name) for name in LIBRARIES}
@@ -102,7 +110,7 @@ class CheckpointWriter:
         flush, problem = from_all(
             self._mesh,
             lambda: write_files(
-                engine, self.folder.of(tag), data, watchdog, self._thread, deferred=self._in_background
+                engine, self.folder.of(tag), data, watchdog, self._companions, self._thread, self._copies
             ),
         )
         if flush is None:
@@ -140,7 +148,7 @@ class CheckpointWriter:
         manifest, problem = from_first(self._mesh, lambda: read_manifest(folder))
         if manifest is None:
             raise NotCertified(problem)
-        own = files_of(manifest, {self._mesh.rank})
+        own = files_of(manifest, self._mesh.rank)
         return Verification(tag, self._reader.submit(read_again, folder, manifest, own))
 
     def finish_certify(self, verification: Verification, horizon: int) -> None:
@@ -177,6 +185,7 @@ class CheckpointWriter:
             run_id=self.folder.run_id,
             state=state,
             files={name: record for own in ranks for name, record in own.files.items()},
+            tensors=self._compatibility.tensors,
             versions=self._versions,
             checksums=tuple(own.checksum for own in ranks),
         )

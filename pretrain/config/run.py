@@ -50,6 +50,9 @@ class CheckpointConfig(Section):
     """Newest checkpoints that are kept."""
     keep_every: int | None = Field(default=None, gt=0)
     """Checkpoints at multiples of this step are kept for good."""
+    on_other_layout: Literal["convert", "refuse"] = "convert"
+    """What becomes of a checkpoint that was saved with other numbers of ranks, or another `parallel.zero_stage` or
+    `precision.dtype`: the run goes on from it in its own layout, or ends."""
     background: bool = True
     """The run waits until what is saved is copied to host memory, and a thread writes it; needs that memory for good.
     Where it lacks, and without this, the run waits for the writing."""

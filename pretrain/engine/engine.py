@@ -7,15 +7,14 @@ rank, from the same bytes), then the update or not.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
-from pretrain.backend.checkpoint_io import SavedFiles
 from pretrain.backend.live_state import Tree
+from pretrain.backend.pieces import NamedModel, Piece, StateSource
 from pretrain.backend.schedule import make_schedule
 from pretrain.backend.setup import build_module, initialize, local_layers
 from pretrain.backend.update_gate import LocalWeight, make_gate
@@ -78,6 +77,7 @@ class TrainEngine:
             self._gate,
             self._reparametrization,
             self._probes,
+            NamedModel(self._model.outline, list(self._model.layers), mesh),
         )
         self.evaluator = Evaluator(self._schedule, objective, mesh)
 
@@ -165,21 +165,21 @@ class TrainEngine:
 
     # The state: `EngineState` tells more of each
 
-    def save(self, checkpoints: Path, tag: str, *, deferred: bool = False) -> SavedFiles:
-        """It writes this rank's share of weights and optimizer, or copies it to be written later."""
-        return self._state.save(checkpoints, tag, deferred=deferred)
+    def to_save(self) -> Iterator[Piece]:
+        """It yields what this rank writes of weights, buffers and optimizer; references, not copies."""
+        return self._state.to_save()
 
-    def load(self, checkpoints: Path, tag: str) -> None:
-        """It reads weights and optimizer of a checkpoint that has been verified."""
-        self._state.load(checkpoints, tag)
+    def scalars(self) -> dict[str, Any]:
+        """It returns what goes into a checkpoint beside tensors of the model."""
+        return self._state.scalars()
 
-    def extra_state(self) -> dict[str, Any]:
-        """It returns what is in none of DeepSpeed's files."""
-        return self._state.extra()
+    def fill(self, source: StateSource) -> None:
+        """It puts saved state in place, of whatever layout; `complete` comes next. It raises whatever reading does."""
+        self._state.fill(source)
 
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """It is called after `load`."""
-        self._state.load_extra(state)
+    def complete(self, probes: Mapping[str, Any]) -> None:
+        """It renews what follows from the state that was filled in, on all ranks together."""
+        self._state.complete(probes)
 
     def state(self) -> Tree:
         """It returns all that training changes on this rank: references, not copies."""

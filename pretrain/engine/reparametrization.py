@@ -16,7 +16,7 @@ from parallel.mesh import ParallelMesh
 from parallel.spectral import find_spectral_layers, initialise, power_step
 from parallel.spectral_gradient import GradientPiece, pull_back
 from pretrain.backend.update_gate import UpdateGate
-from pretrain.optim.optimizer import Optimizer, settings_of
+from pretrain.optim.optimizer import Optimizer
 
 
 class Reparametrization:
@@ -31,14 +31,14 @@ class Reparametrization:
         self._layers = find_spectral_layers(module)
         self._by_weight = {id(layer.weight): layer for layer in self._layers}
         gammas = [layer.norms.gamma_K for layer in self._layers if layer.norms.active]
-        self._optimizer = optimizer.gamma_optimizer(gammas) if gammas else None
-        self._settings = settings_of(self._optimizer) if self._optimizer else []
+        self.optimizer = optimizer.gamma_optimizer(gammas) if gammas else None
+        """It moves the gammas; none: there are none."""
         self.residual = initialise(self._layers, mesh.tensor.group) if self._layers else 0.0
         """How far the first vectors are from singular vectors (largest relative residual)."""
 
     def pull_back(self) -> Tensor:
         """After the last backward it makes gradients of What those of W; returns this rank's share of |dgamma|^2."""
-        if not self._optimizer:
+        if not self.optimizer:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         pieces = [
             GradientPiece(self._by_weight[id(held.parameter)], held.gradient, held.start)
@@ -57,7 +57,7 @@ class Reparametrization:
         """Once the weights have moved it moves gamma, takes a power step and renews What."""
         if not self._layers:
             return
-        if self._optimizer:
+        if self.optimizer:
             self._update_gammas(
                 learning_rate, min(1.0, clipping / (gradient_norm + 1e-6)) if clipping else 1.0
             )
@@ -70,22 +70,19 @@ class Reparametrization:
             layer.norms.materialise(layer.weight)
 
     def _update_gammas(self, learning_rate: float, factor: float) -> None:
-        assert self._optimizer is not None
-        for group in self._optimizer.param_groups:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
             for gamma in group["params"]:
                 gamma.grad.mul_(factor)
-        self._optimizer.step()
+        self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
         """It returns the state of gamma's optimizer; all else is in the module's buffers."""
-        return self._optimizer.state_dict() if self._optimizer else {}
+        return self.optimizer.state_dict() if self.optimizer else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """It restores that state after the module has been loaded."""
-        if self._optimizer:
-            self._optimizer.load_state_dict(state)
-            # The state has the settings of then; the configuration may have others now.
-            for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
-                group.update(settings)
+        """It restores that state after the weights have been."""
+        if self.optimizer:
+            self.optimizer.load_state_dict(state)
         self.materialise()

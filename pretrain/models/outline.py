@@ -24,10 +24,16 @@ class ParameterSize:
     """What it belongs to, one of the outline's `parts`."""
     sharded: int | None = None
     """Dimension that tensor-parallel ranks divide among them; none: every one has a copy."""
-    stacked: int = 1
-    """Matrices that are stacked in it by rows, such as those of queries, keys and values."""
+    stacked: tuple[int, ...] = ()
+    """Rows of the matrices that are stacked in it, such as those of queries, keys and values, of which every
+    tensor-parallel rank has its share; empty: it is one."""
     looked_up: bool = False
     """Its rows are looked up and not multiplied: FLOPs do not count it, nor do counts without embeddings."""
+
+    @property
+    def matrices(self) -> int:
+        """It counts the matrices that are stacked in it."""
+        return len(self.stacked) or 1
 
     @property
     def size(self) -> int:
@@ -37,6 +43,19 @@ class ParameterSize:
     def size_per_rank(self, tensor: int) -> int:
         """It counts the elements that one of `tensor` tensor-parallel ranks holds."""
         return self.size if self.sharded is None else self.size // tensor
+
+
+@dataclass(frozen=True)
+class BufferSize:
+    """It describes a tensor beside the parameters that training changes, as the whole model has it."""
+
+    name: str
+    """As in `named_buffers()` of the layer's module."""
+    shape: tuple[int, ...]
+    sharded: int | None = None
+    """As of a parameter."""
+    stacked: tuple[int, ...] = ()
+    """As of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,8 @@ class LayerSize:
     """In the names of measures, such as `embedding` or `layer_07`."""
     parameters: tuple[ParameterSize, ...] = ()
     """Its own, in the order of its module."""
+    buffers: tuple[BufferSize, ...] = ()
+    """Its persistent ones."""
     is_block: bool = False
     """Stages are cut in front of blocks, and share them evenly."""
     tied_to: str = ""
@@ -143,6 +164,16 @@ class Outline:
         """It returns the layer that the `weight` of a layer belongs to: its own, or that which it is tied to."""
         layer = self.layers[index]
         return self.names.index(layer.tied_to) if layer.tied_to else index
+
+    @cached_property
+    def tensors(self) -> dict[str, ParameterSize | BufferSize]:
+        """These are all parameters and persistent buffers by their names in the whole model, such as
+        `layer_07.attention.output.weight`."""
+        found: dict[str, ParameterSize | BufferSize] = {}
+        for layer in self.layers:
+            found |= {f"{layer.name}.{size.name}": size for size in layer.parameters}
+            found |= {f"{layer.name}.{size.name}": size for size in layer.buffers}
+        return found
 
     def sharers(self, index: int) -> tuple[int, ...]:
         """It returns the layers that use the `weight` of a layer, itself first."""

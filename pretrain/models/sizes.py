@@ -8,10 +8,17 @@ Q  query heads * head size  K  key-value heads * head size      R  rank of low-r
 V  padded vocabulary
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pretrain.models.config import TransformerConfig, VocabularyConfig
-from pretrain.models.outline import ActivationSize, AttentionSize, LayerSize, ParameterSize, TableSize
+from pretrain.models.outline import (
+    ActivationSize,
+    AttentionSize,
+    BufferSize,
+    LayerSize,
+    ParameterSize,
+    TableSize,
+)
 
 EMBEDDING, POSITIONS, ATTENTION = "embedding", "positions", "attention"
 FEED_FORWARD, NORMS, HEAD = "feed_forward", "norms", "head"
@@ -40,6 +47,7 @@ def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
     return LayerSize(
         name,
         parameters,
+        tuple(spectral_buffers(config, parameters)),
         is_block=True,
         attentions=(AttentionSize("attention.core", config.attention.num_heads),),
         activations=block_activations(config, tokens),
@@ -50,12 +58,12 @@ def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
 def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
     """It yields the parameters of a block in the order of its module."""
     D, F, Q = config.hidden_size, config.ffn_size, config.attention.num_heads * config.head_size
-    gates = 2 if config.activation == "swiglu" else 1
+    gates = (F, F) if config.activation == "swiglu" else ()
     yield from norm_parameters(config, "attention_norm")
     yield from projection_parameters(config, "attention.qkv")
     yield from row_parameters(config, "attention.output", ATTENTION, (D, Q))
     yield from norm_parameters(config, "feed_forward_norm")
-    yield from column_parameters(config, "feed_forward.up", FEED_FORWARD, (gates * F, D), gates)
+    yield from column_parameters(config, "feed_forward.up", FEED_FORWARD, (sum(gates) or F, D), gates)
     yield from row_parameters(config, "feed_forward.down", FEED_FORWARD, (D, F))
 
 
@@ -64,10 +72,10 @@ def projection_parameters(config: TransformerConfig, name: str) -> Iterator[Para
     D, R = config.hidden_size, config.attention_rank
     Q, K = config.attention.num_heads * config.head_size, config.num_key_value_heads * config.head_size
     if config.attention.kind == "dense":
-        yield from column_parameters(config, f"{name}.linear", ATTENTION, (Q + 2 * K, D), 3)
+        yield from column_parameters(config, f"{name}.linear", ATTENTION, (Q + 2 * K, D), (Q, K, K))
         return
     sharded = 0 if config.attention.down_projection == "sharded" else None
-    yield ParameterSize(f"{name}.down.weight", (3 * R, D), ATTENTION, sharded, stacked=3)
+    yield ParameterSize(f"{name}.down.weight", (3 * R, D), ATTENTION, sharded, stacked=(R, R, R))
     for number, rows in enumerate((Q, K, K)):
         yield from column_parameters(config, f"{name}.up.{number}", ATTENTION, (rows, R))
 
@@ -82,12 +90,12 @@ def norm_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterS
 
 
 def column_parameters(
-    config: TransformerConfig, name: str, part: str, shape: tuple[int, int], stacked: int = 1
+    config: TransformerConfig, name: str, part: str, shape: tuple[int, int], stacked: tuple[int, ...] = ()
 ) -> Iterator[ParameterSize]:
     """It yields the parameters of a linear layer whose outputs are divided over tensor-parallel ranks."""
     yield ParameterSize(f"{name}.weight", shape, part, sharded=0, stacked=stacked)
     if config.bias:
-        yield ParameterSize(f"{name}.bias", shape[:1], part, sharded=0)
+        yield ParameterSize(f"{name}.bias", shape[:1], part, sharded=0, stacked=stacked)
 
 
 def row_parameters(
@@ -97,6 +105,25 @@ def row_parameters(
     yield ParameterSize(f"{name}.weight", shape, part, sharded=1)
     if config.bias:
         yield ParameterSize(f"{name}.bias", shape[:1], part)
+
+
+def spectral_buffers(config: TransformerConfig, parameters: Iterable[ParameterSize]) -> Iterator[BufferSize]:
+    """It yields what sigmaReparam keeps of every matrix of a block (`parallel.spectral`): the vectors that every
+    tensor-parallel rank has whole, the other ones, divided as the matrix is, sigma and gamma."""
+    if config.reparametrization == "none":
+        return
+    for weight in parameters:
+        if len(weight.shape) != 2:
+            continue
+        name = weight.name.removesuffix("weight") + "spectral"
+        rows, columns = weight.shape
+        whole, other = (rows, columns) if weight.sharded == 1 else (columns, rows)
+        vectors = min(config.sigma_vectors, whole)
+        yield BufferSize(f"{name}.basis_KRV", (weight.matrices, whole, vectors))
+        sharded = None if weight.sharded is None else 0
+        yield BufferSize(f"{name}.sharded_L", (other,), sharded, weight.stacked)
+        yield BufferSize(f"{name}.sigma_K", (weight.matrices,))
+        yield BufferSize(f"{name}.gamma_K", (weight.matrices,))
 
 
 def block_activations(config: TransformerConfig, tokens: int) -> ActivationSize:

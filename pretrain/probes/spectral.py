@@ -121,8 +121,8 @@ def stacks_of(outline: Outline) -> Iterator[Stack]:
         for parameter in outline.layers[layer].parameters:
             module, _, name = parameter.name.rpartition(".")
             if name == "weight" and len(parameter.shape) == 2 and not parameter.looked_up:
-                yield Stack(layer, module, start, parameter.stacked)
-                start += parameter.stacked
+                yield Stack(layer, module, start, parameter.matrices)
+                start += parameter.matrices
 
 
 def linear_of(model: ProbedModel, stack: Stack) -> Linear:

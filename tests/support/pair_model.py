@@ -40,6 +40,7 @@ from pretrain.models.sizes import (
     head_size,
     norm_parameters,
     row_parameters,
+    spectral_buffers,
 )
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
@@ -105,9 +106,11 @@ class PairConfig(TransformerConfig, TaskConfig):
 def decoder_size(config: PairConfig, name: str) -> LayerSize:
     heads = config.attention.num_heads
     block = block_size(config, name, TARGET_LENGTH)
+    parameters = tuple(decoder_parameters(config))
     return replace(
         block,
-        parameters=tuple(decoder_parameters(config)),
+        parameters=parameters,
+        buffers=tuple(spectral_buffers(config, parameters)),
         attentions=(*block.attentions, AttentionSize("cross_attention.core", heads, "cross")),
     )
 
@@ -118,7 +121,7 @@ def decoder_parameters(config: PairConfig) -> Iterator[ParameterSize]:
     yield from block_parameters(config)
     yield from norm_parameters(config, "cross_norm")
     yield from column_parameters(config, "cross_attention.query.linear", ATTENTION, (D, D))
-    yield from column_parameters(config, "cross_attention.key_value.linear", ATTENTION, (2 * K, D), 2)
+    yield from column_parameters(config, "cross_attention.key_value.linear", ATTENTION, (2 * K, D), (K, K))
     yield from row_parameters(config, "cross_attention.output", ATTENTION, (D, D))
 
 

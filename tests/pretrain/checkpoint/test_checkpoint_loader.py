@@ -12,6 +12,7 @@ from support.runs import differences
 from support.training import Layout
 
 from pretrain.backend.host_copy import copied
+from pretrain.backend.pieces import StateSource
 from pretrain.checkpoint.lifecycle import REASON, candidates
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.tag import Tag
@@ -59,16 +60,17 @@ def test_back_to_a_checkpoint_and_on_gives_the_same_bits(layout: Layout, tmp_pat
 def wrong_weights(folder: Path, rank: int) -> tuple[str, list[str]]:
     """A load that puts one weight of one rank wrong, though every file is sound."""
     run = CheckpointRun(folder)
-    _, second = run.save_at(1, 2)
-    load = run.engine.load
+    run.save_at(1, 2)
+    fill, filled = run.engine.fill, []
 
-    def faulty(checkpoints: Path, tag: str) -> None:
-        load(checkpoints, tag)
-        if tag == str(second) and run.mesh.rank == rank:
+    def faulty(source: StateSource) -> None:
+        fill(source)
+        if not filled and run.mesh.rank == rank:  # of the newest one
             with torch.no_grad():
                 next(run.engine.module.parameters()).view(-1)[7] += 1e-6
+        filled.append(True)
 
-    run.engine.load = faulty  # type: ignore[method-assign]
+    run.engine.fill = faulty  # type: ignore[method-assign]
     return run.resume(run.loader.load_newest(run.engine)), run.notes
 
 
@@ -80,8 +82,8 @@ def test_weights_that_are_not_those_saved_are_damage(rank: int, tmp_path: Path) 
     assert (tmp_path / f"step00000002-a2.quarantined/{REASON}").exists()
 
 
-def older_format(folder: Path) -> str:
-    """A checkpoint from before there were checksums."""
+def unproven(folder: Path) -> str:
+    """A checkpoint without checksums, as conversions write them."""
     run = CheckpointRun(folder)
     (tag,) = run.save_at(1)
     if run.mesh.rank == 0:
@@ -96,7 +98,7 @@ def older_format(folder: Path) -> str:
 
 
 def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
-    assert run_distributed(older_format, 2, tmp_path) == ["", ""]
+    assert run_distributed(unproven, 2, tmp_path) == ["", ""]
 
 
 # By hand

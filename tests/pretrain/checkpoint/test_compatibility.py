@@ -7,10 +7,13 @@ import pytest
 
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.manifest import CheckpointLayout, Manifest
+from pretrain.models.outline import Outline
 from pretrain.step import TrainState
 
 LAYOUT = CheckpointLayout(tensor=2, pipeline=1, data=1, zero_stage=1, dtype="bf16")
-RUN = Compatibility(LAYOUT, architecture="c0ffee", data_fingerprint="f00d", optimizer="adamw")
+RUN = Compatibility(
+    LAYOUT, False, Outline(()), architecture="c0ffee", data_fingerprint="f00d", optimizer="adamw"
+)
 
 
 def manifest(**fields: Any) -> Manifest:
@@ -19,16 +22,24 @@ def manifest(**fields: Any) -> Manifest:
         layout=LAYOUT,
         config_digest="c0ffee",
         data_fingerprint="f00d",
+        optimizer="adamw",
+        run_id="r",
         state=TrainState(step=100),
         files={},
+        tensors={},
         versions={},
         **fields,
     )
 
 
 def test_a_checkpoint_of_the_same_run_is_taken() -> None:
-    assert RUN.reason(manifest(optimizer="adamw")) == ""
-    assert RUN.reason(manifest()) == "", "before there was a choice all were of AdamW"
+    assert RUN.reason(manifest()) == ""
+
+
+def test_another_layout_is_taken_where_it_may_be_converted() -> None:
+    other = manifest().model_copy(update={"layout": LAYOUT.model_copy(update={"tensor": 1, "zero_stage": 0})})
+    assert "(tensor 1 -> 2, zero_stage 0 -> 1)" in RUN.reason(other)
+    assert replace(RUN, converts=True).reason(other) == ""
 
 
 @pytest.mark.parametrize(
@@ -42,4 +53,3 @@ def test_a_checkpoint_of_the_same_run_is_taken() -> None:
 )
 def test_another_run_is_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
     assert reason in replace(RUN, **change).reason(manifest())
-    assert reason in replace(RUN, **change).reason(manifest(optimizer="adamw"))

@@ -28,7 +28,7 @@ from pretrain.step import TrainState
 
 LAST = Retention(keep_last=1, keep_every=None, certified=False)
 WATCHED = Retention(keep_last=1, keep_every=None, certified=True)
-NAMES = ("rank_00000.pt", "mp_rank_00_model_states.pt")
+NAMES = ("rank_00000.pt", "state_00000.pt")
 
 
 def write(checkpoints: Path, step: int, values: int = 64) -> Tag:
@@ -47,6 +47,9 @@ def save(checkpoints: Path, step: int) -> Tag:
         tag=str(tag),
         layout=CheckpointLayout(tensor=1, pipeline=1, data=1, zero_stage=1, dtype="fp32"),
         config_digest="c0ffee",
+        optimizer="adamw",
+        run_id="r",
+        tensors={},
         data_fingerprint="f00d",
         state=TrainState(step=step),
         files=records(folder, NAMES, rank=0),

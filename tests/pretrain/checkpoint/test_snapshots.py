@@ -297,9 +297,9 @@ def probed_and_not() -> tuple[bool, int, int]:
     mesh = make_mesh(config.parallel)
     engine = make_engine(config, mesh)
     engine.step(make_batches(config, mesh, 1), proceed, step=1, learning_rate=1e-3)
-    remembered = bool(engine.extra_state()["probes"]["shift"])
+    remembered = bool(engine.scalars()["probes"]["shift"])
     before = engine.checksum()
-    engine.load_extra_state({**engine.extra_state(), "probes": {}})
+    engine.complete({})
     return remembered, before, engine.checksum()
 
 

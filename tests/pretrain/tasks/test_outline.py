@@ -25,7 +25,8 @@ from parallel.vocab import VocabularyParallelEmbedding
 from pretrain.config.run import RunConfig
 from pretrain.models.attention import AttentionCore
 from pretrain.models.context import Materials
-from pretrain.models.outline import LayerSize, Outline
+from pretrain.models.named import persistent_buffers
+from pretrain.models.outline import BufferSize, LayerSize, Outline
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.section import kind_of
 from pretrain.tasks.kinds import KINDS
@@ -68,6 +69,7 @@ def mismatches(
     model = SequentialLayers(specs)
     for layer, module in zip(outline.layers, model.layers, strict=True):
         found += [f"{layer.name}: {words}" for words in parameters(layer, module, tensor)]
+        found += [f"{layer.name}: {words}" for words in buffers(layer, module, tensor)]
         found += [f"{layer.name}: {words}" for words in attentions(layer, module)]
         found += [f"{layer.name}: {words}" for words in table(layer, module, tensor)]
     heads, looked_up, handed_on = run(model, inputs)
@@ -111,8 +113,10 @@ def parameters(layer: LayerSize, module: nn.Module, tensor: int) -> Iterator[str
         if dimension != size.sharded:
             yield f"{name} is divided by {size.sharded}, but {dimension} built"
         owner = module.get_submodule(name.rpartition(".")[0])
-        if stacked(owner, name) != size.stacked:
-            yield f"{name} has {size.stacked} matrices, but {stacked(owner, name)} built"
+        ranks = 1 if size.sharded is None else tensor
+        local = [rows // ranks for rows in size.stacked or size.shape[:1]]
+        if size.sharded != 1 and stacked(owner, local) != local:
+            yield f"{name} has matrices of {local} rows, but {stacked(owner, local)} built"
         ours = isinstance(owner, ColumnParallelLinear | RowParallelLinear | ReplicatedLinear)
         if layer.is_block and type(owner) is nn.Linear:
             yield f"{name} is in no layer of parallel.linear, whose spectral norm the probes know"
@@ -121,9 +125,27 @@ def parameters(layer: LayerSize, module: nn.Module, tensor: int) -> Iterator[str
             yield f"{name} is {'' if size.looked_up else 'not '}looked up"
 
 
-def stacked(owner: nn.Module, name: str) -> int:
-    whole = not isinstance(owner, ColumnParallelLinear | ReplicatedLinear) or not name.endswith("weight")
-    return 1 if whole else len(owner.local_blocks)  # type: ignore[arg-type]
+def stacked(owner: nn.Module, local: list[int]) -> list[int]:
+    """Rows on this rank of the matrices that a linear layer of ours has; those of the outline for other modules."""
+    ours = isinstance(owner, ColumnParallelLinear | ReplicatedLinear)
+    return owner.local_blocks if ours else local  # type: ignore[return-value]
+
+
+def buffers(layer: LayerSize, module: nn.Module, tensor: int) -> Iterator[str]:
+    """Names, shapes and order of what is kept beside parameters; how it is divided."""
+    built = dict(persistent_buffers(module))
+    if list(built) != [buffer.name for buffer in layer.buffers]:
+        yield f"buffers {[buffer.name for buffer in layer.buffers]}, but {list(built)} built"
+        return
+    for size in layer.buffers:
+        shape = tuple(n // tensor if d == size.sharded else n for d, n in enumerate(size.shape))
+        if shape != built[size.name].shape:
+            yield f"{size.name} is {shape}, but {tuple(built[size.name].shape)} built"
+        owner = module.get_submodule(size.name.rpartition(".spectral.")[0])
+        ranks = 1 if size.sharded is None else tensor
+        local = [rows // ranks for rows in size.stacked]
+        if local and stacked(owner, local) != local:
+            yield f"{size.name} has pieces of {local}, but {stacked(owner, local)} built"
 
 
 def attentions(layer: LayerSize, module: nn.Module) -> Iterator[str]:
@@ -249,7 +271,12 @@ WRONG: dict[str, tuple[Callable[[Outline], Outline], str]] = {
         lambda o: with_parameter(o, 2, QKV, sharded=None),
         "is divided by None, but 0 built",
     ),
-    "a stack": (lambda o: with_parameter(o, 2, QKV, stacked=1), "has 1 matrices, but 3 built"),
+    "a stack": (lambda o: with_parameter(o, 2, QKV, stacked=()), "has matrices of [96] rows, but [32, 32"),
+    "other stacks": (
+        lambda o: with_parameter(o, 2, QKV, stacked=(64, 16, 16)),
+        "rows, but [32, 32, 32] built",
+    ),
+    "a buffer": (lambda o: with_layer(o, 2, buffers=(BufferSize("x", (1,)),)), "buffers ['x'], but [] built"),
     "looked up": (lambda o: with_parameter(o, 2, QKV, looked_up=True), f"{QKV} is looked up"),
     "no attention": (
         lambda o: with_layer(o, 2, attentions=()),

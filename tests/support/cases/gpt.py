@@ -28,6 +28,17 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "none": {"norm_placement": "none"},
     "learned_untied": {"positions": "learned", "tied_embeddings": False},
     "sigma": {"reparametrization": "sigma"},
+    "sigma_llama": {
+        "reparametrization": "sigma",
+        "sigma_vectors": 1,
+        "activation": "swiglu",
+        "attention": {"num_key_value_heads": 2},
+    },
+    "sigma_mlra_replicated": {"reparametrization": "sigma_stats_only", "attention": MLRA},
+    "sigma_mlra_sharded": {
+        "reparametrization": "sigma",
+        "attention": {**MLRA, "down_projection": "sharded", "num_key_value_heads": 2},
+    },
 }
 """Settings of Transformer blocks."""
 CASES = BLOCKS | {"padded": {"vocabulary_multiple": 512}}

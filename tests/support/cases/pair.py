@@ -9,7 +9,9 @@ from support.training import Layout
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 
-CASES = {name: BLOCKS[name] for name in ("plain", "llama", "post")} | {"joint": {"joint": True}}
+CASES = {name: BLOCKS[name] for name in ("plain", "llama", "post", "sigma_llama")} | {
+    "joint": {"joint": True}
+}
 
 
 def make_case(layout: Layout, model: dict[str, Any]) -> RunConfig:

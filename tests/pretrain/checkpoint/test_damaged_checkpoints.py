@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from support.disk import small_disk
 from support.distributed import run_distributed
 from support.malicious_pickle import malicious_files
@@ -32,7 +31,8 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, corpus: Path, layout: Layout = LAYOUT, **sections: object) -> RunConfig:
-    return run_config(layout, folder, corpus, checkpoint={"every_steps": 3}, **sections)  # type: ignore[arg-type]
+    sections = {"checkpoint": {"every_steps": 3}, **sections}
+    return run_config(layout, folder, corpus, **sections)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def flip_a_bit(path: Path) -> None:
 
 def swap(path: Path) -> None:
     """Exchange the two tensor ranks' files."""
-    other = path.with_name(path.name.replace("mp_rank_01", "mp_rank_00"))
+    other = path.with_name(path.name.replace("00001", "00000"))
     kept = path.read_bytes()
     path.write_bytes(other.read_bytes())
     other.write_bytes(kept)
@@ -83,10 +83,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     damage: str, copy: Path, finished: Path, corpus: Path
 ) -> None:
     newest = newest_checkpoint(copy)
-    DAMAGES[damage](newest / "mp_rank_01_model_states.pt")
+    DAMAGES[damage](newest / "state_00001.safetensors")
     assert run_distributed(outcome, 2, config_of(copy, corpus)) == ["finished"] * 2
     aside = newest.with_name(f"{newest.name}.quarantined")
-    assert "mp_rank_0" in (aside / REASON).read_text()
+    assert "state_0000" in (aside / REASON).read_text()
     assert differences(contents(newest_checkpoint(copy)), contents(newest_checkpoint(finished))) == []
     assert metrics(copy) == metrics(finished)
 
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
 def test_files_of_two_checkpoints_do_not_mix(copy: Path, corpus: Path) -> None:
     newest = newest_checkpoint(copy)
     (older,) = newest.parent.glob("step00000003*")
-    name = "zero_pp_rank_0_mp_rank_01_optim_states.pt"
+    name = "state_00001.safetensors"
     shutil.copy(older / name, newest / name)
     assert run_distributed(outcome, 2, config_of(copy, corpus)) == ["finished"] * 2
     assert newest.with_name(f"{newest.name}.quarantined").is_dir()
@@ -115,7 +115,7 @@ def test_a_malicious_pickle_in_a_sealed_checkpoint_does_nothing(
 ) -> None:
     """The attacker has also written the manifest, so that all digests are right."""
     newest, canary = newest_checkpoint(copy), tmp_path / "canary"
-    name = "mp_rank_00_model_states.pt"
+    name = "rank_00000.pt"
     content = malicious_files(canary)[trick]
     (newest / name).write_bytes(content)
     manifest = json.loads((newest / MANIFEST).read_text())
@@ -130,9 +130,10 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+REFUSE = {"checkpoint": {"every_steps": 3, "on_other_layout": "refuse"}}
 REFUSED = {
-    "other layout": ({"layout": Layout(data=2, zero=1)}, "tensor 2 -> 1, data 1 -> 2"),
-    "other ZeRO stage": ({"layout": Layout(tensor=2, zero=0)}, "zero_stage 1 -> 0"),
+    "other layout": ({"layout": Layout(data=2, zero=1), **REFUSE}, "tensor 2 -> 1, data 1 -> 2"),
+    "other ZeRO stage": ({"layout": Layout(tensor=2, zero=0), **REFUSE}, "zero_stage 1 -> 0"),
     "other model": ({"model": {"hidden_size": 32}}, "another model"),
     "other data order": ({"data": {"shuffle": False}}, "data"),
 }
@@ -174,4 +175,3 @@ def test_without_a_watchdog_latest_and_retention_go_by_age(corpus: Path, tmp_pat
     assert steps(tmp_path) == [8, 7, 4]
     newest = newest_checkpoint(tmp_path)
     assert (newest.parent / "latest").read_text() == newest.name
-    assert torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)["module"]
