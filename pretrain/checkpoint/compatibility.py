@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 
 from parallel.mesh import ParallelMesh
 from pretrain.checkpoint.manifest import CheckpointLayout, Manifest, TensorRecord
@@ -41,16 +42,16 @@ class Compatibility:
             optimizer=config.optimizer.kind,
         )
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorRecord]:
         """This is what manifests say of the tensors of the model."""
         return tensor_records(self.outline)
 
     def reason(self, manifest: Manifest) -> str:
         """It says why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
-        if manifest.layout != self.layout and not self.converts:
+        if not self.converts and (differences := self.differences(manifest)):
             return (
-                f"was saved in another layout ({self.differences(manifest.layout)}), and "
+                f"was saved in another layout ({differences}), and "
                 'checkpoint.on_other_layout = "refuse"; "convert" takes it, and so does `surefoot convert`'
             )
         if manifest.config_digest != self.architecture:
@@ -70,10 +71,14 @@ class Compatibility:
             )
         return ""
 
-    def differences(self, other: CheckpointLayout) -> str:
-        """It says in what another layout differs from the run's, such as `tensor 2 -> 1`."""
-        theirs, ours = other.model_dump(), self.layout.model_dump()
-        return ", ".join(f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key])
+    def differences(self, manifest: Manifest) -> str:
+        """It says in what the layout of a checkpoint differs from the run's, such as `tensor 2 -> 1`; empty: in
+        nothing."""
+        theirs, ours = manifest.layout.model_dump(), self.layout.model_dump()
+        found = [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key]]
+        if not found and manifest.tensors != self.tensors:
+            found = ["shares of tensor-parallel ranks"]
+        return ", ".join(found)
 
 
 def architecture_of(config: RunConfig) -> str:

@@ -125,7 +125,9 @@ class CheckpointLoader:
 
     def _load_sound(self, engine: TrainEngine, tag: Tag, manifest: Manifest) -> tuple[Restored | None, str]:
         """It loads a checkpoint into the engine; nothing of it is parsed before all of it is what was sealed."""
-        folder, mesh, same = self.folder.of(tag), self._mesh, manifest.layout == self._compatibility.layout
+        folder, mesh = self.folder.of(tag), self._mesh
+        differences = self._compatibility.differences(manifest)
+        same = not differences
         if problem := first_problem(mesh, damage(folder, manifest, mesh.rank, mesh.world_size)):
             return None, problem
         outline = self._compatibility.outline
@@ -137,7 +139,6 @@ class CheckpointLoader:
         if problem := first_problem(mesh, problem and f"{folder}: {problem}"):
             return None, problem
         if not same:
-            changed = self._compatibility.differences(manifest.layout)
-            self.folder.report(f"checkpoint {tag} was saved in another layout ({changed}) and was converted")
+            self.folder.report(f"checkpoint {tag} was saved in another layout ({differences}): converted")
         self.folder.size = manifest.total_bytes
         return restored, ""

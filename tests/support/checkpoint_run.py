@@ -50,10 +50,11 @@ class CheckpointRun:
     folder: Path
     layout: Layout = LAYOUT
     sections: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        base = make_config(self.layout)
+        base = make_config(self.layout, **self.model)
         self.config = RunConfig.model_validate({**base.model_dump(mode="json"), **self.sections})
         self.mesh = make_mesh(self.config.parallel)
         self.engine: TrainEngine = make_engine(self.config, self.mesh)
@@ -84,7 +85,6 @@ class CheckpointRun:
         self.step = restored.state.step
         assert restored.data == {"position": 12 * self.step}
         assert restored.watchdog == {"sum": self.step / 4}
-        assert restored.proof
         return str(restored.tag)
 
 

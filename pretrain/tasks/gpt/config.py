@@ -26,7 +26,7 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
     changeable: ClassVar[Mapping[str, Any]] = {
         "dropout": True,
         "activation_checkpointing": True,
-        "attention": {"dropout"},
+        "attention": {"dropout", "down_projection"},
     }
 
     def outline(self, data: TextConfig) -> Outline:
