@@ -25,26 +25,11 @@ from pretrain.backend.live_state import (
     renew_persistent,
 )
 from pretrain.backend.update_gate import UpdateGate
-from pretrain.models.named import persistent_buffers
+from pretrain.models.named import WEIGHT, Piece, persistent_buffers
 from pretrain.models.outline import Outline
 
-WEIGHT = "weight"
-"""The kind of tensor that a weight or a buffer is; the others are those that an optimizer keeps of it."""
 Scalars = dict[str, Any]
 """Plain values and tensors of one number, equal on all ranks."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """It is what this rank holds of a tensor: its whole share, in its shape, or a run of the share's elements, flat."""
-
-    name: str
-    """Of the weight or buffer in the whole model."""
-    kind: str
-    tensor: Tensor
-    """The state itself, not a copy."""
-    start: int | None
-    """Where the run begins in the flattened share; none: it is the whole share."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pretrain.backend.state_file import fsync_and_hash, write_state
 from pretrain.checkpoint.manifest import FileRecord, Manifest, verify
 from pretrain.checkpoint.random_state import capture_random_state
 from pretrain.checkpoint.restored import Restored, proof_of
-from pretrain.checkpoint.saved_tensors import SavedTensors, key_of
+from pretrain.checkpoint.saved_tensors import SavedTensors
 from pretrain.checkpoint.tag import Tag
 from pretrain.checkpoint.tensor_file import SUFFIX, TensorEntry, TensorFileWriter
 from pretrain.engine.engine import TrainEngine
@@ -67,7 +67,7 @@ def write_files(
     """
     rank = engine.mesh.rank
     checksum = thread.submit(engine.checksum)
-    pieces = {key_of(piece): piece.tensor for piece in engine.to_save()}
+    pieces = {piece.key: piece.tensor for piece in engine.to_save()}
     own = RankState(dict(data), dict(watchdog), capture_random_state(), copied(engine.scalars()))
     later: list[Callable[[], Path]] = [partial(write_rank_state, folder, rank, own)]
     try:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from parallel.partition import share_runs
-from pretrain.backend.pieces import WEIGHT, Piece
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.tensor_file import SUFFIX, TensorFile
 from pretrain.errors import CheckpointError
+from pretrain.models.named import WEIGHT
 
 
 class Cut(Protocol):
@@ -186,10 +186,3 @@ def put_share(share: Tensor, whole: Tensor, cut: Cut, rank: int, size: int) -> N
     parts = share.view(shape).split([run.length for run in runs], dim=cut.sharded)
     for run, part in zip(runs, parts, strict=True):
         whole.narrow(cut.sharded, *run).copy_(part)
-
-
-def key_of(piece: Piece) -> str:
-    """It returns what a piece is called in a file: `exp_avg/layer_07.attention.output.weight`, or with a start
-    `weight/embedding.weight@4096`."""
-    start = "" if piece.start is None else f"@{piece.start}"
-    return f"{piece.kind}/{piece.name}{start}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
 from pretrain.backend.live_state import Tree
-from pretrain.backend.pieces import NamedModel, Piece, StateSource
+from pretrain.backend.pieces import NamedModel, StateSource
 from pretrain.backend.schedule import make_schedule
 from pretrain.backend.setup import build_module, initialize, local_layers
 from pretrain.backend.update_gate import LocalWeight, make_gate
@@ -25,6 +25,7 @@ from pretrain.engine.reparametrization import Reparametrization
 from pretrain.engine.report import local_facts, make_report, reduced
 from pretrain.engine.state import EngineState
 from pretrain.engine.targets import normalise
+from pretrain.models.named import Piece
 from pretrain.optim.groups import parameter_groups
 from pretrain.optim.optimizer import Optimizer, settings_of
 from pretrain.probes.probe import Measures, ProbedModel

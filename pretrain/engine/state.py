@@ -7,9 +7,10 @@ import torch
 
 from pretrain.backend.host_copy import copied
 from pretrain.backend.live_state import Tree, checksum, live_state, restore_state
-from pretrain.backend.pieces import NamedModel, NamedState, Piece, StateSource
+from pretrain.backend.pieces import NamedModel, NamedState, StateSource
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.engine.reparametrization import Reparametrization
+from pretrain.models.named import Piece
 from pretrain.probes.probes import Probes
 
 Settings = Sequence[Mapping[str, Any]]
