@@ -16,9 +16,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from pretrain.backend.checkpoint_io import load_plain
 from torch import Tensor
 
-from pretrain.backend.checkpoint_io import load_plain
 from pretrain.fault_injection.memory import COMMON_VECTOR, DRIFT
 
 STEPS = (0, 1, 10, 25, 50, 100)

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -78,6 +78,33 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
         raise
     if durable:
         sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Within it, a folder under a random name beside `path` is filled; at its end that is called `path`, complete and
+    on disk. Where the block fails it is removed; a killed process leaves it, under a name that nobody takes for it.
+
+    Raises OSError; FileExistsError unless `path` is not there yet or is an empty folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "is there already, and is no empty folder", str(path))
+    temporary = path.with_name(temporary_name(path.name))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for parent, _, names in os.walk(temporary):
+            for name in names:
+                with open_regular(Path(parent, name)) as file:
+                    os.fsync(file.fileno())
+            sync_folder(Path(parent))
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
+    sync_folder(path.parent)
 
 
 def temporary_name(name: str) -> str:

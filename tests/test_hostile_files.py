@@ -176,6 +176,7 @@ def read_lines(folder: Path, content: bytes) -> None:
 TAG = "step00000002-a1"
 FIELDS: dict[Kind, dict[str, Any]] = {
     Kind.RUN_START: {"host": "node", "layout": "tensor 1", "config_digest": "", "versions": {}},
+    Kind.CONVERTED: {"tag": "step00000100-a1", "source": "runs/x", "layout": "tensor 2"},
     Kind.SUSPECT: {"signals": ["loss"]},
     Kind.ALARM: {
         "alarms": [{"signal": "loss", "kind": "high", "onset": 1, "value": 2.5, "threshold": "inf"}]

@@ -84,6 +84,11 @@ class SavedTensors:
         """It returns the shape of a tensor, padding of the vocabulary included."""
         return self.manifest.tensors[name].shape
 
+    def dtype(self, name: str, kind: str = WEIGHT) -> torch.dtype:
+        """It returns the type of a tensor's numbers. Raises CheckpointError where there is no such tensor."""
+        run = self._shares(name, kind)[0][0]
+        return run.file.entries[run.key].dtype
+
     def read(self, name: str, kind: str = WEIGHT) -> Tensor:
         """It returns a tensor of the whole model; of weights the fp32 one that the optimizer moves.
 
@@ -98,7 +103,7 @@ class SavedTensors:
             if size == 1:
                 whole = self._read_share(shares[0], 0, math.prod(cut.shape)).view(cut.shape)
             else:
-                whole = torch.empty(cut.shape, dtype=shares[0][0].file.entries[shares[0][0].key].dtype)
+                whole = torch.empty(cut.shape, dtype=self.dtype(name, kind))
                 for rank, runs in shares.items():
                     share = self._read_share(runs, 0, math.prod(cut.shape) // size)
                     put_share(share, whole, cut, rank, size)

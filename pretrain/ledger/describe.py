@@ -69,6 +69,9 @@ def _done(record: Record) -> str:
 _WORDS: Mapping[Kind, Callable[[Record], str]] = {
     Kind.RUN_START: _run_start,
     Kind.RESUMED: lambda record: f"resumed from {record.fields['tag']}",
+    Kind.CONVERTED: lambda record: (
+        f"checkpoint {record.fields['tag']} converted to {record.fields['layout']}, from {record.fields['source']}"
+    ),
     Kind.SUSPECT: lambda record: f"suspicion: {', '.join(map(str, record.fields['signals']))}",
     Kind.HOST_SUSPECT: lambda record: (
         f"a fault of memory on rank {record.fields['rank']}, host {record.fields['host']}"

@@ -4,6 +4,7 @@ Every record names the step that it is about, that step's attempt and the lineag
 
     run_start            config_digest, layout, versions, host, run_id
     resumed              tag, run_id
+    converted            tag, source: the checkpoint and its layout, layout
     suspect              signals
     alarm                alarms (each a dict of `pretrain.step.Alarm`)
     host_suspect         rank, host: where a fault of memory was seen
@@ -49,6 +50,7 @@ class Kind(StrEnum):
 
     RUN_START = "run_start"
     RESUMED = "resumed"
+    CONVERTED = "converted"
     SUSPECT = "suspect"
     ALARM = "alarm"
     HOST_SUSPECT = "host_suspect"

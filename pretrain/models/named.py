@@ -24,10 +24,14 @@ class Piece:
 
     @property
     def key(self) -> str:
-        """This is what it is called in a file: `exp_avg/layer_07.attention.output.weight`, or with a start
-        `weight/embedding.weight@4096`."""
-        start = "" if self.start is None else f"@{self.start}"
-        return f"{self.kind}/{self.name}{start}"
+        """This is what it is called in a file."""
+        return key_of(self.name, self.kind, self.start)
+
+
+def key_of(name: str, kind: str = WEIGHT, start: int | None = None) -> str:
+    """It returns what a tensor is called in a file: `exp_avg/layer_07.attention.output.weight`, or with a start
+    `weight/embedding.weight@4096`."""
+    return f"{kind}/{name}" if start is None else f"{kind}/{name}@{start}"
 
 
 def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -125,6 +125,11 @@ class LayerSize:
     """Of training on one sample, forward and backward, without recomputation."""
 
     @property
+    def tensors(self) -> tuple[ParameterSize | BufferSize, ...]:
+        """These are its parameters and buffers."""
+        return (*self.parameters, *self.buffers)
+
+    @property
     def size(self) -> int:
         """It counts the elements of all parameters."""
         return sum(parameter.size for parameter in self.parameters)
@@ -169,11 +174,7 @@ class Outline:
     def tensors(self) -> dict[str, ParameterSize | BufferSize]:
         """These are all parameters and persistent buffers by their names in the whole model, such as
         `layer_07.attention.output.weight`."""
-        found: dict[str, ParameterSize | BufferSize] = {}
-        for layer in self.layers:
-            found |= {f"{layer.name}.{size.name}": size for size in layer.parameters}
-            found |= {f"{layer.name}.{size.name}": size for size in layer.buffers}
-        return found
+        return {f"{layer.name}.{size.name}": size for layer in self.layers for size in layer.tensors}
 
     def sharers(self, index: int) -> tuple[int, ...]:
         """It returns the layers that use the `weight` of a layer, itself first."""

@@ -1,0 +1,110 @@
+"""`surefoot convert` writes the folder of a run: configuration, ledger, metrics and one checkpoint."""
+
+import argparse
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from data_pipeline.files import create_file, new_folder, open_regular, replace_file
+from data_pipeline.paths import escaped
+from data_pipeline.shown import shown
+from pretrain.checkpoint.conversion import convert, in_words
+from pretrain.checkpoint.lifecycle import space_problem, update_latest
+from pretrain.checkpoint.manifest import CheckpointLayout
+from pretrain.checkpoint.sealed import SealedCheckpoint, open_sealed
+from pretrain.config.loader import dump_config, load_config
+from pretrain.config.run import RunConfig
+from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.ledger.file import LedgerFile
+from pretrain.ledger.record import Kind, record
+from pretrain.plan.plan import plan
+from pretrain.run_folder import CHECKPOINTS, CONFIG, LEDGER, METRICS
+from pretrain.runtime.units import in_units
+
+
+def run(options: argparse.Namespace) -> int:
+    """It converts a checkpoint and says what came of it."""
+    source = open_sealed(options.model)
+    config, data = wanted(source, options)
+    with written(options.out, source.manifest.total_bytes) as folder:
+        layout = convert(source, config, data, folder / CHECKPOINTS)
+        update_latest(folder / CHECKPOINTS, certified=False)
+        replace_file(folder / CONFIG, dump_config(config))
+        copy_history(source, folder)
+        append_conversion(source, layout, folder / LEDGER)
+    print(
+        f"{options.out}: {source.manifest.tag} in {in_words(layout)}; `surefoot train {options.out}` goes on with it"
+    )
+    return 0
+
+
+def wanted(source: SealedCheckpoint, options: argparse.Namespace) -> tuple[RunConfig, int]:
+    """It returns the configuration of the new run, and its number of data-parallel ranks.
+
+    Raises ConfigurationError for a layout that cannot be.
+    """
+    place = options.out.absolute()
+    given = {
+        "parallel.tensor": options.tensor,
+        "parallel.pipeline": options.pipeline,
+        "parallel.zero_stage": options.zero_stage,
+        "precision.dtype": options.dtype,
+        "run.folder": json.dumps(escaped(place.parent)),
+        "run.name": json.dumps(place.name),
+    }
+    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
+    config = load_config(source.folder / CONFIG, [*options.set, *overrides])
+    data = options.data or source.manifest.layout.data
+    plan(config, config.parallel.model_size * data)
+    return config, data
+
+
+def copy_history(source: SealedCheckpoint, folder: Path) -> None:
+    """It copies what the run has recorded, as far as that is there: the new one goes on with it.
+
+    Raises OSError.
+    """
+    for name in (LEDGER, METRICS):
+        if source.run_folder and (source.run_folder / name).exists():
+            with open_regular(source.run_folder / name) as old, create_file(folder / name) as new:
+                shutil.copyfileobj(old, new)
+
+
+def append_conversion(source: SealedCheckpoint, layout: CheckpointLayout, path: Path) -> None:
+    """It has the ledger tell where the checkpoint comes from; where there is no ledger it begins one.
+
+    Raises:
+        OSError: it cannot be written.
+        CheckpointError: the ledger of the run was changed.
+    """
+    manifest, ledger = source.manifest, LedgerFile(path)
+    with closing(ledger):
+        state = replace(manifest.state, attempt=ledger.history.attempt or manifest.state.attempt)
+        if manifest.run_id not in ledger.history.run_ids:
+            facts = {"host": socket.gethostname(), "layout": in_words(manifest.layout)}
+            ledger.append(record(Kind.RUN_START, state, run_id=manifest.run_id, **facts))
+        origin = f"{shown(source.folder)}, {in_words(manifest.layout)}"
+        ledger.append(record(Kind.CONVERTED, state, tag=manifest.tag, source=origin, layout=in_words(layout)))
+
+
+@contextmanager
+def written(out: Path, size: int) -> Iterator[Path]:
+    """Within it, the folder that becomes `out` is filled, with about `size` bytes.
+
+    Raises:
+        ConfigurationError: `out` is there already.
+        CheckpointError: there is no room, or the disk refuses.
+    """
+    try:
+        with new_folder(out) as folder:
+            if problem := space_problem(folder.parent, size):
+                raise CheckpointError(problem)
+            yield folder
+    except FileExistsError as error:
+        raise ConfigurationError(f"--out {shown(out)}: {error.strerror}; choose another folder") from error
+    except OSError as error:
+        raise CheckpointError(f"--out {shown(out)}: {error.strerror}; {in_units(size)} are needed") from error
