@@ -13,9 +13,10 @@ from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, QUARANTINED, Candidates
 from pretrain.checkpoint.manifest import Manifest, read_manifest
-from pretrain.checkpoint.rank_files import complete, damage, fill
+from pretrain.checkpoint.rank_files import damage
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.tag import Tag
+from pretrain.checkpoint.transfer import complete, fill
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import CheckpointError
 from pretrain.runtime.agreement import first_problem, from_all, from_first

@@ -20,9 +20,10 @@ from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, create_folder, discard, retire, space_problem
 from pretrain.checkpoint.manifest import Manifest, read_manifest, seal
-from pretrain.checkpoint.rank_files import RankFiles, files_of, read_again, write_files
+from pretrain.checkpoint.rank_files import RankFiles, files_of, read_again
 from pretrain.checkpoint.retention import Retention
 from pretrain.checkpoint.tag import Tag
+from pretrain.checkpoint.transfer import write_files
 from pretrain.config.run import CheckpointConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import CheckpointError
