@@ -37,7 +37,7 @@ def live_state(engine: DeepSpeedEngine, optimizer: torch.optim.Optimizer) -> Tre
         "weights": [getattr(parameter, "ds_tensor", parameter) for parameter in parameters],
         "buffers": [buffer for _, buffer in persistent_buffers(engine.module)],
         "masters": [master for master in moved if id(master) not in own],
-        "moments": [dict(sorted(optimizer.state.get(master, {}).items())) for master in moved],
+        "moments": [dict(optimizer.state.get(master, {})) for master in moved],
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "counters": {name: getattr(engine, name) for name in COUNTERS},
         "scale": dict(vars(engine.optimizer.loss_scale_config)) if is_unfused(engine) else {},

@@ -180,7 +180,7 @@ class NamedState:
         """
         for optimizer in filter(None, (self._optimizer, self._gammas)):
             optimizer.state.clear()
-        self._fill_scalars(source.scalars)
+        self._fill_scalars(source.scalars)  # first, as torch has its counts: checksums go by the order
         for name, parameter in self._model.parameters():
             target, start, count = self._computed_with(parameter)
             target[:count].copy_(source.read(name, WEIGHT, start, count))

@@ -334,17 +334,6 @@ def test_checkpoints_without_their_ledger_are_not_taken_for_the_runs_own(
     assert run_distributed(train, 1, config, tag) == ["finished"]
 
 
-def test_checkpoints_of_earlier_versions_have_no_id_and_load(corpus: Path, tmp_path: Path) -> None:
-    config = configured(tmp_path, corpus)
-    assert run_distributed(train, 1, config) == ["finished"]
-    path = newest_checkpoint(tmp_path) / "MANIFEST.json"
-    manifest = json.loads(path.read_text())
-    assert len(manifest.pop("run_id")) == 16
-    path.write_text(json.dumps(manifest))
-    assert run_distributed(train, 1, config) == ["finished"]
-    assert story(tmp_path)[-2].fields["tag"] == path.parent.name
-
-
 # Sharing
 
 

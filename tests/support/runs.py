@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from support.training import Layout, make_config, make_mesh
 
 from pretrain.checkpoint.lifecycle import candidates
@@ -76,8 +77,11 @@ def newest_checkpoint(folder: Path, run: str = "test") -> Path:
 
 
 def contents(checkpoint: Path) -> dict[str, Any]:
-    """It returns everything in the files of a checkpoint, by file."""
-    return {path.name: torch.load(path, weights_only=False) for path in sorted(checkpoint.glob("*.pt"))}
+    """It returns everything in the files of a checkpoint's ranks, by file."""
+    states = {path.name: torch.load(path, weights_only=False) for path in sorted(checkpoint.glob("*.pt"))}
+    tensors = {path.name: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+    assert len(states) == len(tensors) > 0, "each rank has a file of each kind"
+    return {**states, **tensors}
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
