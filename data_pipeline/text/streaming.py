@@ -5,7 +5,7 @@ from data_pipeline.text.tokenizer import Tokenizer
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TextStream:
+class StreamedText:
     """It gives the text of ids one by one. A character that is spelled in bytes comes with its last one; bytes that
     spell none become replacement characters, one each. Together that is what `Tokenizer.decode` makes of all ids."""
 

@@ -16,6 +16,7 @@ from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from pretrain.models.context import Materials
 from pretrain.tasks.config import TaskConfig
+from pretrain.tasks.text import TextCodec
 
 Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
 """It maps (outputs of the last layer, labels of a batch) -> the weighted sum of the loss over its targets, a scalar."""
@@ -60,3 +61,10 @@ class Task(ABC, Generic[Model]):
     def metrics(self, model: Model, mesh: ParallelMesh) -> tuple[Metric, ...]:
         """It returns what validation reports beside the loss."""
         return ()
+
+    def text(self, model: Model, data: Any, companion: Callable[[str], bytes]) -> TextCodec | None:
+        """It returns how a model reads and writes text; none: it is none that continues text.
+
+        `companion` returns a file that goes with the model, by its name (`Source.companions`).
+        """
+        return None

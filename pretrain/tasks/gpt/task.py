@@ -1,7 +1,10 @@
 """The task is next-token prediction with a GPT."""
 
+from collections.abc import Callable
+
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.source import TextSource
+from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from pretrain.models.context import LayerContext, Materials
@@ -9,7 +12,9 @@ from pretrain.tasks.gpt.config import GPTConfig
 from pretrain.tasks.gpt.metric import Perplexity
 from pretrain.tasks.gpt.model import gpt_layers
 from pretrain.tasks.gpt.objective import NextToken
+from pretrain.tasks.gpt.text import TokenizedText
 from pretrain.tasks.task import Metric, Objective, Task
+from pretrain.tasks.text import TextCodec
 
 
 class GPT(Task[GPTConfig]):
@@ -28,3 +33,7 @@ class GPT(Task[GPTConfig]):
     def metrics(self, model: GPTConfig, mesh: ParallelMesh) -> tuple[Metric, ...]:
         """Validation reports the perplexity."""
         return (Perplexity(),)
+
+    def text(self, model: GPTConfig, data: TextConfig, companion: Callable[[str], bytes]) -> TextCodec:
+        """It reads and writes with the tokenizer of its data."""
+        return TokenizedText(Tokenizer(companion(TOKENIZER_FILE)), data.sequence_length)

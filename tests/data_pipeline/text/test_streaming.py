@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.text.streaming import REPLACEMENT, TextStream
+from data_pipeline.text.streaming import REPLACEMENT, StreamedText
 from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
 
 TOKENIZER = train_tokenizer(["def f(x):\n    return x + 1  # hello world\n", "éa日 naïve 🐾 \n"] * 50, 330)
@@ -22,7 +22,7 @@ pieces = st.lists(bytes_of_text | any_bytes | any_ids, max_size=8).map(lambda pa
 
 
 def streamed(ids: list[int]) -> list[str]:
-    stream = TextStream(TOKENIZER)
+    stream = StreamedText(TOKENIZER)
     return [*(stream.add(token) for token in ids), stream.end()]
 
 
@@ -54,7 +54,7 @@ def test_text_comes_back_in_whole_characters(text: str) -> None:
 
 @given(st.characters(exclude_categories=["Cs"]), any_ids)
 def test_a_character_comes_with_its_last_byte(char: str, after: list[int]) -> None:
-    stream = TextStream(TOKENIZER)
+    stream = StreamedText(TOKENIZER)
     *first, last = (BYTES[byte] for byte in char.encode())
     assert [stream.add(token) for token in first] == [""] * len(first)
     assert stream.add(last) == char
