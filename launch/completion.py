@@ -21,6 +21,7 @@ FILE, FOLDER, CONFIG, KEY, OTHER = "@file", "@folder", "@config", "@key", "@othe
 KINDS = {
     "config": CONFIG,
     "run": FOLDER,
+    "model": FOLDER,
     "folder": FOLDER,
     "out": FOLDER,
     "hostfile": FILE,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -124,16 +125,25 @@ def test_words_after_two_dashes_are_for_deepspeed() -> None:
     assert split_extra(["check", "c"]) == (["check", "c"], ())
 
 
-def test_prepare_becomes_the_data_preparation() -> None:
+@pytest.mark.parametrize(
+    ("command", "told"), [("prepare", "text for next-token"), ("generate", "--temperature T")]
+)
+def test_some_commands_are_programs_of_their_own(command: str, told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from launch.cli import main; main()", "prepare", "--help"],
+        [sys.executable, "-c", "from launch.cli import main; main()", command, "--help"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0
-    assert "text" in done.stdout
+    assert told in done.stdout
+
+
+def test_commands_that_use_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert re.search(r"^    generate +have a language model", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_version_says_what_runs_without_importing_it() -> None:

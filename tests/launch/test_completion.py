@@ -56,7 +56,7 @@ ASK = {
     "bash": bash,
     "fish": pytest.param(fish, marks=pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")),
 }
-COMMANDS = {"prepare", "check", "doctor", "train", "rehearse", "inspect", "completion"}
+COMMANDS = {"prepare", "check", "doctor", "train", "rehearse", "inspect", "generate", "completion"}
 QUESTIONS = [
     (("",), COMMANDS, {"run.toml", "runs/"}),
     (("tr",), {"train"}, {"check"}),
@@ -67,6 +67,9 @@ QUESTIONS = [
     (("train", "run.toml", "--hostfile", "ho"), {"hosts"}, {"run.toml"}),
     (("train", "run.toml", "--num-accelerators", ""), set(), {"run.toml", "hosts"}),
     (("inspect", "runs/m"), {"runs/my run"}, {"run.toml"}),
+    (("generate", "runs/m"), {"runs/my run"}, {"run.toml"}),
+    (("generate", "runs", "--temp"), {"--temperature"}, {"--top-k"}),
+    (("generate", "runs", "--file", "not"), {"notes.txt"}, set()),
     (("prepare", ""), {"text"}, {"run.toml"}),
     (("prepare", "text", "--vo"), {"--vocabulary-size"}, {"--out"}),
     (("prepare", "text", "not"), {"notes.txt"}, {"run.toml"}),
