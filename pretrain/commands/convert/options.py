@@ -1,4 +1,4 @@
-"""Make a run for another layout from a checkpoint: other ranks, ZeRO stage or precision."""
+"""make a run for another layout from a checkpoint: other ranks, ZeRO stage or precision"""
 
 import argparse
 
