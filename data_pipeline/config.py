@@ -11,6 +11,9 @@ from pydantic_core import PydanticCustomError
 from data_pipeline.paths import LocationSetting, PathSetting
 from data_pipeline.shown import masked
 
+SECRET_IN_URL = "secret_in_url"
+"""The type of the error for a URL that is not to be shown."""
+
 
 class SourceConfig(BaseModel):
     """One prepared dataset and its share of the mixture."""
@@ -29,7 +32,7 @@ class SourceConfig(BaseModel):
     def _keeps_no_secret(cls, path: str) -> str:
         if masked(path) != path:
             raise PydanticCustomError(
-                "secret_in_url",
+                SECRET_IN_URL,
                 "must have no user, password or query: it is written to config.toml, messages and reports; give them "
                 "to fsspec in a file of ~/.config/fsspec, or in the environment",
             )

@@ -17,8 +17,11 @@ def expanded(text: str) -> str:
     """It returns a path with its variables and the home folder in place; `$$` is a dollar sign.
 
     Raises:
-        ValueError: a variable has no value, nobody has such a home folder, or there can be no such path.
+        ValueError: it is empty, as where a variable has no value in a shell; a variable has none here; nobody has such
+            a home folder, or there can be no such path.
     """
+    if not text:
+        raise ValueError("is empty; write . for the current directory")
     if "\0" in text:
         raise ValueError(f"{text!r} holds a NUL character, as no path can")
     path = VARIABLE.sub(_value, text)
@@ -57,10 +60,8 @@ def expanded_path(text: str) -> str:
     """It returns the path of a file or folder on this machine, expanded.
 
     Raises:
-        ValueError: it is empty, as where a variable has no value in a shell, or a URL, or `expanded` refuses it.
+        ValueError: it is a URL, or `expanded` refuses it.
     """
-    if not text:
-        raise ValueError("is empty; write . for the current directory")
     if "://" in text:
         raise ValueError(
             f"{text} is a URL, and must be a path on this machine: of it a folder here would be made"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from data_pipeline.shown import show_anything
+from data_pipeline.shown import CommandLine, show_anything
 
 INTERRUPTED = 128 + signal.SIGINT
 UNWRITTEN = 1
@@ -37,7 +37,7 @@ def command_parser(
     prog: str, description: str, epilog: str, commands: Mapping[str, str], metavar: str
 ) -> argparse.ArgumentParser:
     """It makes a parser whose one argument is a command (`command`); what follows it is for that one to parse."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    parser = CommandLine(prog=prog, description=description, epilog=epilog)
     choices = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     for name, line in commands.items():
         choices.add_parser(name, help=line.replace("%", "%%"))

@@ -4,16 +4,20 @@ Whatever is in it, it cannot move the cursor, colour or clear a terminal, turn t
 itself, begin a line of its own, or fail to be encoded.
 """
 
+import argparse
 import io
 import re
 import sys
+from typing import NoReturn
 from unicodedata import category
 
 LONGEST = 4096
 """Characters of one text that are shown: those of the longest path."""
 
-_USER = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/?#:]*:(?!\d*[/?#])\S*)@")
-"""User and password of a URL; the password may hold a slash that should have been quoted, the port may not."""
+_USER = re.compile(
+    r"(?<=://)(?:[^\s/?#]*|[^\s/?#:]*:(?!\d+[/?#])\S*|[^/?#:@\"']*:(?=\S)(?!\d+[/?#:,\s])(?:(?!://).)*)@", re.DOTALL
+)
+"""User and password of a URL; they may hold slashes and blanks that should have been quoted, the port may not."""
 
 _QUERY = re.compile(r"(?<=://)([^\s?#\"'<>]*)([?#][^\s\"'<>]*)")
 _VALUE = re.compile(r"(?<==)[^&;]+|(?<=\?)[^&;=]+(?=[&;#]|$)")
@@ -40,6 +44,13 @@ def show_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class CommandLine(argparse.ArgumentParser):
+    """It parses a command line; what it says of words that it refuses is made harmless, too."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(masked(message)))
 
 
 def masked(text: object) -> str:

@@ -75,7 +75,8 @@ def batch_document(batch: BatchEquation) -> dict[str, int]:
 
 def problem_document(message: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
     """It returns what is wrong, for scripts, which know the list as `faults`."""
-    return {"error": message.splitlines()[0], "faults": [asdict(problem) for problem in problems]}
+    faults = [{name: masked(text) for name, text in asdict(problem).items()} for problem in problems]
+    return {"error": masked(message.splitlines()[0]), "faults": faults}
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import CommandLine
 from launch.children import become
 from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
 from launch.completion import script
@@ -160,7 +161,7 @@ def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """It declares all commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="surefoot",
         description="Pretrain deep Transformers on DeepSpeed and Megatron-core.",
         epilog="exit codes: 0 finished, 2 configuration or command line, 3 data, 4 no usable checkpoint, "

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 
 from data_pipeline.errors import DataError
 from data_pipeline.paths import path_argument
-from data_pipeline.shown import masked, shown_lines
+from data_pipeline.shown import CommandLine, masked, shown_lines
 from parallel.mesh import ParallelMesh, is_peer_loss, launched_world, output_is_collected, share_failure
 from parallel.rendezvous import Stopped
 from parallel.world import World, WorldError
@@ -40,7 +40,7 @@ REQUESTS = ("resume", "force_condemned", "fault")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pretrain", description="Train one rank of a run.")
+    parser = CommandLine(prog="python -m pretrain", description="Train one rank of a run.")
     parser.add_argument("config", type=path_argument)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--resume", metavar="TAG", help="go on from this checkpoint, in a new lineage")

@@ -133,6 +133,31 @@ def test_prepare_tells_hostile_names(tmp_path: Path) -> None:
     assert b"secret" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "train", "inspect", "doctor --folder", "prepare text x --out", "check a"])
+@pytest.mark.parametrize("secret", ["secret", "sec ret"])
+def test_refused_words_of_a_command_line_keep_secrets(tmp_path: Path, command: str, secret: str) -> None:
+    script = "import sys; from launch.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", script, *command.split(), f"https://me:{secret}@h/x\x1b[2J"]
+    asked = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, **asked}, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    assert b"https://***@h/x\\x1b[2J" in done.stderr
+    assert b"ret" not in done.stderr.rpartition(b"error:")[2]
+    assert b"\x1b" not in done.stderr
+
+
+def test_scripts_are_told_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("")
+    script = "import sys; from launch.cli import main; sys.exit(main())"
+    override = 'run.folder="https://me:secret@h"'
+    words = [sys.executable, "-c", script, "check", "a.toml", "--json", "--set", override]
+    asked = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, **asked}, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    assert "https://***@h is a URL" in str(json.loads(done.stdout)["faults"])
+    assert b"secret" not in done.stdout
+
+
 def test_check_tells_hostile_keys_and_values(tmp_path: Path) -> None:
     name = "r\u00e9\u202e\U0001f43e.toml"
     key = json.dumps(HOSTILE[:-1], ensure_ascii=True)

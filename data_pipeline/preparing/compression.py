@@ -16,6 +16,9 @@ from data_pipeline.shown import shown
 
 BUFFER_BYTES = 1 << 17
 
+STREAM_BYTES = 1 << 13
+"""Compressed bytes of bzip2 and xz that are unpacked at once."""
+
 ZSTD_BYTES = 1 << 10
 """Compressed bytes that are unpacked at once: a block of 4 bytes may hold 128 KiB, so these never hold above 32 MiB."""
 
@@ -83,6 +86,43 @@ class _Content(io.RawIOBase):
         return DataError(f"{shown(self._path)}: {why}")
 
 
+class _StreamsFile(io.RawIOBase):
+    """It reads streams of bzip2 or xz, one after another; the library's own readers take a damaged one for the end.
+
+    Zeros behind a stream are padding, as in gzip: no stream begins so.
+    """
+
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any]) -> None:
+        self._raw = raw
+        self._new = new
+        self._stream = new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = 0
+        while not size:
+            chunk = b""
+            if self._stream.eof:
+                if not (chunk := self._behind_stream()):
+                    return 0
+                self._stream = self._new()
+            elif self._stream.needs_input and not (chunk := self._raw.read(STREAM_BYTES)):
+                raise EOFError("ends within a stream")
+            content = self._stream.decompress(chunk, len(buffer))
+            size = len(content)
+            buffer[:size] = content
+        return size
+
+    def _behind_stream(self) -> bytes:
+        """It returns the next bytes that are no padding; none where the file ends."""
+        chunk: bytes = self._stream.unused_data
+        while not (rest := chunk.lstrip(b"\0")) and (chunk := self._raw.read(STREAM_BYTES)):
+            pass
+        return rest
+
+
 class _ZstdFile(io.RawIOBase):
     """It reads Zstandard frames, one after another; the library's own reader takes a cut file for a complete one."""
 
@@ -117,8 +157,8 @@ class _ZstdFile(io.RawIOBase):
 
 _UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+    ".bz2": lambda raw: _StreamsFile(raw, bz2.BZ2Decompressor),
+    ".xz": lambda raw: _StreamsFile(raw, lzma.LZMADecompressor),
     ".zst": _ZstdFile,
 }
 _DAMAGE = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.preparing.command_line import exit_code, positive, processes, report_left_out, share
-from data_pipeline.shown import shown
+from data_pipeline.shown import CommandLine, shown
 from data_pipeline.text.prepare import Prepared, TextSettings, prepare_text
 
 DESCRIPTION = "Train a tokenizer or take one, tokenize, pack into blocks, write train and validation shards."
@@ -55,7 +55,7 @@ def _in_words(summary: Mapping[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="surefoot prepare text", description=DESCRIPTION)
+    parser = CommandLine(prog="surefoot prepare text", description=DESCRIPTION)
     add = parser.add_argument
     add("sources", nargs="+", type=location_argument, metavar="SOURCE", help=SOURCES)
     add("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from data_pipeline.config import SECRET_IN_URL
 from data_pipeline.shown import masked
 from pretrain.config.foreign_names import EXAMPLES, FOREIGN_NAMES
 from pretrain.config.keys import is_section, nearest, of_other_kinds, sections_of, walk, without_kinds
@@ -139,7 +140,8 @@ def invalid_value(model: type[BaseModel], detail: ErrorDetails) -> Problem:
     if detail["type"] == "missing":
         return Problem(key, "required", f"for example {example}" if example else "")
     rule = RULES.get(detail["type"], detail["msg"]).format(**detail.get("ctx", {}))
-    return Problem(key, rule, f"for example {example}" if example else "", toml(detail["input"]))
+    value = "" if detail["type"] == SECRET_IN_URL else toml(detail["input"])
+    return Problem(key, rule, f"for example {example}" if example else "", value)
 
 
 def working_value(model: type[BaseModel], key: str) -> str:

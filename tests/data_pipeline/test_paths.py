@@ -85,6 +85,14 @@ def test_locations_may_be_urls() -> None:
         TypeAdapter(LocationSetting).validate_python("s3://bucket/\0")
 
 
+def test_an_empty_location_is_not_the_current_directory() -> None:
+    """A shell makes it of a variable without a value; everything here would be read."""
+    with pytest.raises(argparse.ArgumentTypeError, match="is empty"):
+        location_argument("")
+    with pytest.raises(ValidationError, match="is empty"):
+        TypeAdapter(LocationSetting).validate_python("")
+
+
 @pytest.mark.parametrize("path", ["/a/$b", "$$", "~", "~/x", "plain", "${SCRATCH}"])
 def test_escaped_paths_come_back(path: str) -> None:
     assert os.path.normpath(expanded(escaped(path))) == path

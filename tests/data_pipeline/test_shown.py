@@ -54,6 +54,12 @@ def test_a_long_text_is_cut_and_says_so() -> None:
         ("ftp://me:se/c?r#e@t@host/a", "ftp://***@host/a"),
         ("simplecache::https://me:secret@host/a", "simplecache::https://***@host/a"),
         ("https://me:12345@host", "https://***@host"),
+        ("s3://me:/slash/first@bucket", "s3://***@bucket"),
+        ("https://me:two words\tand\nmore@host/a b", "https://***@host/a b"),
+        ("https://m e:secret@host/a", "https://***@host/a"),
+        ("http://u:p q@h and http://u:p q@h", "http://***@h and http://***@h"),
+        ("http://h:8000: refused by a@b", "http://h:8000: refused by a@b"),
+        ("http://h: refused by a@b", "http://h: refused by a@b"),
         (
             "https://h/a?token=abc&part=1;sig=x%3D%3D#access_token=abc",
             "https://h/a?token=***&part=***;sig=***",

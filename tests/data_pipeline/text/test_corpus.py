@@ -121,6 +121,28 @@ def test_damage_and_cuts_of_every_compression_are_named(tmp_path: Path, suffix: 
             texts(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_every_stream_of_a_compressed_file_is_read_or_named_as_damaged(tmp_path: Path, suffix: str) -> None:
+    """Parallel packers write many streams; zeros behind one are padding, as of tapes and of xz."""
+    path = tmp_path / f"a.txt{suffix}"
+    first, second = (PACKERS[suffix](text.encode()) for text in (LONG_TEXT, "the end"))
+    path.write_bytes(first + second)
+    assert "".join(texts(path)) == LONG_TEXT + "the end"
+    damaged = bytearray(second)
+    damaged[1] ^= 1
+    for rest in (bytes(damaged), second[1:], b"rubbish", second + b"x"):
+        path.write_bytes(first + rest)
+        with pytest.raises(DataError, match=r"the compressed file is damaged or cut"):
+            texts(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_zeros_behind_a_stream_are_padding(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(PACKERS[suffix](b"one ") + bytes(20_000) + PACKERS[suffix](b"two") + bytes(4))
+    assert "".join(texts(path)) == "one two"
+
+
 @pytest.mark.parametrize(
     "name",
     [
