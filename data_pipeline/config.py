@@ -24,7 +24,7 @@ class SourceConfig(BaseModel):
     """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote: `DIR/train`, or `DIR`,
     which means `DIR/train` among the sources and `DIR/validation` in `data.validation`. A URL has no user, password or
     query: it is written down in many places."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1e100)
     """Share of the samples drawn from this source, relative to the sum of all weights."""
 
     @field_validator("path")
@@ -58,7 +58,7 @@ class DataConfig(BaseModel):
     """Samples of one optimizer step, over all ranks and micro-batches."""
     shuffle: bool = True
     """Draw samples in a pseudo-random order, new in each epoch; false keeps the order of the shards."""
-    prefetch_steps: int = Field(default=2, ge=0)
+    prefetch_steps: int = Field(default=2, ge=0, le=1024)
     """Optimizer steps of batches that a background thread keeps ready; 0 reads in the training thread."""
     cache: PathSetting | None = None
     """Folder for shards of remote sources; none: `surefoot` in the user's cache folder."""

@@ -15,7 +15,8 @@ LONGEST = 4096
 """Characters of one text that are shown: those of the longest path."""
 
 _USER = re.compile(
-    r"(?<=://)(?:[^\s/?#]*|[^\s/?#:]*:(?!\d+[/?#])\S*|[^/?#:@\"']*:(?=\S)(?!\d+[/?#:,\s])(?:(?!://).)*)@", re.DOTALL
+    r"(?<=://)(?:[^\s/?#]*|[^\s/?#:]*:(?!\d+[/?#])\S*|[^/?#:@\"']*:(?=\S)(?!\d+[/?#:,\s])(?:(?!://).)*)@",
+    re.DOTALL,
 )
 """User and password of a URL; they may hold slashes and blanks that should have been quoted, the port may not."""
 

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+YEAR = 31_536_000
+"""Seconds. Libraries count nanoseconds in 64 bits."""
+
 
 class ParallelConfig(BaseModel):
     """Sizes of the parallel axes; the data axis is what the world size leaves over."""
@@ -14,9 +17,9 @@ class ParallelConfig(BaseModel):
     """Pipeline-parallel size (PP): stages that the list of layers is cut into."""
     zero_stage: int = Field(default=1, ge=0, le=3)
     """ZeRO over data-parallel ranks: 0 none, 1 optimizer states, 2 and gradients, 3 and weights."""
-    timeout_seconds: float = Field(default=600.0, gt=0)
+    timeout_seconds: float = Field(default=600.0, gt=0, le=YEAR)
     """A collective that takes longer is taken for a lost peer (exit code 6)."""
-    control_timeout_seconds: float = Field(default=120.0, gt=0)
+    control_timeout_seconds: float = Field(default=120.0, gt=0, le=YEAR)
     """The same for the small per-step reduction on the control group, which notices a lost host early."""
 
     @property

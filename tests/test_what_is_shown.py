@@ -133,7 +133,9 @@ def test_prepare_tells_hostile_names(tmp_path: Path) -> None:
     assert b"secret" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "train", "inspect", "doctor --folder", "prepare text x --out", "check a"])
+@pytest.mark.parametrize(
+    "command", ["check", "train", "inspect", "doctor --folder", "prepare text x --out", "check a"]
+)
 @pytest.mark.parametrize("secret", ["secret", "sec ret"])
 def test_refused_words_of_a_command_line_keep_secrets(tmp_path: Path, command: str, secret: str) -> None:
     script = "import sys; from launch.cli import main; sys.exit(main())"

@@ -253,16 +253,25 @@ class _Walk:
 
 
 def _matcher(pattern: Parts) -> Callable[[Parts], bool]:
-    """It returns what tells whether a path matches a pattern, in which `**` stands for any number of folders."""
-    expressions = [None if part == "**" else re.compile(fnmatch.translate(part)) for part in pattern]
+    """It returns what tells whether a path matches a pattern, in which `**` stands for any number of folders.
 
-    def matches(parts: Parts, place: int = 0) -> bool:
-        if place == len(expressions):
-            return not parts
-        expression = expressions[place]
-        if expression is None:
-            return any(matches(parts[skip:], place + 1) for skip in range(len(parts) + 1))
-        return bool(parts and expression.match(parts[0]) and matches(parts[1:], place + 1))
+    It follows all ways to match at once: one after another they are too many where there are several `**`.
+    """
+    pattern = tuple(
+        part for part, above in zip(pattern, ("", *pattern), strict=False) if not part == above == "**"
+    )
+    any_number = {place for place, part in enumerate(pattern) if part == "**"}
+    expressions = [re.compile(fnmatch.translate(part)) for part in pattern]
+
+    def reached(places: set[int]) -> set[int]:
+        return places | {place + 1 for place in places & any_number}
+
+    def matches(parts: Parts) -> bool:
+        places = reached({0})
+        for part in parts:
+            fitting = {place for place in places - {len(pattern)} if expressions[place].match(part)}
+            places = reached({place + (place not in any_number) for place in fitting})
+        return len(pattern) in places
 
     return matches
 

@@ -23,6 +23,7 @@ import numpy as np
 from data_pipeline.batches import Batch, BatchType
 from data_pipeline.config import ConfigType, DataConfig
 from data_pipeline.errors import DataError
+from data_pipeline.parsing import parsed_as
 from data_pipeline.reading.excerpts import Excerpt, excerpts
 from data_pipeline.reading.mixture import training_mixture, validation_mixture
 from data_pipeline.reading.ranges import SampleRange
@@ -30,9 +31,13 @@ from data_pipeline.reading.share import BatchShare
 from data_pipeline.reading.skips import Skips, draws_of
 from data_pipeline.shards.dataset import Sample
 from data_pipeline.shards.manifest import ManifestType
+from data_pipeline.shown import shown
 from data_pipeline.source import Baseline, Source
 
 STATE_FORMAT = 1
+
+MOST_SAMPLES = 2**53
+"""No run consumes so many."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,16 @@ class BatchStream(Generic[ManifestType, BatchType]):
     def seek(self, state: Mapping[str, Any]) -> None:
         """It continues where `state` was taken, at the same cost wherever that is.
 
-        Raises DataError, with the field that differs, when it was taken with another seed or other data.
+        Raises DataError, with the field that differs, when it was taken with another seed or other data, and when it
+        is no state of a stream.
         """
-        self._check(state)
+        with parsed_as(DataError, "saved data position"):
+            self._check(state)
+            position, skips = state["position"], Skips.of(self._order, state)
+            if type(position) is not int or not 0 <= position < MOST_SAMPLES:
+                raise ValueError(f"{shown(position)} is no number of samples")
         self._drop_ahead()
-        self._position = int(state["position"])
-        self._skips = Skips.of(self._order, state)
+        self._position, self._skips = position, skips
 
     def skip(self, ranges: Iterable[Sequence[int]]) -> bool:
         """It jumps over half-open ranges of draws from here on, and over their samples in later epochs.

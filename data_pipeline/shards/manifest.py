@@ -110,8 +110,22 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
 def split_folder(path: str, split: str, cache: Path | None) -> Folder:
     """It returns the folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
 
-    Raises DataError when there is neither, with what a server said if that was not just that it has none.
+    Raises DataError when there is neither, with what a server said if that was not just that it has none, and for a
+    validation split that would be trained on.
     """
+    folder = _folder_with_manifest(path, split, cache)
+    name = f"{folder.name}/{MANIFEST}"
+    with parsed_as(DataError, name):
+        held_out = parse_json(folder.read(MANIFEST))["split"] == "validation"
+    if held_out and split == "train":
+        raise DataError(
+            f"{name}: this is a validation split, and what is trained on tells nothing where a run is validated; "
+            "name the folder above it, or the train split in that"
+        )
+    return folder
+
+
+def _folder_with_manifest(path: str, split: str, cache: Path | None) -> Folder:
     folder = open_folder(path, cache)
     refusal: DataError | None = None
     for candidate in (folder, folder.child(split)):

@@ -23,6 +23,11 @@ from pretrain.run_folder import CONFIG
 
 Table = dict[str, Any]
 
+MOST_BITS = 53
+"""Of a whole number: larger ones are not exact everywhere, and nothing counts so far."""
+BITS = {"run.seed": 63}
+"""Other bounds: these numbers count nothing."""
+
 OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -63,7 +68,7 @@ def read_settings(path: Path, overrides: Sequence[str]) -> tuple[Table, list[Pro
 def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
     """It returns the configuration in a table, or what is wrong with it."""
     problems = [
-        Problem(key, "must be a whole number of at most 64 bits", "", toml(value))
+        Problem(key, f"must be a whole number below 2^{BITS.get(key, MOST_BITS)}", "", toml(value))
         for key, value in too_large(table)
     ]
     data = table.get("data")
@@ -80,14 +85,14 @@ def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
 
 
 def too_large(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """It yields the keys of numbers that TOML does not have, with them: what is computed of them may know no bounds."""
+    """It yields the keys of numbers that no run reaches, with them: what is computed of them may know no bounds."""
     if isinstance(value, dict):
         for name, below in value.items():
             yield from too_large(below, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list):
         for number, below in enumerate(value):
             yield from too_large(below, f"{key}[{number}]")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+    elif isinstance(value, int) and value.bit_length() > BITS.get(key, MOST_BITS):
         yield key, value
 
 

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from pretrain.config.run import JournalConfig
 
 _RECENT_STEPS = 100
+_LONGEST_SECONDS = 10**10
+"""Three centuries: a run may have any number of steps, to be ended by hand."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TimeLeft:
         if not taken:
             return "-:--:--"
         pace = (self._recent[-1] - self._recent[0]) / taken
-        return str(timedelta(seconds=round(pace * (self._total_steps - step))))
+        return str(timedelta(seconds=min(round(pace * (self._total_steps - step)), _LONGEST_SECONDS)))
 
 
 class PlainConsole:

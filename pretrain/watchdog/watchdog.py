@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from data_pipeline.parsing import parsed_as
 from data_pipeline.reading.ranges import SampleRange
 from pretrain.config.run import RunConfig
+from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory
 from pretrain.optim.schedule import decay_start
 from pretrain.step import Action, StepReport, TrainState, Verdict
@@ -142,9 +144,11 @@ class Watchdog:
     def load_state(self, state: Mapping[str, Any], attempt: int, history: RunHistory) -> None:
         """Go on from the state of a candidate that was taken at `attempt`.
 
-        One from before settings were changed knows nothing of that.
+        One from before settings were changed knows nothing of that. Raises CheckpointError for what is no state of a
+        watchdog.
         """
-        self._load_state_dict(state)
+        with parsed_as(CheckpointError, "saved state of the watchdog"):
+            self._load_state_dict(state)
         if state and attempt <= history.declared_attempt:
             self.rebaseline()
 

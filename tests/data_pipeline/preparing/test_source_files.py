@@ -71,6 +71,21 @@ def test_what_a_pattern_matches_as_a_shell_would(tree: Path, pattern: str, expec
     assert names(find(tree / pattern), tree) == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "least"),
+    [("**/" * 20 + "*.txt", 1), ("**/d/" * 20 + "*.txt", 21), ("**/?/*/" * 20 + "**", 41)],
+)
+def test_a_pattern_of_many_any_number_of_folders_ends(tmp_path: Path, pattern: str, least: int) -> None:
+    """There are more ways to match than could ever be tried."""
+    written = [Path(*"d" * depth, "a.txt") for depth in (60, 41, 20, 19, 0)]
+    for name in written:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(str(name))
+    assert {*names(find(tmp_path / pattern), tmp_path)} == {
+        str(name) for name in written if len(name.parts) >= least
+    }
+
+
 def test_a_pattern_looks_no_deeper_than_it_reaches(tree: Path) -> None:
     (tree / "b" / "out").symlink_to("/")
     os.mkfifo(tree / "b" / "pipe.txt")

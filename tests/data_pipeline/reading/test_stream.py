@@ -97,6 +97,24 @@ def test_resumed_any_number_of_times_it_goes_on_exactly(
     assert seen == uninterrupted
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"position": value} for value in (-12, 10**30, 2**53, 4.5, True, "12", None)]
+    + [{"skip": value} for value in ([[0, 2**40]], [[-5, 3]], [[9, 3]], "x", 7)]
+    + [{"data": value} for value in ([], "x", None)],
+    ids=str,
+)
+def test_a_state_that_no_stream_had_is_refused_and_changes_nothing(
+    data: Path, odd: dict[str, object]
+) -> None:
+    with closing(open_stream(config(data / "a"))) as stream:
+        next(stream)
+        state = stream.state()
+        with pytest.raises(DataError, match="saved data position"):
+            stream.seek({**state, **odd})
+        assert stream.state() == state
+
+
 def test_state_is_of_what_was_handed_out_not_of_what_was_prefetched(data: Path) -> None:
     with closing(open_stream(config(data / "a", prefetch_steps=5))) as stream:
         next(stream)
@@ -394,6 +412,12 @@ def test_validation_is_the_first_samples_padded_alike(
         assert sorted(number for number in seen if number) == list(range(5001, 5001 + expected))
     for rank in ranks:
         rank.close()
+
+
+def test_a_validation_split_is_not_trained_on(data: Path) -> None:
+    """It would be what the run is validated with."""
+    with pytest.raises(DataError, match=r"a/validation/manifest\.json: this is a validation split"):
+        open_stream(config(data / "a" / "validation"))
 
 
 def test_validation_of_its_own_sources_in_their_order(data: Path, tmp_path: Path) -> None:

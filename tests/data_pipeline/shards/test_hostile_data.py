@@ -340,7 +340,9 @@ def test_credentials_come_from_the_configuration_of_fsspec(
     assert open_folder(f"http://127.0.0.1:{server.server_port}", tmp_path).read("x") == b"Bearer me"
 
 
-@pytest.mark.parametrize("url", ["https://me:secret@host/data", "https://me:se cret@host/data", "s3://bucket/data?sig=secret"])
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host/data", "https://me:se cret@host/data", "s3://bucket/data?sig=secret"]
+)
 def test_a_url_that_holds_a_secret_is_refused_and_the_secret_is_not_told(url: str) -> None:
     with pytest.raises(ValueError, match="must have no user, password or query"):
         config(url)

@@ -148,6 +148,34 @@ def test_nothing_is_converted_silently(base: Path, value: str) -> None:
     assert "whole number" in problem.rule
 
 
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        (
+            "watchdog.horizon=9007199254740992",
+            "watchdog.horizon = 9007199254740992: must be a whole number below 2^53",
+        ),
+        ("run.steps=100000000000000000000", "must be a whole number below 2^53"),
+        ("run.seed=9223372036854775808", "must be a whole number below 2^63"),
+        ("parallel.timeout_seconds=1e308", "must be at most"),
+        ("parallel.control_timeout_seconds=1e12", "must be at most"),
+        ("data.prefetch_steps=1000000000000", "must be at most 1024"),
+        (
+            'data.sources=[{path="a",weight=1e308},{path="b",weight=1e308}]',
+            "weight = 1e+308: must be at most 1e+100",
+        ),
+    ],
+)
+def test_numbers_that_nothing_can_be_computed_with_are_refused(base: Path, override: str, rule: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(rule)):
+        load_config(base, [override])
+
+
+def test_numbers_for_runs_that_are_ended_by_hand(base: Path) -> None:
+    config = load_config(base, ["run.steps=9007199254740991", "run.seed=9223372036854775807"])
+    assert (config.run.steps, config.run.seed) == (2**53 - 1, 2**63 - 1)
+
+
 def test_missing_keys_are_named_with_an_example(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")

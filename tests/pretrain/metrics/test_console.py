@@ -47,6 +47,11 @@ def test_time_left_counts_the_steps_that_a_rollback_takes_again() -> None:
     assert told[51] == "0:02:58"
 
 
+def test_time_left_of_a_run_that_is_ended_by_hand() -> None:
+    time_left = TimeLeft(total_steps=2**53, clock=iter([0.0, 3600.0]).__next__)
+    assert [time_left.after(step) for step in (1, 2)] == ["-:--:--", "115740 days, 17:46:40"]
+
+
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole(total_steps=25, every_steps=10)
     for step in range(3, 26):

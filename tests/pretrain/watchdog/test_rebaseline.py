@@ -10,6 +10,7 @@ from support.training import Layout, make_config
 from support.watched import changed, kinds, one, run, watched
 
 from pretrain.config.run import RunConfig
+from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory
 from pretrain.ledger.record import Kind, Record
 from pretrain.step import StepReport, TrainState
@@ -69,6 +70,15 @@ def test_a_candidate_from_before_the_change_is_taken_up_without_its_baselines(co
     assert steps(later, 61, 61, loss=5.0) == [True]
     assert steps(earlier, 61, 61, loss=50.0) == [False]
     assert not earlier.suspicious
+
+
+@pytest.mark.parametrize("key", ["detectors", "memory", "health", "draws"])
+@pytest.mark.parametrize("odd", [None, "x", 7, [[1]]], ids=str)
+def test_a_state_that_no_watchdog_had_is_refused(config: RunConfig, key: str, odd: object) -> None:
+    watchdog = Watchdog(config)
+    steps(watchdog, 1, 3, loss=5.0)
+    with pytest.raises(CheckpointError, match="saved state of the watchdog"):
+        watchdog.load_state({**watchdog.state_dict(), key: odd}, 3, RunHistory())
 
 
 def test_a_loss_that_is_higher_on_purpose_alarms_without_a_declaration_only(config: RunConfig) -> None:
