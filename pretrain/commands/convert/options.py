@@ -3,12 +3,13 @@
 import argparse
 
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import CommandLine
 from pretrain.commands.arguments import add_model, count
 
 
 def parser() -> argparse.ArgumentParser:
     """It declares the options of `surefoot convert`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="surefoot convert",
         description="Write a checkpoint anew for another layout, as a run that `surefoot train DIR` goes on with. What "
         "is not named stays as it was. `surefoot train` does the same by itself when a run is resumed in another "

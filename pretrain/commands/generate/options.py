@@ -4,12 +4,13 @@ import argparse
 import math
 
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import CommandLine
 from pretrain.commands.arguments import add_model, count
 
 
 def parser() -> argparse.ArgumentParser:
     """It declares the options of `surefoot generate`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="surefoot generate",
         description="Write text with a trained language model: the prompt and what follows it, as it comes. Without a "
         "prompt the model begins a text. It ends where the model ends it, or with --max-tokens. Standard output gets "
