@@ -7,6 +7,9 @@ from pathlib import Path
 from launch.metrics import last_rows
 from pretrain.errors import PeerLost, Preempted
 
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+"""These signals ask for the end."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -38,6 +41,8 @@ class Outcome:
 
     exit_code: int
     reason: str = ""
+    before_training: bool = False
+    """It is true where ranks seem to have been ended by the request to stop, which they heed once they train."""
 
 
 def outcome_of(ending: Ending, last_step: int | None, steps: int) -> Outcome:
@@ -47,8 +52,8 @@ def outcome_of(ending: Ending, last_step: int | None, steps: int) -> Outcome:
     A rank that was ended while it was asked to stop had not begun to train: the run can be resumed.
     """
     number = ending.signal_number
-    if ending.stopping and number in (signal.SIGTERM, signal.SIGUSR1):
-        return Outcome(Preempted.exit_code, "stopped before training began")
+    if ending.stopping and number in REQUESTS:
+        return Outcome(Preempted.exit_code, "stopped before training began", before_training=True)
     if number:
         return Outcome(PeerLost.exit_code, f"a rank or its launcher was ended by {name(number)}")
     if ending.orphans:

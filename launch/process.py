@@ -19,15 +19,14 @@ from launch.children import child_environment
 from launch.command import Command, LaunchOptions
 from launch.hang_detector import Trouble
 from launch.hosts import host_environment
-from launch.outcome import Ending, Outcome, last_step, outcome_of
+from launch.outcome import REQUESTS, Ending, Outcome, last_step, outcome_of
 from launch.ranks import find_ranks, send
 from launch.reap import reap
 from launch.remote import on_hosts
-from launch.run_progress import is_done, records
-from pretrain.errors import PeerLost
+from launch.run_progress import is_done, is_preempted, records
+from pretrain.errors import PeerLost, Preempted
 from pretrain.run_folder import LEDGER, METRICS
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 POLL_SECONDS = 0.2
 SIGNAL_SECONDS = 60.0
 """A signal has so long to reach the ranks of all hosts."""
@@ -81,6 +80,12 @@ class Launch:
                 command.argv, env=kept, start_new_session=True, pass_fds=[file.fileno()]
             )
         return cls(command, options, run_folder, process, pending)
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """It is true once a signal has come, also one that found no ranks to be passed on to: a service manager signals
+        all processes at once, and the launcher dies of it before ours is passed on."""
+        return self.stopping or bool(self.pending)
 
     @property
     def ended(self) -> bool:
@@ -172,7 +177,7 @@ def run(command: Command, options: LaunchOptions, run_folder: Path) -> Ending:
         launch = Launch.start(command, options, run_folder, pending)
         launch.wait()
         remains = launch.finish(ORPHAN_SECONDS)
-    return Ending(launch.process.returncode, launch.stopping, remains.orphans)
+    return Ending(launch.process.returncode, launch.asked_to_stop, remains.orphans)
 
 
 def run_to_end(command: Command, options: LaunchOptions, run_folder: Path, steps: int) -> int:
@@ -181,18 +186,24 @@ def run_to_end(command: Command, options: LaunchOptions, run_folder: Path, steps
     ending = run(command, options, run_folder)
     outcome = outcome_of(ending, last_step(run_folder / METRICS), steps)
     if options.slots is None or (run_folder / LEDGER).exists():
-        outcome = believed(outcome, run_folder, known)
+        outcome = believed(outcome, ending, run_folder, known)
     if outcome.reason:
         note(outcome.reason)
     return outcome.exit_code
 
 
-def believed(outcome: Outcome, run_folder: Path, known: int) -> Outcome:
-    """It returns a good outcome as it is only if the ledger says so, too, behind its first `known` records."""
+def believed(outcome: Outcome, ending: Ending, run_folder: Path, known: int) -> Outcome:
+    """It returns what the ledger says behind its first `known` records, where the launcher says something else."""
     if outcome.exit_code == 0 and not is_done(run_folder, known):
         return Outcome(
             PeerLost.exit_code, f"the launcher ended well, but the ledger of {run_folder} has no `done`"
         )
+    if is_preempted(run_folder, known) and (ending.stopping or not ending.orphans):
+        return Outcome(
+            Preempted.exit_code
+        )  # the launcher was signalled as well, and its code tells that alone
+    if outcome.before_training and len(records(run_folder)) > known:
+        return Outcome(PeerLost.exit_code, "the ranks were ended before they had sealed a checkpoint")
     return outcome
 
 
@@ -205,7 +216,7 @@ def forwarding() -> Iterator[deque[int]]:
         pending.append(signal_number)
 
     hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    heeded = [number for number in FORWARDED if not (number == signal.SIGHUP and hangup_ignored)]
+    heeded = [number for number in REQUESTS if not (number == signal.SIGHUP and hangup_ignored)]
     previous = {number: signal.signal(number, collect) for number in heeded}
     try:
         yield pending

@@ -19,6 +19,13 @@ def is_done(run_folder: Path, after: int) -> bool:
     return any(record.kind is Kind.DONE for record in records(run_folder)[after:])
 
 
+def is_preempted(run_folder: Path, after: int) -> bool:
+    """It tells whether the run was asked to stop and has sealed a checkpoint, by the last record behind the first
+    `after` ones."""
+    new = records(run_folder)[after:]
+    return bool(new) and new[-1].kind is Kind.PREEMPTED
+
+
 def has_resumed(run_folder: Path, after: int, tag: str) -> bool:
     """It tells whether the run was resumed from this checkpoint, in a record behind the first `after` ones."""
     new = records(run_folder)[after:]

@@ -141,7 +141,7 @@ class Supervisor:
         if trouble:
             self._record(trouble.kind, trouble.reason)
         remains = launch.finish(self._policy.grace if trouble else ORPHAN_SECONDS)
-        self._stopping = self._stopping or launch.stopping
+        self._stopping = self._stopping or launch.asked_to_stop
         return launch, self._outcome(launch, trouble, remains, known)
 
     def _outcome(self, launch: Launch, trouble: Trouble | None, remains: Remains, known: int) -> Outcome:
@@ -150,9 +150,9 @@ class Supervisor:
             return Outcome(0, "the ledger says that the run is complete")
         if trouble:
             return Outcome(PeerLost.exit_code, trouble.reason)
-        ending = Ending(launch.process.returncode, launch.stopping, remains.orphans)
+        ending = Ending(launch.process.returncode, launch.asked_to_stop, remains.orphans)
         outcome = outcome_of(ending, last_step(self._folder / METRICS), self._steps)
-        outcome = believed(outcome, self._folder, known)
+        outcome = believed(outcome, ending, self._folder, known)
         if outcome.exit_code == PeerLost.exit_code:
             self._record("lost", outcome.reason or "a rank has lost another one")
         return outcome

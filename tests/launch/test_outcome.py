@@ -38,7 +38,7 @@ def test_success_is_believed_where_the_metrics_lie_elsewhere() -> None:
     assert outcome_of(Ending(0, stopping=False, orphans=0), None, 10).exit_code == 0
 
 
-@pytest.mark.parametrize("code", [-15, 241, 143, 246])
+@pytest.mark.parametrize("code", [-15, 241, 143, 246, -1, -2])
 def test_a_stop_before_training_can_be_resumed(code: int) -> None:
     assert outcome_of(Ending(code, stopping=True, orphans=0), None, 10).exit_code == 75
     assert outcome_of(Ending(code, stopping=False, orphans=0), None, 10).exit_code == 6

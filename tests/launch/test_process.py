@@ -114,6 +114,18 @@ def test_second_interrupt_ends_the_run_at_once(start: Start, tmp_path: Path) -> 
     wait_for(lambda: not any(psutil.pid_exists(rank) for rank in ranks))
 
 
+def test_a_signal_to_every_process_asks_for_the_end(start: Start, tmp_path: Path) -> None:
+    """So service managers stop what they have started, and Slurm a job. DeepSpeed's processes die of it at once."""
+    process = start("seal")
+    wait_until_ready(tmp_path)
+    os.kill(process.pid, signal.SIGSTOP)  # what reads the signals comes last
+    send(psutil.Process(process.pid).children(recursive=True), signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(SECONDS) == 75
+    assert all((tmp_path / f"rank-{rank}.sealed").exists() for rank in (0, 1))
+
+
 def test_exit_codes_of_the_ranks_come_back(start: Start) -> None:
     assert start("exit=3").wait(SECONDS) == 3
 
