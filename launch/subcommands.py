@@ -58,6 +58,11 @@ def run(words: list[str]) -> int:
         else:
             note(str(error))
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        note(f"{error.filename}: {error.strerror}")  # another user's run folder, above all
+        return ConfigurationError.exit_code
 
 
 def split_extra(words: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -98,3 +98,23 @@ def test_no_room_for_what_is_said(command: list[str]) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "surefoot: error: cannot write: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", DEMO, "--set"], ["train", DEMO, "--supervise", "--set"]],
+    ids=["train", "supervise"],
+)
+def test_a_run_folder_of_another_user(words: list[str], tmp_path: Path) -> None:
+    """To root every folder is open, so a link that leads to itself stands for one that cannot be read."""
+    run = tmp_path / "demo"
+    run.symlink_to(run)
+    done = subprocess.run(
+        [*SUREFOOT, *words, f"run.folder={tmp_path}"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert str(run) in done.stderr
