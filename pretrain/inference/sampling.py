@@ -60,12 +60,12 @@ def likelier(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     Raises:
         CheckpointError: the logits are no numbers.
     """
-    logits_V = logits_V.detach().double().cpu()
+    logits_V = logits_V.detach().double()
     if not logits_V.max().isfinite():  # NaN is the largest of all; the logits of padding are -inf
         raise CheckpointError("the model computes no numbers (NaN or infinity); choose another checkpoint")
     if not sampling.temperature:
-        return torch.ones(1, dtype=torch.float64), logits_V.argmax()[None]
-    logits_N, tokens_N = logits_V.sort(descending=True, stable=True)
+        return torch.ones(1, dtype=torch.float64), logits_V.cpu().argmax()[None]
+    logits_N, tokens_N = (part.cpu() for part in logits_V.sort(descending=True, stable=True))
     logits_N, tokens_N = logits_N[: sampling.top_k], tokens_N[: sampling.top_k]
     probabilities_N = ((logits_N - logits_N[0]) / sampling.temperature).softmax(0)
     if sampling.top_p == 1:
