@@ -95,6 +95,15 @@ def test_pieces_of_any_length(alone: ParallelMesh, positions: str, pieces: tuple
     assert_equal(in_pieces(model, tokens(), pieces), whole(model, tokens()))
 
 
+def test_bf16_is_as_close_as_it_can_be(alone: ParallelMesh) -> None:
+    """Products of other lengths are rounded otherwise, to 8 bits."""
+    model = loaded_model(make_config(Layout(dtype="bf16"), reparametrization="sigma"), alone, factor=3.0)
+    expected = whole(model, tokens())
+    found = in_pieces(model, tokens(), PIECES["pieces of any length"])
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().max() <= 2**-5 * expected.abs().max()
+
+
 def test_sequences_of_a_batch_do_not_meet(alone: ParallelMesh) -> None:
     model = make_model(alone)
     together = in_pieces(model, tokens(), PIECES["pieces of any length"])
