@@ -28,6 +28,23 @@ class Baseline:
     """Mean over the whole validation set, in the unit of the task's loss."""
 
 
+class TargetMeasure(ABC, Generic[BatchType]):
+    """It tells what targets amount to in units that do not depend on how the data was cut into them, for losses to be
+    compared over models that cut otherwise."""
+
+    @abstractmethod
+    def add(self, batch: BatchType) -> None:
+        """It takes in the targets of a batch that count, in the order of the data."""
+
+    @abstractmethod
+    def totals(self) -> dict[str, int]:
+        """It returns how many units there were so far, by their name in the singular, such as `byte`."""
+
+    @abstractmethod
+    def baseline(self) -> Baseline:
+        """It returns the baseline of a model that knows these targets, for data that brings none."""
+
+
 class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
     """A source takes one kind of data from what lies in its shards to batches. It has no state of its own."""
 
@@ -85,6 +102,11 @@ class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
         Raises DataError where they cannot be read.
         """
         return {}
+
+    def measure(self, companion: Callable[[str], bytes]) -> TargetMeasure[BatchType] | None:
+        """It returns what measures targets; none: there are no such units. `companion` returns a file of `companions`
+        by its name. Raises DataError where that is not what it should be."""
+        return None
 
     @abstractmethod
     def shuffle_targets(self, batch: BatchType, row: int, generator: Generator) -> BatchType:

@@ -261,6 +261,8 @@ class ValidationSet:
         self._share = BatchShare(data, data_rank, data_size)
         self._global_batch = data.global_batch_size
         self._mixture = validation_mixture(source, data)
+        self.companions: dict[str, bytes] = source.companions(self._mixture.datasets[0])
+        """Files that a model of this data is used with."""
         self._collate = source.collator(self._mixture.manifest, data)
         self._ends = np.cumsum([len(dataset) for dataset in self._mixture.datasets])
         self._samples = min(int(self._ends[-1]), samples or int(self._ends[-1]))

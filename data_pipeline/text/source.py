@@ -19,7 +19,8 @@ from data_pipeline.text.collate import TokenCollator
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.describe import TextDescriber
 from data_pipeline.text.manifest import TextManifest
-from data_pipeline.text.tokenizer import TOKENIZER_FILE
+from data_pipeline.text.measure import TextMeasure
+from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 
 class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
@@ -72,6 +73,10 @@ class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
         """It returns the tokenizer, if it lies beside the dataset; `check` has seen to it that it is the right one."""
         folder, file = dataset.folder.parent(), dataset.manifest.tokenizer.file
         return {TOKENIZER_FILE: folder.read(file)} if folder.has(file) else {}
+
+    def measure(self, companion: Callable[[str], bytes]) -> TextMeasure:
+        """It returns what counts bytes and words."""
+        return TextMeasure(Tokenizer(companion(TOKENIZER_FILE)))
 
     def shuffle_targets(self, batch: TokenBatch, row: int, generator: torch.Generator) -> TokenBatch:
         """It returns the batch with the targets of one row permuted."""

@@ -72,6 +72,11 @@ class Tokenizer:
         """It is the SHA-256 of the model's bytes, in hexadecimal."""
         return hashlib.sha256(self.model).hexdigest()
 
+    @cached_property
+    def byte_lengths(self) -> list[int]:
+        """These are the bytes of text that each id stands for; control pieces stand for none."""
+        return [self._byte_length(token) for token in range(self.vocabulary_size)]
+
     def encode(self, text: str) -> list[int]:
         """It returns the ids of `text`, without control pieces."""
         first, *rest = text.split(SPACE_MARK)
@@ -93,6 +98,13 @@ class Tokenizer:
         with parsed_as(DataError, self._name):
             piece = self._processor.id_to_piece(token)
             return int(piece[3:5], 16) if self._processor.is_byte(token) else None
+
+    def _byte_length(self, token: int) -> int:
+        if self._processor.is_byte(token):
+            return 1
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return 0
+        return len(self._processor.id_to_piece(token).replace(SPACE_MARK, " ").encode())
 
     @cached_property
     def _space_mark(self) -> list[int]:

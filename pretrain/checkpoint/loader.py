@@ -12,7 +12,7 @@ from data_pipeline.shown import shown
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, QUARANTINED, Candidates
-from pretrain.checkpoint.manifest import Manifest, read_manifest
+from pretrain.checkpoint.manifest import Manifest, other_format, read_manifest
 from pretrain.checkpoint.rank_files import damage
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.tag import Tag
@@ -114,6 +114,8 @@ class CheckpointLoader:
         """It loads the first sound one of these; damaged ones are set aside."""
         for tag in tags:
             folder = self.folder.of(tag)
+            if other := self.folder.on_first(partial(other_format, folder)):
+                raise CheckpointError(other)
             manifest, problem = from_first(self._mesh, partial(read_manifest, folder))
             if manifest is not None:
                 if reason := self._compatibility.reason(manifest):

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -75,10 +75,13 @@ class CheckpointLayout(Document):
     dtype: str
 
 
+FORMAT: Final = 2
+
+
 class Manifest(Document):
     """It describes a complete checkpoint."""
 
-    format: Literal[2] = 2
+    format: Literal[2] = FORMAT
     tag: str
     layout: CheckpointLayout
     config_digest: str
@@ -146,17 +149,27 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """It reads a manifest; raises CheckpointError if it is missing, not understood, or belongs to another folder."""
-    text = read_text(folder / MANIFEST)
-    with parsed_as(CheckpointError, folder / MANIFEST):
-        if parse_json(text).get("format") == 1:
-            raise ValueError(
-                "format 1, with files of DeepSpeed, which fit one layout alone; finish that run with the version of "
-                "Surefoot that began it"
-            )
-    manifest = parse_document(folder / MANIFEST, text, Manifest)
+    manifest = parse_document(folder / MANIFEST, read_text(folder / MANIFEST), Manifest)
     if manifest.tag != folder.name:
         raise CheckpointError(f"{folder / MANIFEST}: this is the manifest of {shown(manifest.tag)}")
     return manifest
+
+
+def other_format(folder: Path) -> str:
+    """It says so if a manifest is of another version's format: its checkpoint may be sound, and is none of ours to
+    judge. Empty if it is of ours, or cannot be read.
+    """
+    try:
+        with parsed_as(CheckpointError, folder / MANIFEST):
+            found = parse_json(read_text(folder / MANIFEST)).get("format", FORMAT)
+    except CheckpointError:
+        return ""
+    if type(found) is not int or found == FORMAT:
+        return ""
+    return (
+        f"{shown(folder / MANIFEST)}: format {found}, and this version of Surefoot has format {FORMAT}; go on with the "
+        "version that wrote it, or choose another run.name"
+    )
 
 
 def read_text(path: Path) -> bytes:

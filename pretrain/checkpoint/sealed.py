@@ -8,7 +8,7 @@ from data_pipeline.parsing import read_whole
 from data_pipeline.shown import shown
 from pretrain.checkpoint.certificate import Certificate, read_certificate
 from pretrain.checkpoint.lifecycle import CONDEMNED, candidates
-from pretrain.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify
+from pretrain.checkpoint.manifest import MANIFEST, Manifest, other_format, read_manifest, verify
 from pretrain.checkpoint.saved_tensors import SavedTensors
 from pretrain.checkpoint.tag import Tag
 from pretrain.config.loader import load_config
@@ -69,6 +69,8 @@ def open_sealed(where: Path) -> SealedCheckpoint:
     folder = _found(where)
     if (folder / CONDEMNED).exists():
         raise CheckpointError(f"{shown(folder)}: is condemned: it is from behind the onset of trouble")
+    if other := other_format(folder):
+        raise CheckpointError(other)
     manifest = read_manifest(folder)
     if problems := verify(folder, manifest, manifest.files):
         raise CheckpointError("; ".join(problems))

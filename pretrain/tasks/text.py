@@ -1,7 +1,9 @@
 """What a task whose models continue text says about it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from data_pipeline.batches import Batch
 
 
 class TextStream(ABC):
@@ -34,6 +36,10 @@ class TextCodec(ABC):
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """It returns the text of tokens. Raises DataError for tokens that there are not."""
+
+    @abstractmethod
+    def batches(self, tokens: Sequence[int], samples: int) -> Iterator[Batch]:
+        """It yields the tokens of a text as batches of `samples` sequences, each token a target once."""
 
     @abstractmethod
     def stream(self) -> TextStream:

@@ -1,7 +1,9 @@
 """A GPT reads and writes text with the tokenizer that its data was made with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from data_pipeline.text.batch import TokenBatch
+from data_pipeline.text.passage import passage_batches
 from data_pipeline.text.streaming import StreamedText
 from data_pipeline.text.tokenizer import Tokenizer
 from pretrain.tasks.text import TextCodec, TextStream
@@ -26,6 +28,10 @@ class TokenizedText(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         """It returns the text of tokens."""
         return self._tokenizer.decode(tokens)
+
+    def batches(self, tokens: Sequence[int], samples: int) -> Iterator[TokenBatch]:
+        """It yields sequences of the model's window."""
+        return passage_batches(tokens, self.end_of_text, self.window, samples)
 
     def stream(self) -> TextStream:
         """It returns what does the same token by token."""

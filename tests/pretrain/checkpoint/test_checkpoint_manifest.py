@@ -166,7 +166,6 @@ MANIFEST_DAMAGES = {
     "nested too deeply": lambda folder: (folder / MANIFEST).write_text("[" * 1_000_000),
     "larger than": lambda folder: (folder / MANIFEST).write_text(" " * (LARGEST_DOCUMENT + 1)),
     "format": lambda folder: edit(folder, format=3),
-    "files of DeepSpeed": lambda folder: edit(folder, format=1),
     "surprise": lambda folder: edit(folder, surprise=1),
     "files": lambda folder: edit(folder, files={"../x.pt": {"size": 1, "sha256": "0" * 64, "rank": 0}}),
     "size": lambda folder: edit(folder, files={"x.pt": {"size": "1", "sha256": "0" * 64, "rank": 0}}),

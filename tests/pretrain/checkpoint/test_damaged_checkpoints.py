@@ -148,6 +148,16 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(case: str, copy: 
     assert steps(copy) == [6, 3]
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_checkpoint_of_another_version_is_left_alone(number: int, copy: Path, corpus: Path) -> None:
+    newest = newest_checkpoint(copy)
+    manifest = json.loads((newest / MANIFEST).read_text()) | {"format": number, "what": "is not known here"}
+    (newest / MANIFEST).write_text(json.dumps(manifest))
+    for answer in run_distributed(outcome, 2, config_of(copy, corpus)):
+        assert f"format {number}, and this version of Surefoot has format 2" in answer
+    assert steps(copy) == [6, 3]
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(corpus: Path, tmp_path: Path) -> None:
     """Two checkpoints of three fit; with keep_last = 1 the last one fits again once the first is gone."""
     twin = tmp_path / "twin"

@@ -1,0 +1,41 @@
+"""tell the loss of a model on validation data or on a text"""
+
+import argparse
+
+from data_pipeline.paths import location_argument, path_argument
+from pretrain.commands.arguments import add_model, count
+
+
+def parser() -> argparse.ArgumentParser:
+    """It declares the options of `surefoot evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog="surefoot evaluate",
+        description="Run a trained model over its run's validation data, or over yours, in one process: the loss as "
+        "validation in training has it, and for text also by byte and by word, which models with other tokenizers can "
+        "be compared by.",
+        epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
+    )
+    add_model(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--data",
+        type=location_argument,
+        metavar="DIR",
+        help="validation split of other data, prepared with the same tokenizer",
+    )
+    where.add_argument("--text", type=path_argument, metavar="FILE", help="a text as it is, UTF-8")
+    where.add_argument(
+        "--lm-eval",
+        nargs="+",
+        metavar="TASK",
+        help="tasks of lm-evaluation-harness, which runs beside this, on a Hugging Face export made for it; further "
+        "options of its own come behind --",
+    )
+    parser.add_argument(
+        "--samples",
+        type=count,
+        metavar="N",
+        help="the first N samples of the data (the run's evaluation.samples; with --data all)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

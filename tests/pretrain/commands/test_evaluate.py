@@ -1,0 +1,148 @@
+"""`surefoot evaluate`: the loss that validation has told, and what it comes to by byte and by word."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.distributed import run_distributed
+from support.runs import metrics, run_config, run_to_end
+from support.training import SEQUENCE, Layout
+
+from data_pipeline.text.batch import TokenBatch
+from data_pipeline.text.command import main as prepare
+from data_pipeline.text.measure import TextMeasure
+from data_pipeline.text.passage import passage_batches
+from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
+from pretrain.commands.__main__ import main
+
+TEXT = "def f(x):\n    return x  # naïve 🐾\n" * 7
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs in two layouts and precisions, the second with sigmaReparam."""
+    folder = tmp_path_factory.mktemp("runs")
+    plain = run_config(Layout(tensor=2), folder, corpus)
+    run_distributed(run_to_end, 2, plain)
+    named = {
+        "run": {"folder": str(folder), "steps": 8, "name": "bf16"},
+        "model": {"reparametrization": "sigma"},
+    }
+    layout = Layout(pipeline=2, dtype="bf16", zero=1, accumulation=3)
+    run_distributed(run_to_end, 2, run_config(layout, folder, corpus, **named))
+    return folder
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["evaluate", *words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_it_is_the_loss_that_validation_has_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capsys, f"{runs}/test")
+    assert found["loss"] == pytest.approx(metrics(runs, "validation_loss")[8], rel=1e-6)
+    assert found["perplexity"] == pytest.approx(metrics(runs, "validation_perplexity")[8], rel=1e-6)
+    assert found["baseline"] is None, "12 samples are not the whole set"
+
+
+def test_of_a_run_in_bf16_with_sigma_too(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (runs / "bf16/metrics.jsonl").read_text().splitlines()]
+    told = [row["validation_loss"] for row in rows if "validation_loss" in row][-1]
+    assert evaluated(capsys, f"{runs}/bf16")["loss"] == pytest.approx(told, rel=1e-5)
+
+
+def test_the_whole_set_has_a_baseline(runs: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capsys, f"{runs}/test", "--data", str(corpus))
+    manifest = json.loads((corpus / "validation/MANIFEST.json").read_text())
+    assert found["targets"] == manifest["tokens"]
+    assert found["baseline"]["loss"] == manifest["unigram_cross_entropy"]
+    first = evaluated(capsys, f"{runs}/test", "--data", str(corpus), "--samples", "2")
+    assert first["targets"] == 2 * SEQUENCE
+
+
+def test_a_text_is_counted_to_the_byte(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    found = evaluated(capsys, f"{runs}/test", "--text", str(tmp_path / "text"))
+    assert found["bytes"] == len(TEXT.encode())
+    assert found["words"] == len(TEXT.split())
+    nats = found["loss"] * found["targets"]
+    assert found["loss_per_byte"] == pytest.approx(nats / found["bytes"])
+    assert found["perplexity_per_word"] == pytest.approx(math.exp(nats / found["words"]))
+    assert found["baseline"]["name"] == "a unigram model of this text"
+
+
+def test_people_read_the_same(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"{runs}/test"]) == 0
+    told = capsys.readouterr()
+    assert f"loss          {metrics(runs, 'validation_loss')[8]:.5f}"[:-1] in told.out
+    assert "(certified)" in told.err
+
+
+REFUSED = {
+    "no text": (("--text", "TMP/none"), 3, "No such file"),
+    "bytes": (("--text", "TMP/bytes"), 3, "--text"),
+    "nothing": (("--text", "TMP/empty"), 3, "there is no target"),
+    "no data": (("--data", "TMP"), 3, "MANIFEST.json"),
+    "other data": (("--data", "TMP/other"), 3, "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_data_of_the_model_is_refused(
+    case: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, code, told = REFUSED[case]
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty").write_bytes(b"")
+    if case == "other data":
+        from_other_tokenizer(tmp_path / "other")
+    assert main(["evaluate", f"{runs}/test", *(word.replace("TMP", str(tmp_path)) for word in words)]) == code
+    assert told in capsys.readouterr().err
+
+
+def from_other_tokenizer(out: Path) -> None:
+    source = out.with_name("source.jsonl")
+    source.write_text("".join(json.dumps({"text": f"a b c d e f g {n}"}) + "\n" for n in range(2000)))
+    words = ["--vocabulary-size", "300", "--sequence-length", str(SEQUENCE), "--validation-fraction", "0.3"]
+    assert prepare([str(source), "--out", str(out), *words]) == 0
+
+
+# Counting
+
+
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([TEXT], 300)
+
+
+def test_every_token_of_a_text_is_a_target_once() -> None:
+    ids = list(range(1, 12))
+    batches = list(passage_batches(ids, 0, 4, 2))
+    targets = torch.cat([batch.targets_BS[batch.weights_BS > 0] for batch in batches])
+    inputs = torch.cat([batch.tokens_BS[batch.weights_BS > 0] for batch in batches])
+    assert targets.tolist() == ids
+    assert inputs.tolist() == [0, *ids[:-1]]
+    assert [tuple(batch.tokens_BS.shape) for batch in batches] == [(2, 4), (2, 4)]
+
+
+def test_words_that_blocks_cut_count_once_and_documents_do_not_run_together() -> None:
+    model = tokenizer()
+    ids = [*model.encode("naïve 🐾 x"), model.end_of_text, *model.encode("y z")]
+    measure = TextMeasure(model)
+    for token in ids:
+        one = torch.tensor([[token]])
+        measure.add(TokenBatch(one, one, torch.ones(1, 1)))
+        measure.add(TokenBatch(one, one, torch.zeros(1, 1)))
+    assert measure.totals() == {"byte": len("naïve 🐾 xy z".encode()), "word": 5}
+
+
+def test_the_baseline_is_the_entropy_of_frequencies() -> None:
+    measure = TextMeasure(tokenizer())
+    targets = torch.tensor([[5, 5, 5, 7]])
+    measure.add(TokenBatch(targets, targets, torch.ones(1, 4)))
+    assert measure.baseline().loss == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
