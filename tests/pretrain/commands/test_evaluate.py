@@ -57,7 +57,7 @@ def test_of_a_run_in_bf16_with_sigma_too(runs: Path, capsys: pytest.CaptureFixtu
 
 def test_the_whole_set_has_a_baseline(runs: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(capsys, f"{runs}/test", "--data", str(corpus))
-    manifest = json.loads((corpus / "validation/MANIFEST.json").read_text())
+    manifest = json.loads((corpus / "validation/manifest.json").read_text())
     assert found["targets"] == manifest["tokens"]
     assert found["baseline"]["loss"] == manifest["unigram_cross_entropy"]
     first = evaluated(capsys, f"{runs}/test", "--data", str(corpus), "--samples", "2")
@@ -88,7 +88,7 @@ REFUSED = {
     "no text": (("--text", "TMP/none"), 3, "No such file"),
     "bytes": (("--text", "TMP/bytes"), 3, "--text"),
     "nothing": (("--text", "TMP/empty"), 3, "there is no target"),
-    "no data": (("--data", "TMP"), 3, "MANIFEST.json"),
+    "no data": (("--data", "TMP"), 3, "manifest.json"),
     "other data": (("--data", "TMP/other"), 3, "tokenizer"),
 }
 
@@ -108,7 +108,7 @@ def test_what_is_no_data_of_the_model_is_refused(
 
 def from_other_tokenizer(out: Path) -> None:
     source = out.with_name("source.jsonl")
-    source.write_text("".join(json.dumps({"text": f"a b c d e f g {n}"}) + "\n" for n in range(2000)))
+    source.write_text("".join(json.dumps({"text": f"word {n} is {n * 7919 % 10007}, {chr(97 + n % 26) * 5}"}) + "\n" for n in range(2000)))
     words = ["--vocabulary-size", "300", "--sequence-length", str(SEQUENCE), "--validation-fraction", "0.3"]
     assert prepare([str(source), "--out", str(out), *words]) == 0
 
