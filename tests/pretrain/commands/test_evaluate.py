@@ -108,7 +108,8 @@ def test_what_is_no_data_of_the_model_is_refused(
 
 def from_other_tokenizer(out: Path) -> None:
     source = out.with_name("source.jsonl")
-    source.write_text("".join(json.dumps({"text": f"word {n} is {n * 7919 % 10007}, {chr(97 + n % 26) * 5}"}) + "\n" for n in range(2000)))
+    texts = [f"word {n} is {n * 7919 % 10007}, {chr(97 + n % 26) * 5}" for n in range(2000)]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = ["--vocabulary-size", "300", "--sequence-length", str(SEQUENCE), "--validation-fraction", "0.3"]
     assert prepare([str(source), "--out", str(out), *words]) == 0
 
