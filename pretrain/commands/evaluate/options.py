@@ -3,12 +3,13 @@
 import argparse
 
 from data_pipeline.paths import location_argument, path_argument
+from data_pipeline.shown import CommandLine
 from pretrain.commands.arguments import add_model, count
 
 
 def parser() -> argparse.ArgumentParser:
     """It declares the options of `surefoot evaluate`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="surefoot evaluate",
         description="Run a trained model over its run's validation data, or over yours, in one process: the loss as "
         "validation in training has it, and for text also by byte and by word, which models with other tokenizers can "
