@@ -22,6 +22,8 @@ demo: $(READY)
 	$(BIN)/surefoot prepare text python-stdlib --out data/demo --vocabulary-size 2048 --sequence-length 128 \
 		--validation-fraction 0.01
 	$(BIN)/surefoot train configs/gpt/demo.toml --num-accelerators 2
+	@echo "What the model has learned to write:"
+	$(BIN)/surefoot generate runs/demo --prompt 'def ' --temperature 0.5 --max-tokens 120
 	@echo "To see a run that slips and is taken back, in two minutes:"
 	@echo "  $(BIN)/surefoot rehearse configs/gpt/rehearsal.toml --num-accelerators 2 --fault poisoned_samples@400+40"
 
