@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import sentencepiece
 
@@ -31,6 +31,16 @@ TRAINING_LINE = 2048
 
 LARGEST_VOCABULARY = (1 << 31) - 1
 """Ids that sentencepiece can count."""
+
+
+class Piece(NamedTuple):
+    """It is what one id stands for."""
+
+    text: str
+    """With spaces where sentencepiece writes SPACE_MARK; of a byte such as `<0x0A>`."""
+    score: float
+    """Of two pairs of neighbours that can be merged, the one that makes the piece of the higher score is."""
+    kind: Literal["text", "byte", "control"]
 
 
 class Tokenizer:
@@ -99,12 +109,22 @@ class Tokenizer:
             piece = self._processor.id_to_piece(token)
             return int(piece[3:5], 16) if self._processor.is_byte(token) else None
 
+    def pieces(self) -> list[Piece]:
+        """It returns what the ids stand for, in their order."""
+        return [self._piece(number) for number in range(self.vocabulary_size)]
+
+    def _piece(self, number: int) -> Piece:
+        processor = self._processor
+        text: str = processor.id_to_piece(number)
+        if processor.is_byte(number):
+            return Piece(text, processor.get_score(number), "byte")
+        if processor.is_control(number) or processor.is_unknown(number) or processor.is_unused(number):
+            return Piece(text, processor.get_score(number), "control")
+        return Piece(text.replace(SPACE_MARK, " "), processor.get_score(number), "text")
+
     def _byte_length(self, token: int) -> int:
-        if self._processor.is_byte(token):
-            return 1
-        if self._processor.is_control(token) or self._processor.is_unknown(token):
-            return 0
-        return len(self._processor.id_to_piece(token).replace(SPACE_MARK, " ").encode())
+        piece = self._piece(token)
+        return {"byte": 1, "control": 0}.get(piece.kind, len(piece.text.encode()))
 
     @cached_property
     def _space_mark(self) -> list[int]:
