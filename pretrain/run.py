@@ -19,9 +19,10 @@ from parallel.mesh import ParallelMesh
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.loader import CheckpointLoader
+from pretrain.checkpoint.manifest import LIBRARIES
 from pretrain.checkpoint.random_state import seed_generators
 from pretrain.checkpoint.restored import Restored
-from pretrain.checkpoint.writer import LIBRARIES, CheckpointWriter
+from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.loader import changed_settings, dump_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine

@@ -85,7 +85,8 @@ class Tokenizer:
     @cached_property
     def byte_lengths(self) -> list[int]:
         """These are the bytes of text that each id stands for; control pieces stand for none."""
-        return [self._byte_length(token) for token in range(self.vocabulary_size)]
+        lengths = {"byte": 1, "control": 0}
+        return [lengths.get(piece.kind, len(piece.text.encode())) for piece in self.pieces()]
 
     def encode(self, text: str) -> list[int]:
         """It returns the ids of `text`, without control pieces."""
@@ -121,10 +122,6 @@ class Tokenizer:
         if processor.is_control(number) or processor.is_unknown(number) or processor.is_unused(number):
             return Piece(text, processor.get_score(number), "control")
         return Piece(text.replace(SPACE_MARK, " "), processor.get_score(number), "text")
-
-    def _byte_length(self, token: int) -> int:
-        piece = self._piece(token)
-        return {"byte": 1, "control": 0}.get(piece.kind, len(piece.text.encode()))
 
     @cached_property
     def _space_mark(self) -> list[int]:

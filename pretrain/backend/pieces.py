@@ -235,13 +235,14 @@ class NamedState:
         return shard.view(-1), start, counted(parameter, shard, start)
 
     def _fill_scalars(self, saved: Mapping[str, Scalars]) -> None:
-        set_counts(self._optimizer, moved_tensors(self._engine, self._optimizer), saved["weights"])
+        """It puts the numbers in place. Weights that no run has saved come without any: all begins to count."""
+        set_counts(self._optimizer, moved_tensors(self._engine, self._optimizer), saved.get("weights", {}))
         if self._gammas:
-            set_counts(self._gammas, moved_tensors_of(self._gammas), saved["gammas"])
-        for name, value in saved["counters"].items():
+            set_counts(self._gammas, moved_tensors_of(self._gammas), saved.get("gammas", {}))
+        for name, value in saved.get("counters", {}).items():
             setattr(self._engine, name, value)
         if is_unfused(self._engine):
-            vars(self._engine.optimizer.loss_scale_config).update(saved["scale"])
+            vars(self._engine.optimizer.loss_scale_config).update(saved.get("scale", {}))
 
 
 def counted(parameter: nn.Parameter, piece: Tensor, start: int) -> int:

@@ -22,6 +22,8 @@ from pretrain.errors import CheckpointError
 from pretrain.step import TrainState
 
 MANIFEST = "MANIFEST.json"
+LIBRARIES = ("torch", "deepspeed", "megatron-core")
+"""Whose versions a checkpoint names."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
 AnyDocument = TypeVar("AnyDocument", bound="Document")

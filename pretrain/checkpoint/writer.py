@@ -19,7 +19,7 @@ from pretrain.checkpoint.certificate import certify
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
 from pretrain.checkpoint.lifecycle import CONDEMNED, create_folder, discard, retire, space_problem
-from pretrain.checkpoint.manifest import Manifest, read_manifest, seal
+from pretrain.checkpoint.manifest import LIBRARIES, Manifest, read_manifest, seal
 from pretrain.checkpoint.rank_files import RankFiles, files_of, read_again
 from pretrain.checkpoint.retention import Retention
 from pretrain.checkpoint.tag import Tag
@@ -29,9 +29,6 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.errors import CheckpointError
 from pretrain.runtime.agreement import first_problem, from_all, from_first
 from pretrain.step import TrainState
-
-LIBRARIES = ("torch", "deepspeed", "megatron-core")
-"""Whose versions a checkpoint names."""
 
 
 class SaveFailed(Exception):

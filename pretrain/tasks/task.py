@@ -15,6 +15,7 @@ from data_pipeline.source import Source
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from pretrain.models.context import Materials
+from pretrain.tasks.architecture import Architecture
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.text import TextCodec
 
@@ -49,6 +50,8 @@ class Task(ABC, Generic[Model]):
 
     source: Source[Any, Any, Any]
     """The kind of data that it reads."""
+    architectures: ClassVar[tuple[Architecture[Any], ...]] = ()
+    """Those of Hugging Face's that hold some of its models."""
 
     @abstractmethod
     def layers(self, model: Model, data: Any, materials: Materials) -> list[LayerSpec]:

@@ -4,26 +4,24 @@ import argparse
 import json
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline.files import create_file, new_folder, open_regular, replace_file
+from data_pipeline.files import create_file, open_regular, replace_file
 from data_pipeline.paths import escaped
 from data_pipeline.shown import shown
 from pretrain.checkpoint.conversion import convert, in_words
-from pretrain.checkpoint.lifecycle import space_problem, update_latest
+from pretrain.checkpoint.lifecycle import update_latest
 from pretrain.checkpoint.manifest import CheckpointLayout
+from pretrain.checkpoint.output import written
 from pretrain.checkpoint.sealed import SealedCheckpoint, open_sealed
 from pretrain.config.loader import dump_config, load_config
 from pretrain.config.run import RunConfig
-from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, record
 from pretrain.plan.plan import plan
 from pretrain.run_folder import CHECKPOINTS, CONFIG, LEDGER, METRICS
-from pretrain.runtime.units import in_units
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,22 +87,3 @@ def append_conversion(source: SealedCheckpoint, layout: CheckpointLayout, path: 
             ledger.append(record(Kind.RUN_START, state, run_id=manifest.run_id, **facts))
         origin = f"{shown(source.folder)}, {in_words(manifest.layout)}"
         ledger.append(record(Kind.CONVERTED, state, tag=manifest.tag, source=origin, layout=in_words(layout)))
-
-
-@contextmanager
-def written(out: Path, size: int) -> Iterator[Path]:
-    """Within it, the folder that becomes `out` is filled, with about `size` bytes.
-
-    Raises:
-        ConfigurationError: `out` is there already.
-        CheckpointError: there is no room, or the disk refuses.
-    """
-    try:
-        with new_folder(out) as folder:
-            if problem := space_problem(folder.parent, size):
-                raise CheckpointError(problem)
-            yield folder
-    except FileExistsError as error:
-        raise ConfigurationError(f"--out {shown(out)}: {error.strerror}; choose another folder") from error
-    except OSError as error:
-        raise CheckpointError(f"--out {shown(out)}: {error.strerror}; {in_units(size)} are needed") from error

@@ -8,6 +8,7 @@ from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from pretrain.models.context import LayerContext, Materials
+from pretrain.tasks.gpt.architectures import GPT2, GPTNeoX, Llama
 from pretrain.tasks.gpt.config import GPTConfig
 from pretrain.tasks.gpt.metric import Perplexity
 from pretrain.tasks.gpt.model import gpt_layers
@@ -21,6 +22,7 @@ class GPT(Task[GPTConfig]):
     """The task trains a decoder-only language model."""
 
     source = TextSource()
+    architectures = (GPT2(), GPTNeoX(), Llama())
 
     def layers(self, model: GPTConfig, data: TextConfig, materials: Materials) -> list[LayerSpec]:
         """It lists embedding, positions, blocks, final norm and head."""

@@ -1,0 +1,196 @@
+"""`surefoot export` and `surefoot import`: a run in Hugging Face's form, and a run of that."""
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from support.distributed import run_distributed
+from support.runs import metrics, run_config, run_to_end
+from support.training import Layout, slow
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text.batch import TokenBatch
+from data_pipeline.text.source import TextSource
+from data_pipeline.text.tokenizer import Tokenizer
+from pretrain.checkpoint.sealed import open_sealed
+from pretrain.commands.__main__ import main
+from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
+from pretrain.ledger.file import read_ledger
+from pretrain.ledger.record import Kind
+from pretrain.run_folder import LEDGER
+
+MODEL = {"reparametrization": "sigma", "attention": {"num_heads": 4, "kind": "mlra"}, "dropout": 0.0}
+
+
+def configured(folder: Path, corpus: Path) -> RunConfig:
+    return run_config(Layout(tensor=2), folder, corpus, model=MODEL, checkpoint={"every_steps": 4})
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps on two tensor-parallel ranks, with sigmaReparam and low-rank attention."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_distributed(run_to_end, 2, configured(folder, corpus))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Path) -> Path:
+    """The model of its last checkpoint for `transformers`."""
+    assert main(["export", f"{finished}/test", "--to", "huggingface", "--out", f"{finished}/exported"]) == 0
+    return finished / "exported"
+
+
+@torch.no_grad()
+def mean_loss(folder: Path, steps: Iterable[list[TokenBatch]]) -> float:
+    """The loss of an exported model by `transformers`, in nats per target."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    total, count = 0.0, 0.0
+    for batch in chain.from_iterable(steps):
+        logits_BSV = model(batch.tokens_BS.long()).logits
+        losses_BS = F.cross_entropy(logits_BSV.mT, batch.targets_BS.long(), reduction="none")
+        total += (losses_BS * batch.weights_BS).double().sum().item()
+        count += batch.weights_BS.sum().item()
+    return total / count
+
+
+def test_the_validation_loss_is_that_of_the_run(finished: Path, exported: Path) -> None:
+    config = load_config(finished / "test")
+    validation = ValidationSet(TextSource(), config.data, samples=12, data_rank=0, data_size=1)
+    expected = metrics(finished, "validation_loss")[8]
+    assert mean_loss(exported, validation) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_tokenizer_is_that_of_the_data(corpus: Path, exported: Path) -> None:
+    tokenizer, text = Tokenizer.load(corpus / "tokenizer.model"), " the run\tkeeps\n\u2581 its feet"
+    assert AutoTokenizer.from_pretrained(exported)(text)["input_ids"] == tokenizer.encode(text)
+
+
+def test_the_card_has_what_the_run_has_recorded(finished: Path, exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    assert f"- Loss of the last step: {metrics(finished)[8]:.4f} nats per token" in card
+    assert (
+        f"- Validation loss: {metrics(finished, 'validation_loss')[8]:.4f} nats per token at step 8" in card
+    )
+    assert open_sealed(finished / "test").manifest.data_fingerprint in card
+
+
+def test_an_earlier_checkpoint_is_exported_by_its_tag(finished: Path, tmp_path: Path) -> None:
+    model = f"{finished}/test@step00000004-a1"
+    assert (
+        main(["export", model, "--to", "safetensors", "--out", f"{tmp_path}/plain", "--dtype", "bf16"]) == 0
+    )
+    card = (tmp_path / "plain/README.md").read_text()
+    assert "- Steps: 4 of 8" in card
+    assert f"- Loss of the last step: {metrics(finished)[4]:.4f} nats per token" in card
+
+
+def test_a_damaged_checkpoint_is_not_exported(finished: Path, tmp_path: Path) -> None:
+    folder = open_sealed(finished / "test@step00000004-a1").folder
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (damaged,) = copy.glob("state_00001.safetensors")
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    assert main(["export", str(copy), "--to", "safetensors", "--out", f"{tmp_path}/out"]) == 4
+    assert not (tmp_path / "out").exists()
+
+
+# Import
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch", "bound"),
+    [
+        (Layout(pipeline=2, accumulation=3), 4, 1e-5),
+        slow(Layout(data=2, zero=2), 6, 1e-5),
+        slow(Layout(data=2, zero=3), 6, 1e-5),
+        slow(Layout(tensor=2, zero=1, dtype="bf16"), 12, 1e-2),
+    ],
+    ids=str,
+)
+def test_an_imported_run_begins_with_the_weights_and_trains(
+    layout: Layout, batch: int, bound: float, corpus: Path, exported: Path, tmp_path: Path
+) -> None:
+    like = run_config(layout, tmp_path, corpus)
+    settings = {
+        name: value
+        for name, value in like.model_dump(mode="json", exclude_none=True).items()
+        if name != "model"
+    }
+    del settings["data"]["kind"]
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(settings))
+    arguments = [
+        "--out",
+        f"{tmp_path}/test",
+        "--config",
+        f"{tmp_path}/run.toml",
+        "--set",
+        f"data.micro_batch_size={batch}",
+    ]
+    assert main(["import", "huggingface", str(exported), *arguments]) == 0
+    config = load_config(tmp_path / "test")
+    assert (config.run_folder, config.model.kind) == (tmp_path / "test", "gpt")
+    assert (
+        main(
+            [
+                "export",
+                f"{tmp_path}/test",
+                "--to",
+                "huggingface",
+                "--out",
+                f"{tmp_path}/again",
+                "--dtype",
+                "fp32",
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        exported / "model.safetensors"
+    ).read_bytes()
+    run_distributed(run_to_end, 2, config)
+    stream = BatchStream(TextSource(), config.data, seed=config.run.seed, data_rank=0, data_size=1)
+    assert metrics(tmp_path)[1] == pytest.approx(mean_loss(exported, [next(stream)]), rel=bound)
+    stream.close()
+    assert [*metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    kinds = [record.kind for record in read_ledger(tmp_path / "test" / LEDGER)]
+    assert kinds[:2] == [Kind.RUN_START, Kind.CONVERTED]
+    assert open_sealed(tmp_path / "test").manifest.state.step == 8
+
+
+def test_settings_that_are_missing_or_wrong_are_named(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["--set", "model.num_layers=3", "--set", "model.positions='learned'", "--set", "x.y=1"]
+    assert main(["import", "huggingface", str(exported), "--out", f"{tmp_path}/run", *wrong]) == 2
+    told = capsys.readouterr().err
+    for words in (
+        "model.num_layers = 3: the model in",
+        "model.positions",
+        "run.steps",
+        "data.sources",
+        "optimizer",
+        "x",
+    ):
+        assert words in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["model=3", "model.attention='dense'", "model.num_layers.x=1", "model.attention=3"]
+)
+def test_settings_that_are_no_settings_are_told(
+    setting: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", "huggingface", str(exported), "--out", f"{tmp_path}/run", "--set", setting]) == 2
+    assert setting.partition("=")[0] in capsys.readouterr().err
