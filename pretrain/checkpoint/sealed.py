@@ -45,12 +45,21 @@ class SealedCheckpoint:
         """It reads its tensors by name. Raises what `SavedTensors` does."""
         return SavedTensors(self.folder, self.manifest)
 
+    @property
+    def step(self) -> int:
+        """It was taken after this step."""
+        return self.manifest.state.step
+
+    def has(self, name: str) -> bool:
+        """It tells whether a file of this name goes with the model."""
+        return name in self.manifest.files
+
     def companion(self, name: str) -> bytes:
         """It returns a file that goes with the model, such as the tokenizer.
 
         Raises CheckpointError where it has none of that name.
         """
-        if name not in self.manifest.files:
+        if not self.has(name):
             raise CheckpointError(f"{self.folder}: has no {name}")
         try:
             return read_whole(self.folder / name, follow=False)

@@ -4,15 +4,17 @@ import argparse
 
 from data_pipeline.paths import path_argument
 
+EXPORTS = "the folder of a checkpoint, of an export, or of Hugging Face's with a tokenizer of sentencepiece"
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """It declares which checkpoint is used."""
+
+def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a checkpoint") -> None:
+    """It declares which checkpoint is used; `besides` says what else than a run may stand there."""
     parser.add_argument(
         "model",
         type=path_argument,
         metavar="RUN[@TAG]",
         help="folder of a run: its newest certified checkpoint, else its newest; with @TAG, that one, for example "
-        "runs/demo@step00001200-a3; or the folder of a checkpoint",
+        f"runs/demo@step00001200-a3; or {besides}",
     )
 
 

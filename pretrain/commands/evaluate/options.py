@@ -4,7 +4,7 @@ import argparse
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.shown import CommandLine
-from pretrain.commands.arguments import add_model, count
+from pretrain.commands.arguments import EXPORTS, add_model, count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
         "be compared by.",
         epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
     )
-    add_model(parser)
+    add_model(parser, EXPORTS)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--data",

@@ -20,8 +20,8 @@ from data_pipeline.reading.stream import ValidationSet
 from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
 from parallel.mesh import ParallelMesh
-from pretrain.checkpoint.sealed import SealedCheckpoint, open_sealed
 from pretrain.errors import ConfigurationError
+from pretrain.export.opened import Usable, open_model
 from pretrain.inference.evaluate import Evaluation, evaluate
 from pretrain.inference.model import load_model
 from pretrain.tasks.registry import TASKS
@@ -41,7 +41,7 @@ class Given:
 
 def run(options: argparse.Namespace) -> int:
     """It evaluates a checkpoint and prints the outcome."""
-    checkpoint = open_sealed(options.model)
+    checkpoint = open_model(options.model)
     config = checkpoint.config
     measure = TASKS[config.model.kind].source.measure(checkpoint.companion)
     certified = "certified" if checkpoint.certificate else "not certified"
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def given(checkpoint: SealedCheckpoint, options: argparse.Namespace) -> Iterator[Given]:
+def given(checkpoint: Usable, options: argparse.Namespace) -> Iterator[Given]:
     """It opens what the options ask for.
 
     Raises:
@@ -88,7 +88,7 @@ def given(checkpoint: SealedCheckpoint, options: argparse.Namespace) -> Iterator
         held_out.close()
 
 
-def text_batches(checkpoint: SealedCheckpoint, path: Path) -> Iterator[Batch]:
+def text_batches(checkpoint: Usable, path: Path) -> Iterator[Batch]:
     """It returns the batches of a text file. It raises what `given` does."""
     config = checkpoint.config
     codec = TASKS[config.model.kind].text(config.model, config.data, checkpoint.companion)
@@ -102,21 +102,19 @@ def text_batches(checkpoint: SealedCheckpoint, path: Path) -> Iterator[Batch]:
     return codec.batches(tokens, config.data.micro_batch_size)
 
 
-def check_companions(checkpoint: SealedCheckpoint, data: ValidationSet) -> None:
+def check_companions(checkpoint: Usable, data: ValidationSet) -> None:
     """It raises DataError for data that was made with another tokenizer, say, than the model's."""
     for name, content in data.companions.items():
-        if name in checkpoint.manifest.files and checkpoint.companion(name) != content:
+        if checkpoint.has(name) and checkpoint.companion(name) != content:
             raise DataError(f"the data was made with another {name} than {shown(checkpoint.folder)} has")
 
 
-def document(
-    checkpoint: SealedCheckpoint, name: str, found: Evaluation, baseline: Baseline | None
-) -> dict[str, Any]:
+def document(checkpoint: Usable, name: str, found: Evaluation, baseline: Baseline | None) -> dict[str, Any]:
     """It returns the outcome as JSON has it."""
     per_unit = {unit: found.loss_per(unit) for unit in found.units}
     values: dict[str, Any] = {
         "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.manifest.state.step,
+        "step": checkpoint.step,
         "certified": checkpoint.certificate is not None,
         "data": name,
         "loss": found.loss,
@@ -131,9 +129,7 @@ def document(
     return {key: finite(value) for key, value in values.items()}
 
 
-def lines(
-    checkpoint: SealedCheckpoint, name: str, found: Evaluation, baseline: Baseline | None
-) -> Iterator[str]:
+def lines(checkpoint: Usable, name: str, found: Evaluation, baseline: Baseline | None) -> Iterator[str]:
     """It yields the outcome as people read it."""
     model = checkpoint.config.model
     amounts = [f"{found.targets:,} {model.targets}", *(f"{n:,} {unit}s" for unit, n in found.units.items())]

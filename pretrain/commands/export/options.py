@@ -1,14 +1,15 @@
-"""Write a checkpoint as plain tensors, or as a model of Hugging Face's."""
+"""write a checkpoint as plain tensors, or as a model of Hugging Face's"""
 
 import argparse
 
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import CommandLine
 from pretrain.commands.arguments import add_model
 
 
 def parser() -> argparse.ArgumentParser:
     """It declares the options of `surefoot export`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="surefoot export",
         description="Write the weights of a checkpoint of any layout into a folder to be used elsewhere: joined, "
         "without padding, with sigmaReparam and low-rank attention folded into plain matrices.",

@@ -5,7 +5,7 @@ import math
 
 from data_pipeline.paths import path_argument
 from data_pipeline.shown import CommandLine
-from pretrain.commands.arguments import add_model, count
+from pretrain.commands.arguments import EXPORTS, add_model, count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         "the text and nothing else; on a terminal, what would control it is spelled out.",
         epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
     )
-    add_model(parser)
+    add_model(parser, EXPORTS)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="how the text begins")
     prompt.add_argument(

@@ -10,8 +10,8 @@ from itertools import chain
 from data_pipeline.parsing import parsed_as, read_whole
 from data_pipeline.shown import shown, shown_lines
 from parallel.mesh import ParallelMesh
-from pretrain.checkpoint.sealed import open_sealed
 from pretrain.errors import ConfigurationError
+from pretrain.export.opened import open_model
 from pretrain.inference.generate import continuation
 from pretrain.inference.model import load_model
 from pretrain.inference.sampling import Sampling
@@ -24,7 +24,7 @@ SEEDS = 2**32
 def run(options: argparse.Namespace) -> int:
     """It writes the prompt and what follows it."""
     prompt = read_prompt(options)
-    checkpoint = open_sealed(options.model)
+    checkpoint = open_model(options.model)
     config = checkpoint.config
     codec = TASKS[config.model.kind].text(config.model, config.data, checkpoint.companion)
     if codec is None:

@@ -1,13 +1,14 @@
-"""Make a run of a model that was trained elsewhere, to go on with its training."""
+"""make a run of a model that was trained elsewhere, to go on with its training"""
 
 import argparse
 
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import CommandLine
 
 
 def parser() -> argparse.ArgumentParser:
     """It declares the options of `surefoot import`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="surefoot import",
         description="Make a run at step 0 with the weights of a model of Hugging Face's: GPT-2, GPT-NeoX or Llama, in "
         "files of safetensors. `surefoot train RUN` goes on from there.",

@@ -1,6 +1,8 @@
 """`surefoot export` and `surefoot import`: a run in Hugging Face's form, and a run of that."""
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -103,6 +105,48 @@ def test_a_damaged_checkpoint_is_not_exported(finished: Path, tmp_path: Path) ->
     damaged.write_bytes(content)
     assert main(["export", str(copy), "--to", "safetensors", "--out", f"{tmp_path}/out"]) == 4
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["safetensors", "huggingface"])
+def test_an_export_is_used_like_the_checkpoint(
+    to: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"{finished}/test", "--to", to, "--out", f"{tmp_path}/out"]) == 0
+    (tmp_path / "text").write_text("the run keeps its feet while loss falls")
+    losses, texts = [], []
+    for model in (f"{finished}/test", f"{tmp_path}/out"):
+        capsys.readouterr()
+        assert main(["evaluate", model, "--text", f"{tmp_path}/text", "--json"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+        assert (
+            main(["generate", model, "--prompt", "the run", "--temperature", "0", "--max-tokens", "20"]) == 0
+        )
+        texts.append(capsys.readouterr().out)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert texts[1] == texts[0] != "the run"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda out: (out / "tokenizer.model").unlink(), r"tokenizer\.model: No such file"),
+        (lambda out: (out / "model.safetensors").write_bytes(b"\0"), "model.safetensors"),
+        (lambda out: (out / "config.toml").unlink(), "config.toml"),
+    ],
+    ids=["tokenizer", "tensors", "settings"],
+)
+def test_a_damaged_export_is_told(
+    damage: Callable[[Path], object],
+    words: str,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["export", f"{finished}/test", "--to", "safetensors", "--out", f"{tmp_path}/out"]) == 0
+    damage(tmp_path / "out")
+    capsys.readouterr()
+    assert main(["generate", f"{tmp_path}/out", "--prompt", "the run"]) in (2, 4)
+    assert re.search(words, capsys.readouterr().err)
 
 
 # Import

@@ -1,0 +1,141 @@
+"""A model is opened to be used: a sealed checkpoint, an export of either kind, or a folder of Hugging Face's."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from data_pipeline.parsing import read_whole
+from data_pipeline.shown import shown
+from pretrain.checkpoint.certificate import Certificate
+from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.sealed import open_sealed
+from pretrain.checkpoint.tensor_file import TensorFile
+from pretrain.config.loader import load_config, validated
+from pretrain.config.run import RunConfig
+from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.export.foreign import SETTINGS, WEIGHTS, ForeignFolder
+from pretrain.inference.model import TensorSource
+from pretrain.run_folder import CONFIG
+from pretrain.tasks.architecture import flattened, nested
+
+
+class Usable(Protocol):
+    """It is a model with what it is used with."""
+
+    @property
+    def folder(self) -> Path:
+        """It lies there."""
+        ...
+
+    @property
+    def config(self) -> RunConfig:
+        """Its settings."""
+        ...
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """It has one if it is a checkpoint that was certified."""
+        ...
+
+    @property
+    def step(self) -> int | None:
+        """It was taken after this step of its run; none: that is not known."""
+        ...
+
+    @property
+    def tensors(self) -> TensorSource:
+        """It reads its tensors by name. Raises CheckpointError."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """It tells whether a file of this name goes with the model."""
+        ...
+
+    def companion(self, name: str) -> bytes:
+        """It returns a file that goes with the model. Raises CheckpointError where it has none of that name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """It is a folder that is no checkpoint: nothing vouches for its bytes."""
+
+    folder: Path
+    config: RunConfig
+    tensors: TensorSource
+    certificate: None = None
+    step: None = None
+
+    def has(self, name: str) -> bool:
+        """It tells whether a file of this name goes with the model."""
+        return (self.folder / name).is_file()
+
+    def companion(self, name: str) -> bytes:
+        """It returns a file that goes with the model. Raises CheckpointError where it has none of that name."""
+        try:
+            return read_whole(self.folder / name)
+        except OSError as error:
+            raise CheckpointError(f"{shown(self.folder / name)}: {error.strerror}") from error
+
+
+class PlainFile:
+    """These are the tensors of an export by our own names."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError where it is no file of tensors."""
+        try:
+            self._file = TensorFile(path)
+        except OSError as error:
+            raise CheckpointError(f"{shown(path)}: {error.strerror}") from error
+
+    @property
+    def names(self) -> Collection[str]:
+        """These are the names of all tensors."""
+        return self._file.entries.keys()
+
+    def read(self, name: str) -> Tensor:
+        """It returns a tensor. Raises CheckpointError and OSError."""
+        return self._file.read(name).float()
+
+
+def open_model(where: Path) -> Usable:
+    """It opens what `open_sealed` does, or a folder that `surefoot export` or `transformers` has written.
+
+    Raises:
+        ConfigurationError: there is no such folder, or it holds a model that is none of ours.
+        CheckpointError: there is none in it, it is damaged or condemned.
+    """
+    if (where / MANIFEST).exists():
+        return open_sealed(where)
+    if (where / SETTINGS).exists():
+        foreign = ForeignFolder(where)
+        config = _made_up(foreign)
+        return Folder(where, config, foreign.tensors(config.model, config.model.outline(config.data)))
+    if (where / WEIGHTS).exists():
+        return Folder(where, load_config(where / CONFIG), PlainFile(where / WEIGHTS))
+    return open_sealed(where)
+
+
+def _made_up(foreign: ForeignFolder) -> RunConfig:
+    """It returns the configuration of a run with such a model, whose data and optimizer nobody knows.
+
+    Raises ConfigurationError.
+    """
+    unknown = {
+        "run.name": re.sub(r"[^A-Za-z0-9]", "-", foreign.folder.absolute().name) or "model",
+        "run.steps": 1,
+        "data.sources": [{"path": str(foreign.folder)}],
+        "data.micro_batch_size": 1,
+        "data.global_batch_size": 1,
+        "optimizer.learning_rate": 1.0,
+        "precision.dtype": foreign.dtype,
+        "model.kind": foreign.kind,
+    }
+    config, problems = validated(nested(unknown | flattened(foreign.sections)))
+    if config is None or problems:
+        raise ConfigurationError(f"{shown(foreign.folder / SETTINGS)}: no model of ours", problems)
+    return config
