@@ -65,10 +65,13 @@ LAUNCH_MAY_IMPORT = (
 that they stay so)."""
 
 
+ON_TEXT = {"text": ("data_pipeline.translation.*",)}
+"""Sentences are text, tokenized by its room."""
+
 ROOMS = {
     **{f"pretrain.tasks.{path.name}": REGISTRIES for path in folders("pretrain/tasks")},
     **{
-        f"data_pipeline.{path.name}": ("pretrain.tasks.*",)
+        f"data_pipeline.{path.name}": ("pretrain.tasks.*", *ON_TEXT.get(path.name, ()))
         for path in folders("data_pipeline")
         if has_source(path)
     },
