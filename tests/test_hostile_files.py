@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+import torch
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from support.hostile import ODD, anything, changed_bytes, changed_json, changed_value, confined
 from support.numbered_data import write_split
 from support.training import Layout, make_config
@@ -47,6 +49,7 @@ from pretrain.checkpoint.lifecycle import candidates
 from pretrain.checkpoint.manifest import CheckpointLayout, FileRecord, Manifest, read_manifest, seal, verify
 from pretrain.config.loader import changed_settings, dump_config, load_config
 from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.export.opened import open_model
 from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, Record
 from pretrain.metrics.jsonl import MetricsFile
@@ -413,7 +416,68 @@ def read_hosts(folder: Path, content: bytes) -> None:
     )
 
 
+# Models from elsewhere
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 8,
+    "vocab_size": 16,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "head_dim": 4,
+    "attention_bias": False,
+    "use_cache": True,
+}
+
+
+def make_model(folder: Path) -> dict[str, torch.Tensor]:
+    """A Llama as small as they come."""
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    block = "model.layers.0"
+    shapes = {f"{block}.self_attn.{name}_proj.weight": (8, 8) for name in "qkvo"}
+    shapes |= {f"{block}.mlp.{name}_proj.weight": (16, 8) for name in ("gate", "up")}
+    shapes |= {f"{block}.{name}layernorm.weight": (8,) for name in ("input_", "post_attention_")}
+    shapes |= {
+        "model.embed_tokens.weight": (16, 8),
+        "model.norm.weight": (8,),
+        f"{block}.mlp.down_proj.weight": (8, 16),
+    }
+    tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+def make_settings(folder: Path) -> Callable[[Chance], bytes]:
+    make_model(folder)
+    return lambda chance: json.dumps(LLAMA).encode() if chance.random() < 0.1 else changed_json(chance, LLAMA)
+
+
+def make_file_index(folder: Path) -> Callable[[Chance], bytes]:
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": dict.fromkeys(make_model(folder), "model.safetensors"),
+    }
+    return lambda chance: changed_json(chance, index)
+
+
+def read_model(name: str) -> Callable[[Path, bytes], None]:
+    def read(folder: Path, content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        model = open_model(folder)
+        assert sum(model.tensors.read(name).numel() for name in model.tensors.names) > 100
+
+    return read
+
+
 FORMATS = {
+    "config.json": Format(make_settings, read_model("config.json"), (ConfigurationError, CheckpointError)),
+    "index of tensors": Format(
+        make_file_index, read_model("model.safetensors.index.json"), (CheckpointError,)
+    ),
     "index": Format(make_index, read_index, (DataError,)),
     "manifest": Format(make_manifest, read_split, (DataError,)),
     "prepare.json": Format(make_prepared, read_prepared, (TargetExists,)),

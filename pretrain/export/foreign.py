@@ -4,6 +4,7 @@ Its files of tensors are read as the format describes them; nothing is unpickled
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pretrain.tasks.registry import TASKS
 
 SETTINGS, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+"""The name of a file in a folder."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """All numbers of these are numbers of fp32."""
 
@@ -197,8 +200,8 @@ def _listed(folder: Path) -> list[str]:
     """It returns the files that the index of a folder names, which all lie in it."""
     with parsed_as(CheckpointError, folder / INDEX):
         names = sorted(set(_document(folder / INDEX)["weight_map"].values()))
-        if any(not isinstance(name, str) or Path(name).name != name or not name for name in names):
-            raise ValueError("weight_map names a file outside of the folder")
+        if any(not _FILE.fullmatch(name) for name in names):
+            raise ValueError("weight_map names what is no file of the folder")
     return names
 
 
