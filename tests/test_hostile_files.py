@@ -46,7 +46,16 @@ from launch.metrics import last_rows
 from launch.reap import recorded
 from pretrain.checkpoint.certificate import certify, read_certificate
 from pretrain.checkpoint.lifecycle import candidates
-from pretrain.checkpoint.manifest import CheckpointLayout, FileRecord, Manifest, read_manifest, seal, verify
+from pretrain.checkpoint.manifest import (
+    CheckpointLayout,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    read_manifest,
+    seal,
+    verify,
+)
+from pretrain.checkpoint.saved_tensors import SavedTensors
 from pretrain.config.loader import changed_settings, dump_config, load_config
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.export.opened import open_model
@@ -334,6 +343,55 @@ def read_checkpoint(folder: Path, content: bytes) -> None:
     read_certificate(checkpoint)
 
 
+SHARES = {"sharded": TensorRecord(shape=(4, 2), sharded=0, stacked=(2, 2)), "whole": TensorRecord(shape=(3,))}
+TENSORS = {
+    "weight/sharded": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+    "exp_avg/sharded@0": {"dtype": "F32", "shape": [3], "data_offsets": [16, 28]},
+    "exp_avg/sharded@3": {"dtype": "F32", "shape": [1], "data_offsets": [28, 32]},
+    "weight/whole": {"dtype": "BF16", "shape": [3], "data_offsets": [32, 38]},
+}
+
+
+def make_tensors(folder: Path) -> Callable[[Chance], bytes]:
+    """It makes the tensors of one rank of two, those of the other are sound."""
+    (folder / "state_00001.safetensors").write_bytes(
+        tensor_file({name: entry for name, entry in TENSORS.items() if "whole" not in name}, 32)
+    )
+
+    def make(chance: Chance) -> bytes:
+        header = changed_value(chance, TENSORS) if chance.random() < 0.8 else TENSORS
+        content = tensor_file(header, chance.choice([38, 38, 38, 37, 39, 0]))
+        return content if chance.random() < 0.7 else anything(chance, content)
+
+    return make
+
+
+def tensor_file(header: object, size: int) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+def read_tensors(folder: Path, content: bytes) -> None:
+    (folder / "state_00000.safetensors").write_bytes(content)
+    records = [FileRecord(size=1, sha256="0" * 64, rank=rank) for rank in range(2)]
+    manifest = Manifest(
+        tag=TAG,
+        layout=CheckpointLayout(tensor=2, pipeline=1, data=1, zero_stage=0, dtype="fp32"),
+        config_digest="",
+        optimizer="adamw",
+        run_id="r",
+        tensors=SHARES,
+        data_fingerprint="",
+        state=TrainState(step=2),
+        files={f"state_{record.rank:05d}.safetensors": record for record in records},
+        versions={},
+    )
+    saved = SavedTensors(folder, manifest)
+    for name in saved.names:
+        for kind in saved.kinds(name):
+            assert saved.read(name, kind).shape == saved.shape(name)
+
+
 # Configurations
 
 
@@ -486,6 +544,7 @@ FORMATS = {
     "metrics": Format(make_metrics, read_metrics),
     "heartbeat": Format(make_heartbeat, read_heartbeat),
     "checkpoint": Format(make_checkpoint, read_checkpoint, (CheckpointError,)),
+    "tensors": Format(make_tensors, read_tensors, (CheckpointError,)),
     "configuration": Format(make_toml, read_toml_file, (ConfigurationError,)),
     "DeepSpeed JSON": Format(make_deepspeed, read_deepspeed, (ConfigurationError,)),
     "hostfile": Format(make_hostfile, read_hosts, (ConfigurationError,)),
