@@ -1,6 +1,7 @@
 """tell the loss of a model on validation data or on a text"""
 
 import argparse
+import shlex
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.shown import CommandLine
@@ -29,8 +30,14 @@ def parser() -> argparse.ArgumentParser:
         "--lm-eval",
         nargs="+",
         metavar="TASK",
-        help="tasks of lm-evaluation-harness, which runs beside this, on a Hugging Face export made for it; further "
-        "options of its own come behind --",
+        help="tasks of lm-evaluation-harness, which runs beside this on an export for Hugging Face",
+    )
+    parser.add_argument(
+        "--lm-eval-options",
+        type=shlex.split,
+        default=[],
+        metavar="WORDS",
+        help="options of its own, in quotes: --lm-eval-options='--limit 100 --batch_size 8'",
     )
     parser.add_argument(
         "--samples",

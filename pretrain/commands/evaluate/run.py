@@ -20,6 +20,7 @@ from data_pipeline.reading.stream import ValidationSet
 from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
 from parallel.mesh import ParallelMesh
+from pretrain.commands.evaluate.harness import run_lm_eval
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable, open_model
 from pretrain.inference.evaluate import Evaluation, evaluate
@@ -40,7 +41,9 @@ class Given:
 
 
 def run(options: argparse.Namespace) -> int:
-    """It evaluates a checkpoint and prints the outcome."""
+    """It evaluates a model and prints the outcome."""
+    if options.lm_eval:
+        return run_lm_eval(options.model, options.lm_eval, options.lm_eval_options)
     checkpoint = open_model(options.model)
     config = checkpoint.config
     measure = TASKS[config.model.kind].source.measure(checkpoint.companion)

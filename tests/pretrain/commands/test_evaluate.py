@@ -2,6 +2,8 @@
 
 import json
 import math
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,18 @@ import torch
 from support.distributed import run_distributed
 from support.runs import metrics, run_config, run_to_end
 from support.training import SEQUENCE, Layout
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
+from data_pipeline.reading.stream import ValidationSet
 from data_pipeline.text.batch import TokenBatch
 from data_pipeline.text.command import main as prepare
 from data_pipeline.text.measure import TextMeasure
 from data_pipeline.text.passage import passage_batches
+from data_pipeline.text.source import TextSource
 from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
 from pretrain.commands.__main__ import main
+from pretrain.config.loader import load_config
 
 TEXT = "def f(x):\n    return x  # naïve 🐾\n" * 7
 
@@ -75,6 +82,45 @@ def test_a_text_is_counted_to_the_byte(
     assert found["loss_per_byte"] == pytest.approx(nats / found["bytes"])
     assert found["perplexity_per_word"] == pytest.approx(math.exp(nats / found["words"]))
     assert found["baseline"]["name"] == "a unigram model of this text"
+
+
+def test_transformers_comes_to_the_same(
+    runs: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an export, on the same samples: the run's validation, ours of run and exports, and theirs."""
+    for form in ("huggingface", "safetensors"):
+        assert main(["export", f"{runs}/test", "--to", form, "--out", str(tmp_path / form)]) == 0
+    capsys.readouterr()
+    words = ["--data", str(corpus), "--samples", "12"]
+    found = [evaluated(capsys, str(place), *words)["loss"] for place in (runs / "test", *tmp_path.iterdir())]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "huggingface").eval()
+    data = load_config(runs / "test").data
+    held_out = ValidationSet(TextSource(), data, samples=12, data_rank=0, data_size=1)
+    sums = [0.0, 0.0]
+    for batch in chain.from_iterable(held_out):
+        with torch.no_grad():
+            logits = model(batch.tokens_BS).logits
+        nll = F.cross_entropy(logits.flatten(0, 1).double(), batch.targets_BS.flatten(), reduction="none")
+        sums[0] += float((nll * batch.weights_BS.flatten()).sum())
+        sums[1] += float(batch.weights_BS.sum())
+    held_out.close()
+    told = metrics(runs, "validation_loss")[8]
+    assert [*found, sums[0] / sums[1]] == pytest.approx([told] * 4, rel=1e-6)
+
+
+def test_an_export_has_no_data_of_its_own(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", f"{runs}/test", "--to", "huggingface", "--out", str(tmp_path / "out")]) == 0
+    assert main(["evaluate", str(tmp_path / "out")]) == 3
+    assert "give other data (--data) or a text (--text)" in capsys.readouterr().err
+
+
+def test_a_harness_that_is_not_there_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_spec("lm_eval"):
+        pytest.skip("lm_eval is installed")
+    assert main(["evaluate", f"{runs}/test", "--lm-eval", "hellaswag"]) == 2
+    assert "lm_eval is not installed" in capsys.readouterr().err
 
 
 def test_people_read_the_same(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
