@@ -27,7 +27,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,9 +41,11 @@ from data_pipeline.__main__ import main as prepare_command
 from data_pipeline.preparing.workspace import Workspace
 from data_pipeline.text import prepare as text
 from parallel.mesh import ParallelMesh, is_peer_loss
-from pretrain.checkpoint import rank_files, writer
+from pretrain.checkpoint import conversion, transfer, writer
 from pretrain.checkpoint.lifecycle import candidates
 from pretrain.checkpoint.writer import CheckpointWriter
+from pretrain.commands.__main__ import main as model_command
+from pretrain.commands.convert import run as convert_command
 from pretrain.config.run import RunConfig
 from pretrain.errors import PeerLost, SurefootError
 from pretrain.fault_injection.faults import make_fault
@@ -61,12 +63,19 @@ FAULT_AFTER = 8
 KILLS_IN_A_LIFE = 3
 PHASES: Mapping[str, tuple[tuple[Any, str], ...]] = {
     "prepare": ((text, "make_once"), (Workspace, "publish")),
-    "first save": ((CheckpointWriter, "begin"), (rank_files, "flush")),
+    "first save": ((CheckpointWriter, "begin"), (transfer, "flush")),
     "seal": ((CheckpointWriter, "finish"),),
     "certify": ((writer, "read_again"), (CheckpointWriter, "finish_certify")),
     "rollback": ((RollbackExecutor, "roll_back"),),
+    "conversion": (
+        (conversion, "write_share"),
+        (conversion, "described"),
+        (convert_command, "append_conversion"),
+    ),
 }
 """Phase -> the calls that it takes place in."""
+ALONE = ("prepare", "conversion")
+"""Phases of programs of one process."""
 KEYS = ("loss", "gradient_norm", "learning_rate", "validation_loss")
 
 # DeepSpeed finds out, once for all processes, which of its operators could be compiled here.
@@ -246,6 +255,12 @@ class Bench:
         ]
         return self.sessions([lambda: prepare_command(words)], kill, life.with_suffix(".log"))
 
+    def convert(self, life: Path, kill: Kill | None) -> list[int]:
+        """Convert the twin's run for another layout, into `converted` of a life."""
+        words = ["convert", str(self.folder / "twin" / "run"), "--out", str(life / "converted")]
+        words += ["--tensor", "2", "--zero-stage", "0", "--data", "1", "--set", "data.micro_batch_size=12"]
+        return self.sessions([lambda: model_command(words)], kill, life.with_suffix(".log"))
+
     def twins(self) -> None:
         """Make what all lives are compared with, and time the phases."""
         write_corpus(self.folder / "raw")
@@ -256,20 +271,19 @@ class Bench:
             not any(self.run(fallen, None, fault=True)), "the run with a rollback has failed; see fallen.log"
         )
         expect("rollback 0" in self.durations, "there was no rollback")
+        expect(self.convert(self.folder, None) == [0], "the twin cannot be converted")
         self.problems += self.compared(fallen)
 
-    def next_kill(self, used: set[str], is_prepare: bool) -> Kill | None:
-        """It returns a kill in the phase that has had the fewest; a bit flips once in a life."""
-        open_ones = [
-            p for p in self.phases if (p == "prepare") == is_prepare and not (p == "rollback" and p in used)
-        ]
-        if not open_ones:
+    def next_kill(self, phases: Sequence[str]) -> Kill | None:
+        """It returns a kill in that of these phases that has had the fewest."""
+        if not phases:
             return None
-        phase = min(open_ones, key=lambda p: (self.killed[p], self.draw.random()))
+        phase = min(phases, key=lambda p: (self.killed[p], self.draw.random()))
         call = self.draw.randrange(len(PHASES[phase]))
         occurrence = self.draw.randint(1, 3) if phase in ("seal", "certify") else 1
         longest = sorted(self.durations[f"{phase} {call}"])[len(self.durations[f"{phase} {call}"]) // 2]
-        return Kill(phase, call, occurrence, self.draw.random() * longest, self.draw.randrange(self.ranks))
+        rank = 0 if phase in ALONE else self.draw.randrange(self.ranks)
+        return Kill(phase, call, occurrence, self.draw.random() * longest, rank)
 
     def count(self, kill: Kill, codes: list[int]) -> None:
         """It notes whether the kill has struck, and whether the other ranks have ended as they should."""
@@ -286,7 +300,8 @@ class Bench:
         """A run is killed, resumed and killed again, and comes to the twin's end."""
         life, used, codes = self.folder / f"life{number:04d}", set[str](), [1]
         for _ in range(min(left, self.draw.randint(1, KILLS_IN_A_LIFE))):
-            kill = self.next_kill(used, is_prepare=False)
+            once = used & {"rollback"}  # a bit flips once in a life
+            kill = self.next_kill([p for p in self.phases if p not in ALONE and p not in once])
             if kill is None or codes == [0] * self.ranks:
                 break
             used.add(kill.phase)
@@ -304,7 +319,7 @@ class Bench:
         if self.draw.random() < 0.5:
             expect(self.prepare(life, None, seed=1) == [0], "other data cannot be prepared")
         for _ in range(min(left, self.draw.randint(1, KILLS_IN_A_LIFE))):
-            kill = self.next_kill(set(), is_prepare=True)
+            kill = self.next_kill(["prepare"])
             if kill is None or codes == [0]:
                 break
             codes = self.prepare(life, kill)
@@ -318,6 +333,30 @@ class Bench:
         if tree(life / "data") != tree(self.folder / "data"):
             found.append(f"{life}: the data is not the twin's")
         found += [f"{life}: {path.name} was left" for path in life.iterdir() if path.name != "data"]
+        self.close(life, found)
+
+    def live_convert(self, number: int, left: int) -> None:
+        """A run is converted, killed and converted again."""
+        life, codes = self.folder / f"life{number:04d}", [1]
+        life.mkdir()
+        for _ in range(min(left, self.draw.randint(1, KILLS_IN_A_LIFE))):
+            kill = self.next_kill(["conversion"])
+            if kill is None or codes == [0]:
+                break
+            codes = self.convert(life, kill)
+            self.count(kill, codes)
+            if codes != [0] and (life / "converted").exists():
+                self.problems.append(f"{life}: a conversion that was killed looks whole")
+        if codes != [0]:
+            codes = self.convert(life, None)
+        found = [] if codes == [0] else [f"{life}: exit codes {codes}"]
+        ours, theirs = (place / "converted" / CHECKPOINTS for place in (life, self.folder))
+        (tag,) = candidates(theirs).certified
+        if list(candidates(ours).certified) != [tag] or digests(ours / str(tag)) != digests(
+            theirs / str(tag)
+        ):
+            found.append(f"{life}: the conversion is not the twin's")
+        found += [f"{life}: {path.name} was left" for path in life.iterdir() if path.name != "converted"]
         self.close(life, found)
 
     def close(self, life: Path, found: list[str]) -> None:
@@ -364,15 +403,15 @@ def course(run: Path, key: str) -> dict[int, float]:
 def digests(checkpoint: Path) -> dict[str, str]:
     """It returns file -> digest of what it holds; how often the run has been taken back is left out."""
     found = {}
-    for path in sorted(checkpoint.glob("*.pt")):
+    for path in sorted(checkpoint.glob("rank_*.pt")):
         content = torch.load(path, weights_only=False)
-        if path.name.startswith("rank_"):
-            del content["watchdog"]
+        del content["watchdog"]
         digest = hashlib.sha256()
         for piece in pieces(content):
             digest.update(piece)
         found[path.name] = digest.hexdigest()
-    return found
+    states = {path.name: hashlib.sha256(path.read_bytes()) for path in checkpoint.glob("state_*")}
+    return found | {name: digest.hexdigest() for name, digest in states.items()}
 
 
 def pieces(value: Any) -> Iterator[bytes]:
@@ -498,7 +537,8 @@ def main() -> int:
         while (left := options.kills - bench.killed.total()) > 0:
             number += 1
             fewest = min(phases, key=lambda phase: bench.killed[phase])
-            (bench.live_prepare if fewest == "prepare" else bench.live)(number, left)
+            lives = {"prepare": bench.live_prepare, "conversion": bench.live_convert}
+            lives.get(fewest, bench.live)(number, left)
             print(
                 f"\r{bench.killed.total()} kills, {number} lives, {len(bench.problems)} problems",
                 end="",

@@ -6,6 +6,7 @@ also after a crash, a file has its old content or the new one.
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -83,16 +84,20 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Within it, a folder under a random name beside `path` is filled; at its end that is called `path`, complete and
-    on disk. Where the block fails it is removed; a killed process leaves it, under a name that nobody takes for it.
+    on disk. Where the block fails it is removed; what a killed process has left, the next call for `path` removes.
 
     Raises OSError; FileExistsError unless `path` is not there yet or is an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(errno.EEXIST, "is there already, and is no empty folder", str(path))
+    _remove_abandoned(path)
     temporary = path.with_name(temporary_name(path.name))
     temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        with suppress(OSError):  # a file system without locks: what is left then stays
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for parent, _, names in os.walk(temporary):
             for name in names:
@@ -104,7 +109,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             remove(temporary)
         raise
+    finally:
+        os.close(lock)
     sync_folder(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove folders that were to become `path`, and that no process fills any more: it would hold their lock."""
+    for entry in os.scandir(path.parent):
+        name = entry.name
+        random = name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if name != f".{path.name}.{random}.tmp" or not re.fullmatch("[0-9a-f]{16}", random):
+            continue
+        with suppress(OSError):
+            lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(Path(entry.path))
+            finally:
+                os.close(lock)
 
 
 def temporary_name(name: str) -> str:

@@ -26,7 +26,5 @@ def test_killed_at_random_moments_of_every_phase(ranks: int, tmp_path: Path) -> 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["problems"] == []
-    assert (
-        min(result["killed"][phase] for phase in ("prepare", "first save", "seal", "certify", "rollback"))
-        >= 3
-    )
+    phases = ("prepare", "first save", "seal", "certify", "rollback", "conversion")
+    assert min(result["killed"][phase] for phase in phases) >= 3

@@ -17,10 +17,12 @@ from data_pipeline.files import (
     exchange,
     last_lines,
     lines_backwards,
+    new_folder,
     open_own,
     open_regular,
     remove_temporaries,
     replace_file,
+    temporary_name,
 )
 
 
@@ -222,3 +224,38 @@ def test_where_there_is_no_exchange_nothing_happens(tmp_path: Path) -> None:
     (old / "inside").mkdir()
     assert not exchange(old / "inside", old)
     assert sorted(path.name for path in old.iterdir()) == ["content", "inside"]
+
+
+# A folder that is made as a whole
+
+
+def test_a_new_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "other") as folder:
+        (folder / "b" / "a").write_text("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "out"):
+        pass
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "link"):
+        pass
+
+
+def test_what_a_killed_process_has_left_goes_and_what_a_living_one_fills_stays(tmp_path: Path) -> None:
+    left = tmp_path / temporary_name("out")
+    (left / "deep").mkdir(parents=True)
+    others = [tmp_path / temporary_name("out.b"), tmp_path / ".out.mine.tmp"]
+    for other in others:
+        other.mkdir()
+    (tmp_path / temporary_name("out")).symlink_to(tmp_path)
+    with new_folder(tmp_path / "out") as first:
+        assert not left.exists()
+        assert all(other.exists() for other in others)
+        with new_folder(tmp_path / "out") as second:
+            assert first.exists()
+            assert first != second
+        (first / "a").write_text("a")
+    assert (tmp_path / "out/a").exists()

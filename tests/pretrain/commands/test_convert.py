@@ -175,3 +175,4 @@ def test_killed_it_leaves_nothing_that_looks_whole(number: int, finished: Path, 
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("MANIFEST.json"))
     assert convert(finished / "test", tmp_path / "out") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "what the killed one has left is gone"
