@@ -25,6 +25,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable, open_model
 from pretrain.inference.evaluate import Evaluation, evaluate
 from pretrain.inference.model import load_model
+from pretrain.run_folder import CONFIG
 from pretrain.tasks.registry import TASKS
 
 LARGEST_TEXT = 2**30
@@ -77,6 +78,8 @@ def given(checkpoint: Usable, options: argparse.Namespace) -> Iterator[Given]:
     if options.data:
         split = SourceConfig(path=options.data)
         data = data.model_copy(update={"sources": (split,), "validation": (split,)})
+    elif not checkpoint.has(CONFIG):
+        raise DataError(f"{shown(checkpoint.folder)} has no data of its own; give it --data or --text")
     if not has_validation(data):
         raise DataError("the run's data has no validation split; give other data (--data) or a text (--text)")
     samples = options.samples or (None if options.data else checkpoint.config.evaluation.samples)

@@ -113,7 +113,7 @@ def test_an_export_has_no_data_of_its_own(
 ) -> None:
     assert main(["export", f"{runs}/test", "--to", "huggingface", "--out", str(tmp_path / "out")]) == 0
     assert main(["evaluate", str(tmp_path / "out")]) == 3
-    assert "give other data (--data) or a text (--text)" in capsys.readouterr().err
+    assert "give it --data or --text" in capsys.readouterr().err
 
 
 def test_a_harness_that_is_not_there_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
