@@ -34,7 +34,7 @@ except ImportError:
 SIZES = {
     # layers, hidden size, heads, vocabulary, sequence, tokens of the prompt, tokens that follow
     "tiny": (6, 384, 6, 8192, 256, 32, 192),
-    "124m": (12, 768, 12, 50304, 1024, 128, 128),
+    "124m": (12, 768, 12, 50304, 1024, 64, 64),
 }
 GREEDY = Sampling(temperature=0)
 

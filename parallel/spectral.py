@@ -146,6 +146,13 @@ class SpectralLayer:
     weight: nn.Parameter
     norms: SpectralNorms
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Replace W by its What, if it is materialised: the layer computes the same and has a plain weight."""
+        if self.norms.effective is not None:
+            self.weight.copy_(self.norms.effective)
+            self.norms.effective = None
+
 
 def find_spectral_layers(module: nn.Module) -> list[SpectralLayer]:
     """It returns all reparametrised weights of a module, in order."""
@@ -259,10 +266,7 @@ def sums_over(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor
     return flat.split([tensor.numel() for tensor in tensors])
 
 
-@torch.no_grad()
 def fold(module: nn.Module) -> None:
     """Replace every W by its What, for export: the module computes the same and has plain weights."""
     for layer in find_spectral_layers(module):
-        if layer.norms.effective is not None:
-            layer.weight.copy_(layer.norms.effective)
-            layer.norms.effective = None
+        layer.fold()

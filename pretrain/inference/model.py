@@ -17,7 +17,7 @@ from parallel.initialization import Normal
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import SequentialLayers
 from parallel.rng import RandomStreams
-from parallel.spectral import find_spectral_layers, fold
+from parallel.spectral import find_spectral_layers
 from pretrain.errors import CheckpointError
 from pretrain.models.context import Materials
 from pretrain.models.outline import Outline
@@ -66,7 +66,7 @@ def load_model(
     fill(layers, settings.outline(data), source)
     for layer in find_spectral_layers(layers):
         layer.norms.materialise(layer.weight)
-    fold(layers)
+        layer.fold()
     return LoadedModel(settings, data, mesh, layers.eval())
 
 
