@@ -152,7 +152,7 @@ class NamedState:
         What all data-parallel ranks hold alike they share out among themselves.
         """
         data = self._model.mesh.data
-        mine = [held for held in self._held() if held.spoken_for]
+        mine = [held for held in self._held() if held.spoken_for and held.count]
         alike = [held for held in mine if held.alike]
         for held in [*alike[data.rank :: data.size], *(held for held in mine if not held.alike)]:
             for kind in held.kinds:

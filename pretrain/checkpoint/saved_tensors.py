@@ -140,7 +140,7 @@ class SavedTensors:
         cut, layout = self.manifest.tensors[name], self.manifest.layout
         size = 1 if cut.sharded is None else layout.tensor
         for runs in shares.values():
-            runs.sort()
+            runs.sort(key=lambda run: (run.start, run.length))
         ends = [[run.start + run.length for run in shares.get(rank, [])] for rank in range(size)]
         starts = [[run.start for run in shares.get(rank, [])] for rank in range(size)]
         expected = math.prod(cut.shape) // size
