@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.compatibility import architecture_of, tensor_records
-from pretrain.checkpoint.conversion import layout_of, write_share
+from pretrain.checkpoint.conversion import layout_of, write_shares
 from pretrain.checkpoint.manifest import Manifest, seal
 from pretrain.checkpoint.rank_files import RankState, described, write_companion, write_rank_state
 from pretrain.checkpoint.saved_tensors import Cut
@@ -84,10 +84,8 @@ def make_up(config: RunConfig, checkpoints: Path) -> Path:
     counts = {"tensor": {"step": 5.0}, "group": {}}
     scalars = {"weights": counts, "gammas": {}, "counters": {}, "scale": {}, "probes": {}}
     files = described([write_companion(folder / "config.toml", dump_config(config).encode())], 0)
-    for rank in range(2):
-        paths = [write_share(saved, outline, layout, rank, folder)]
-        paths.append(write_rank_state(folder, rank, RankState({}, {}, {}, scalars)))
-        files |= described(paths, rank)
+    for rank, path in enumerate(write_shares(saved, outline, layout, 0, folder)):
+        files |= described([path, write_rank_state(folder, rank, RankState({}, {}, {}, scalars))], rank)
     manifest = Manifest(
         tag=str(tag),
         layout=layout,

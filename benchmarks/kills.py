@@ -68,7 +68,7 @@ PHASES: Mapping[str, tuple[tuple[Any, str], ...]] = {
     "certify": ((writer, "read_again"), (CheckpointWriter, "finish_certify")),
     "rollback": ((RollbackExecutor, "roll_back"),),
     "conversion": (
-        (conversion, "write_share"),
+        (conversion, "write_shares"),
         (conversion, "described"),
         (convert_command, "append_conversion"),
     ),

@@ -1,8 +1,12 @@
 """A sealed checkpoint is written anew for another layout, without its ranks: one tensor at a time is in memory."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from torch import Tensor
 
 from data_pipeline.shown import shown
 from pretrain.checkpoint.certificate import certify
@@ -41,12 +45,12 @@ def convert(source: SealedCheckpoint, config: RunConfig, data: int, checkpoints:
     companions = {name: source.companion(name) for name in companions_of(source.manifest)}
     companions[CONFIG] = dump_config(config).encode()
     files: dict[str, FileRecord] = {}
-    for rank in range(layout.tensor * layout.pipeline * layout.data):
-        paths = [write_share(source.tensors, config.model.outline(config.data), layout, rank, folder)]
-        paths.append(write_rank_state(folder, rank, RankState(state.data, state.watchdog, {}, state.scalars)))
-        if rank == 0:
-            paths += [write_companion(folder / name, text) for name, text in companions.items()]
-        files |= described(paths, rank)
+    for first in range(0, layout.tensor * layout.pipeline * layout.data, layout.tensor):
+        shares = write_shares(source.tensors, config.model.outline(config.data), layout, first, folder)
+        for rank, path in enumerate(shares, start=first):
+            own = RankState(state.data, state.watchdog, {}, state.scalars)
+            files |= described([path, write_rank_state(folder, rank, own)], rank)
+    files |= described([write_companion(folder / name, text) for name, text in companions.items()], 0)
     seal(folder, converted_manifest(source, config, layout, files))
     if certificate := source.certificate:
         certify(folder, step=certificate.step, horizon=certificate.horizon)
@@ -92,41 +96,68 @@ def in_words(layout: CheckpointLayout) -> str:
     return f"{ranks}, ZeRO {layout.zero_stage}, {layout.dtype}"
 
 
-def write_share(
-    saved: SavedTensors, outline: Outline, layout: CheckpointLayout, rank: int, folder: Path
-) -> Path:
-    """It writes what one rank of a layout would, give or take who of several writes what all of them have."""
-    tensor = rank % layout.tensor
-    tensors = {
-        key_of(name, kind): (name, kind, share_shape(outline.tensors[name], layout.tensor))
-        for name in names_of(outline, layout, rank)
+def write_shares(
+    saved: SavedTensors, outline: Outline, layout: CheckpointLayout, first: int, folder: Path
+) -> list[Path]:
+    """It writes what the tensor-parallel ranks from `first` on would, give or take who of several writes what all of
+    them have: each tensor is read once."""
+    paths = [folder / tensor_file(rank) for rank in range(first, first + layout.tensor)]
+    tensors = [
+        Share(name, kind, outline.tensors[name], layout.tensor)
+        for name in names_of(outline, layout, first)
         for kind in saved.kinds(name)
-    }
-    entries = {
-        key: TensorEntry(saved.dtype(name, kind), shape) for key, (name, kind, shape) in tensors.items()
-    }
-    path = folder / tensor_file(rank)
-    with TensorFileWriter(path, entries) as file:
-        for key, (name, kind, shape) in tensors.items():
-            cut = outline.tensors[name]
-            flat = saved.read_share(name, kind, cut, tensor, layout.tensor, 0, prod(shape))
-            file.write(key, flat.view(shape))
-    return path
+    ]
+    with ExitStack() as stack:
+        files = []
+        for rank, path in enumerate(paths):
+            held = [one for one in tensors if one.is_of(rank)]
+            entries = {one.key: TensorEntry(saved.dtype(one.name, one.kind), one.shape) for one in held}
+            files.append(stack.enter_context(TensorFileWriter(path, entries)))
+        for one in tensors:
+            for rank, file in enumerate(files):
+                if one.is_of(rank):
+                    file.write(one.key, one.read(saved, rank))
+    return paths
+
+
+@dataclass(frozen=True)
+class Share:
+    """It is what each of `size` tensor-parallel ranks holds of a tensor."""
+
+    name: str
+    kind: str
+    cut: Cut
+    size: int
+
+    @property
+    def key(self) -> str:
+        """This is what it is called in a file."""
+        return key_of(self.name, self.kind)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """It is the same on every rank."""
+        cut = self.cut
+        return tuple(n // self.size if axis == cut.sharded else n for axis, n in enumerate(cut.shape))
+
+    def is_of(self, rank: int) -> bool:
+        """It tells whether a rank writes it: of copies the first one does."""
+        return rank == 0 or self.cut.sharded is not None
+
+    def read(self, saved: SavedTensors, rank: int) -> Tensor:
+        """It returns the share of a rank. It raises what `SavedTensors.read_share` does."""
+        flat = saved.read_share(self.name, self.kind, self.cut, rank, self.size, 0, prod(self.shape))
+        return flat.view(self.shape)
 
 
 def names_of(outline: Outline, layout: CheckpointLayout, rank: int) -> list[str]:
-    """It returns the tensors that a rank writes: of its stage, those that its data-parallel ranks share out."""
-    tensor, data = rank % layout.tensor, rank // layout.tensor % layout.data
-    stage, boundaries = rank // layout.tensor // layout.data, outline.partition(layout.pipeline)
+    """It returns the tensors of a rank's stage that its tensor-parallel group writes: data-parallel ones share out
+    all."""
+    data, stage = rank // layout.tensor % layout.data, rank // layout.tensor // layout.data
+    boundaries = outline.partition(layout.pipeline)
     held = [
         f"{layer.name}.{size.name}"
         for layer in outline.layers[boundaries[stage] : boundaries[stage + 1]]
         for size in layer.tensors
-        if size.sharded is not None or tensor == 0
     ]
     return held[data :: layout.data]
-
-
-def share_shape(cut: Cut, size: int) -> tuple[int, ...]:
-    """It returns the shape of what one of `size` tensor-parallel ranks holds of a tensor."""
-    return tuple(n // size if dimension == cut.sharded else n for dimension, n in enumerate(cut.shape))
