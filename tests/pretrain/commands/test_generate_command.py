@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from support.training import Layout
 
 from parallel.mesh import ParallelMesh
 from pretrain.commands.__main__ import main
+from pretrain.commands.generate.run import write
 from pretrain.tasks.gpt.task import GPT
 
 ROOT = Path(__file__).parents[3]
@@ -178,3 +179,19 @@ def test_it_can_be_stopped(run: Path, ending: signal.Signals) -> None:
     told = process.stderr.read().decode()
     assert process.wait() == (-signal.SIGPIPE if ending == signal.SIGPIPE else 130)
     assert len(told.splitlines()) == 1, told
+
+
+def test_text_is_there_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the next part is asked for, who reads has all before it."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+
+    def parts() -> Iterator[str]:
+        for part in ("a", "\N{PAW PRINTS}", "", "c"):
+            yield part
+            assert os.read(ours, 10).decode() == part if part else True
+
+    with os.fdopen(theirs, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        write(parts())
+    os.close(ours)
