@@ -69,9 +69,12 @@ def _facts(source: Source, exported: Exported) -> Iterator[tuple[str, str]]:
 
 
 def _health(source: Source) -> str:
-    if source.certified is None:
-        return "the checkpoint was not certified: no watchdog saw healthy steps follow it"
-    return f"certified at step {source.certified:,}: the watchdog saw healthy steps follow the checkpoint"
+    certificate = source.certificate
+    if certificate is None:
+        return "not certified: whether the run stayed healthy after this checkpoint is not known"
+    if not certificate.horizon:
+        return "certified at the end of the run, without steps after it that could show more"
+    return f"certified at step {certificate.step:,}: {certificate.horizon:,} healthy steps had followed"
 
 
 def _methods(config: RunConfig) -> Iterable[str]:

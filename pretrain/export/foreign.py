@@ -6,6 +6,7 @@ Its files of tensors are read as the format describes them; nothing is unpickled
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 from data_pipeline.parsing import parse_json, parsed_as, read_whole
 from data_pipeline.shown import shown
 from pretrain.checkpoint.tensor_file import TensorFile
+from pretrain.config.loader import validated
+from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.models.outline import Outline
-from pretrain.tasks.architecture import Architecture, Table, TensorMap
+from pretrain.tasks.architecture import Architecture, Table, TensorMap, flattened, nested
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.registry import TASKS
 
@@ -52,6 +55,30 @@ class ForeignFolder:
         """The `precision.dtype` that loses nothing of its tensors and takes least."""
         dtypes = {file.entries[name].dtype for name, file in self.files.items()}
         return "bf16" if dtypes == {torch.bfloat16} else "fp32"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """It is the configuration of a run with such a model, whose data and optimizer nobody knows.
+
+        Raises ConfigurationError where our models cannot have such settings.
+        """
+        unknown = {
+            "run.name": re.sub(r"[^A-Za-z0-9]", "-", self.folder.absolute().name).strip("-") or "model",
+            "run.steps": 1,
+            "data.sources": [{"path": str(self.folder)}],
+            "data.micro_batch_size": 1,
+            "data.global_batch_size": 1,
+            "optimizer.learning_rate": 1.0,
+        }
+        config, problems = validated(nested(unknown | self.settings))
+        if config is None or problems:
+            raise ConfigurationError(f"{shown(self.folder / SETTINGS)}: no model of ours", problems)
+        return config
+
+    @property
+    def settings(self) -> Table:
+        """These are the keys of our sections that follow from it, dotted."""
+        return {"precision.dtype": self.dtype, "model.kind": self.kind, **flattened(self.sections)}
 
     def tensors(self, model: TaskConfig, outline: Outline) -> "ForeignTensors":
         """It returns the tensors of a model that was made of the sections, and has this outline.

@@ -2,6 +2,7 @@
 
 import secrets
 import socket
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -46,7 +47,7 @@ CHANGEABLE = (
     "model.activation_checkpointing",
     "model.vocabulary_multiple",
 )
-"""Keys of [model] that are not in the weights: these may differ from what `config.json` says, or would mean."""
+"""Keys of [model] that are not in the weights, and may be others than those of `config.json`."""
 
 
 @dataclass(frozen=True)
@@ -146,29 +147,27 @@ def append_origin(manifest: Manifest, path: Path) -> None:
 
 def config_of(foreign: ForeignFolder, out: Path, settings: Table) -> RunConfig:
     """It returns the configuration of the run. Raises ConfigurationError with all that is missing or wrong."""
-    place = out.absolute()
-    given = flattened(settings)
-    defaults = {"precision.dtype": foreign.dtype, "model.kind": foreign.kind}
-    theirs = flattened(foreign.sections)
-    fixed = {
-        key: value for key, value in theirs.items() if key.startswith("model.") and key not in CHANGEABLE
-    }
-    problems = [
-        Problem(
-            key, f"the model in {shown(foreign.folder)} has {shown(fixed[key])}", "leave it out", shown(value)
-        )
-        for key, value in given.items()
-        if key in fixed and fixed[key] != value
-    ]
+    place, given = out.absolute(), flattened(settings)
+    theirs = {name: value for name, value in given.items() if not name.startswith("model.")}
+    changed = {name: given[name] for name in CHANGEABLE if name in given}
     named = {"run.folder": escaped(place.parent), "run.name": place.name}
     with parsed_as(ConfigurationError, "--config and --set"):
-        config, found = validated(nested(defaults | theirs | given | fixed | named))
-    problems += found
+        config, problems = validated(nested(foreign.settings | theirs | changed | named))
+    problems += model_problems(foreign, given)
     if config is None or problems:
         raise ConfigurationError(
             f"{count(problems)} in what is to be trained on; see --config and --set", problems
         )
     return config
+
+
+def model_problems(foreign: ForeignFolder, given: Table) -> Iterator[Problem]:
+    """It yields the keys of [model] that would make another model of it."""
+    has = flattened({"model": foreign.config.model.model_dump(mode="json")})
+    for key, value in given.items():
+        if key.startswith("model.") and key not in CHANGEABLE and (key not in has or has[key] != value):
+            rule = f"that of {shown(foreign.folder)} has {shown(has[key])}" if key in has else "unknown key"
+            yield Problem(key, rule, "leave it out", shown(value))
 
 
 def _write_tensors(path: Path, config: RunConfig, tensors: ForeignTensors) -> Path:

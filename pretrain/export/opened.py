@@ -1,6 +1,5 @@
 """A model is opened to be used: a sealed checkpoint, an export of either kind, or a folder of Hugging Face's."""
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ from pretrain.checkpoint.certificate import Certificate
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.checkpoint.tensor_file import TensorFile
-from pretrain.config.loader import load_config, validated
+from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
-from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.errors import CheckpointError
 from pretrain.export.foreign import SETTINGS, WEIGHTS, ForeignFolder
 from pretrain.inference.model import TensorSource
 from pretrain.run_folder import CONFIG
-from pretrain.tasks.architecture import flattened, nested
 
 
 class Usable(Protocol):
@@ -113,29 +111,8 @@ def open_model(where: Path) -> Usable:
         return open_sealed(where)
     if (where / SETTINGS).exists():
         foreign = ForeignFolder(where)
-        config = _made_up(foreign)
+        config = foreign.config
         return Folder(where, config, foreign.tensors(config.model, config.model.outline(config.data)))
     if (where / WEIGHTS).exists():
         return Folder(where, load_config(where / CONFIG), PlainFile(where / WEIGHTS))
     return open_sealed(where)
-
-
-def _made_up(foreign: ForeignFolder) -> RunConfig:
-    """It returns the configuration of a run with such a model, whose data and optimizer nobody knows.
-
-    Raises ConfigurationError.
-    """
-    unknown = {
-        "run.name": re.sub(r"[^A-Za-z0-9]", "-", foreign.folder.absolute().name) or "model",
-        "run.steps": 1,
-        "data.sources": [{"path": str(foreign.folder)}],
-        "data.micro_batch_size": 1,
-        "data.global_batch_size": 1,
-        "optimizer.learning_rate": 1.0,
-        "precision.dtype": foreign.dtype,
-        "model.kind": foreign.kind,
-    }
-    config, problems = validated(nested(unknown | flattened(foreign.sections)))
-    if config is None or problems:
-        raise ConfigurationError(f"{shown(foreign.folder / SETTINGS)}: no model of ours", problems)
-    return config

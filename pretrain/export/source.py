@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.files import lines_backwards, open_regular
 from data_pipeline.parsing import parse_json
+from pretrain.checkpoint.certificate import Certificate
 from pretrain.checkpoint.conversion import companions_of
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.sealed import open_sealed
@@ -29,8 +30,8 @@ class Source:
     tensors: TensorSource
     companions: Mapping[str, bytes] = field(default_factory=dict)
     """Files that the model is used with, by name, such as the tokenizer."""
-    certified: int | None = None
-    """The step at which it was certified; none: it was not."""
+    certificate: Certificate | None = None
+    """It has one if it was certified."""
     step: Row = field(default_factory=dict)
     """The row of its last step in metrics.jsonl; empty: not known."""
     validation: Row = field(default_factory=dict)
@@ -55,14 +56,14 @@ def open_source(where: Path) -> Source:
     Raises what `open_sealed` does, and OSError.
     """
     checkpoint = open_sealed(where)
-    manifest, certificate = checkpoint.manifest, checkpoint.certificate
+    manifest = checkpoint.manifest
     step, validation = rows_of(checkpoint.run_folder, manifest.state)
     return Source(
         checkpoint.config,
         manifest,
         checkpoint.tensors,
         {name: checkpoint.companion(name) for name in companions_of(manifest) if name != CONFIG},
-        certificate.step if certificate else None,
+        checkpoint.certificate,
         step,
         validation,
     )

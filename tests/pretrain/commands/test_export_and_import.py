@@ -215,16 +215,25 @@ def test_an_imported_run_begins_with_the_weights_and_trains(
 def test_settings_that_are_missing_or_wrong_are_named(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = ["--set", "model.num_layers=3", "--set", "model.positions='learned'", "--set", "x.y=1"]
-    assert main(["import", "huggingface", str(exported), "--out", f"{tmp_path}/run", *wrong]) == 2
+    wrong = (
+        "model.num_layers=3",
+        "model.positions=learned",
+        "model.reparametrization=sigma",
+        "model.x=1",
+        "x.y=1",
+    )
+    arguments = [word for setting in wrong for word in ("--set", setting)]
+    assert main(["import", "huggingface", str(exported), "--out", f"{tmp_path}/run", *arguments]) == 2
     told = capsys.readouterr().err
     for words in (
-        "model.num_layers = 3: the model in",
-        "model.positions",
-        "run.steps",
-        "data.sources",
-        "optimizer",
-        "x",
+        "model.num_layers = 3: that of",
+        "model.positions = learned: that of",
+        "model.reparametrization = sigma: that of",
+        "model.x = 1: unknown key",
+        "run.steps: required",
+        "data.sources: required",
+        "optimizer: required",
+        "x.y = 1: unknown key",
     ):
         assert words in told
     assert not (tmp_path / "run").exists()

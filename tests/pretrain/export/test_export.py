@@ -25,6 +25,7 @@ from support.whole_model import (
 )
 
 from data_pipeline.errors import DataError
+from pretrain.checkpoint.certificate import Certificate
 from pretrain.config.loader import load_config
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.export.export import export
@@ -220,7 +221,7 @@ def test_a_large_model_takes_the_memory_of_two_of_its_tensors(tmp_path: Path) ->
 
 def test_the_card_says_where_the_model_comes_from(tmp_path: Path) -> None:
     facts = {
-        "certified": 66,
+        "certificate": Certificate(tag="step00000050-a1", step=66, horizon=16, manifest="0" * 64),
         "step": {"step": 50, "loss": 4.25},
         "validation": {"step": 40, "validation_loss": 4.5, "validation_perplexity": 90.0},
     }
@@ -234,7 +235,7 @@ def test_the_card_says_where_the_model_comes_from(tmp_path: Path) -> None:
         "- Loss of the last step: 4.2500 nats per token",
         "- Validation loss: 4.5000 nats per token at step 40",
         "- Data and tokenizer, by fingerprint: `f1`",
-        "- Health: certified at step 66: the watchdog saw healthy steps follow the checkpoint",
+        "- Health: certified at step 66: 16 healthy steps had followed",
         "- Trained with: `torch 2.13`",
     ):
         assert line in card.splitlines()
@@ -246,7 +247,7 @@ def test_a_card_without_a_run_says_what_is_not_known(tmp_path: Path) -> None:
     export(source("demo"), "huggingface", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- Loss of the last step: not recorded" in card
-    assert "the checkpoint was not certified" in card
+    assert "- Health: not certified" in card
     assert "licence" in card
 
 
