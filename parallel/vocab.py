@@ -4,7 +4,7 @@ B  samples, S  tokens in a sequence, D  hidden size
 V  padded vocabulary, W  the rows of it that this rank holds
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -64,41 +64,76 @@ class VocabularyParallelHead(ColumnParallelLinear):
         return logits_BSW
 
 
+class Smoothing(NamedTuple):
+    """Label smoothing takes `share` of a target's probability and spreads it over all tokens of the real vocabulary,
+    the target among them (Szegedy et al. 2016, arXiv 1512.00567, section 7)."""
+
+    share: float
+    tokens: int
+    """Of the real vocabulary; those behind are padding and get nothing."""
+
+    def rows_on(self, rank: int, rows: int) -> int:
+        """It counts the real ones among the `rows` rows of a tensor-parallel rank."""
+        return min(max(self.tokens - rows * rank, 0), rows)
+
+
+NO_SMOOTHING = Smoothing(0.0, 0)
+
+
 class _CrossEntropy(torch.autograd.Function):
-    """It joins Megatron-core 0.16's pieces of the cross-entropy, whose own Function has the group in global state."""
+    """It joins Megatron-core 0.16's pieces of the cross-entropy, whose own Function has the group in global state.
+
+    Smoothing turns log sum_j exp(z_j) - z_t into log sum_j exp(z_j) - (1 - e) z_t - e mean_j z_j. Its gradient is
+    softmax_i - (1 - e) [i = t] - e / V, V the size of the real vocabulary.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits_BSW: Tensor, targets_BS: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(
+        ctx: Any, logits_BSW: Tensor, targets_BS: Tensor, group: ProcessGroup, smoothing: Smoothing
+    ) -> Tensor:
         logits_BSW, peak_BS = VocabParallelCrossEntropy.calculate_logits_max(
             logits_BSW.to(torch.float32, copy=True)  # the pieces below work in place
         )
         dist.all_reduce(peak_BS, op=dist.ReduceOp.MAX, group=group)
         start = logits_BSW.shape[-1] * dist.get_rank(group)
+        real = smoothing.rows_on(dist.get_rank(group), logits_BSW.shape[-1])
+        above_BS = logits_BSW[..., :real].sum(dim=-1) - real * peak_BS if smoothing.share else None
         mask_BS, rows, target_logits_BS, sums_BS, exp_BSW = (
             VocabParallelCrossEntropy.calculate_predicted_logits(
                 logits_BSW, targets_BS, peak_BS, start, start + logits_BSW.shape[-1]
             )
         )
+        if above_BS is not None:
+            target_logits_BS.mul_(1 - smoothing.share).add_(
+                above_BS, alpha=smoothing.share / smoothing.tokens
+            )
         both_2BS = torch.stack((target_logits_BS, sums_BS))
         dist.all_reduce(both_2BS, group=group)
         softmax_BSW, loss_BS = VocabParallelCrossEntropy.calculate_cross_entropy_loss(exp_BSW, *both_2BS)
         ctx.save_for_backward(softmax_BSW, mask_BS, rows)
+        ctx.smoothing, ctx.real = smoothing, real
         return loss_BS
 
     @staticmethod
-    def backward(ctx: Any, grad_BS: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_BS: Tensor) -> tuple[Tensor, None, None, None]:
         softmax_BSW, mask_BS, rows = ctx.saved_tensors
         operands = VocabParallelCrossEntropy.prepare_gradient_calculation_operands(softmax_BSW, mask_BS)
         gradient_2d, positions, update, gradient_BSW = operands
+        if share := ctx.smoothing.share:
+            update = (1 - share) * update
+            gradient_BSW[..., : ctx.real] -= share / ctx.smoothing.tokens
         VocabParallelCrossEntropy.calculate_gradients(
             gradient_2d, positions, rows, update, gradient_BSW, grad_BS
         )
-        return gradient_BSW, None, None
+        return gradient_BSW, None, None, None
 
 
-def vocabulary_parallel_cross_entropy(logits_BSW: Tensor, targets_BS: Tensor, tensor: Axis) -> Tensor:
-    """It returns the negative log-likelihood (B, S), fp32, in nats, of each target; the same on all tensor ranks."""
-    return _CrossEntropy.apply(logits_BSW, targets_BS, tensor.group)
+def vocabulary_parallel_cross_entropy(
+    logits_BSW: Tensor, targets_BS: Tensor, tensor: Axis, smoothing: Smoothing = NO_SMOOTHING
+) -> Tensor:
+    """It returns the negative log-likelihood (B, S), fp32, in nats, of each target, or with smoothing the cross-entropy
+    with smoothed targets; the same on all tensor ranks."""
+    return _CrossEntropy.apply(logits_BSW, targets_BS, tensor.group, smoothing)
 
 
 def vocabulary_parallel_argmax(logits_BSW: Tensor, tensor: Axis) -> Tensor:

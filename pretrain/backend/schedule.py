@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,10 +72,15 @@ class Pipelined(Schedule):
 
     def __init__(self, engine: PipelineEngine, *, last_stage: bool) -> None:
         self._engine = engine
+        # For what is received first and second, and so on, DeepSpeed keeps one buffer each (0.19.8): an activation and
+        # a gradient would share it, also where one has integers and the other has not.
+        engine._allocate_or_extend_buffers = partial(_allocate, engine)
         self._last_stage = last_stage
+        self._shapes: set[tuple[torch.Size, ...]] = set()
 
     def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
         self._engine.train()
+        self._expect(batches)
         update = PipelineEngine._INSTRUCTION_MAP[schedule.OptimizerStep]
 
         def judged_update(engine: PipelineEngine, **kwargs: Any) -> None:
@@ -93,6 +99,7 @@ class Pipelined(Schedule):
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
         self._engine.eval()
+        self._expect(batches)
         with torch.no_grad():
             losses = self._engine.eval_batch(
                 _as_pairs(batches),
@@ -103,12 +110,26 @@ class Pipelined(Schedule):
             )
             return torch.stack(losses).mean() if self._last_stage else torch.zeros(())
 
+    def _expect(self, batches: Sequence[MicroBatch]) -> None:
+        """It has stages tell each other the shapes of what they hand on when they change, and with each micro-batch
+        where those of a step differ. Every stage has the batches, so all of them know."""
+        shapes = {tuple(tensor.shape for tensor in inputs) for inputs, _ in batches}
+        self._engine.dynamic_shape = len(shapes) > 1
+        if shapes != self._shapes:
+            self._engine.reset_activation_shape()
+        self._shapes = shapes
+
 
 def make_schedule(engine: DeepSpeedEngine, objective: Objective, mesh: ParallelMesh) -> Schedule:
     """It returns the schedule that fits an engine; under pipeline parallelism its module has the objective already."""
     if isinstance(engine, PipelineEngine):
         return Pipelined(engine, last_stage=mesh.pipeline.last)
     return InOrder(engine, objective, mesh.device)
+
+
+def _allocate(engine: PipelineEngine, index: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """It returns a buffer of its own for what is received."""
+    return engine._allocate_buffer(shape, dtype=dtype, num_buffers=1)[0]
 
 
 def _as_pairs(batches: Sequence[MicroBatch]) -> Iterator[Any]:

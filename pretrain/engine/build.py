@@ -33,6 +33,7 @@ def model_parts(config: RunConfig, mesh: ParallelMesh, kernels: Kernels) -> Mode
         layers=task.layers(config.model, config.data, materials),
         boundaries=config.model.outline(config.data).partition(config.parallel.pipeline),
         objective=task.objective(config.model, mesh),
+        validation_loss=task.validation_loss(config.model, mesh),
         streams=streams,
         metrics=task.metrics(config.model, mesh),
     )

@@ -51,7 +51,7 @@ class TrainEngine:
         """`settings` is the DeepSpeed JSON; `optimizer` makes this rank's; probes read `config`."""
         self.mesh = mesh
         self._streams = parts.streams
-        objective = MeasuredObjective(parts.objective, parts.metrics)
+        objective = MeasuredObjective(parts.objective, parts.validation_loss, parts.metrics)
         self.module = build_module(parts.layers, parts.boundaries, mesh, objective)
         groups = parameter_groups(self.module.parameters(), config.optimizer.weight_decay)
         self.optimizer = optimizer.build(groups)

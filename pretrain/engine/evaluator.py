@@ -35,19 +35,20 @@ class Evaluation(NamedTuple):
 class MeasuredObjective:
     """DeepSpeed calls it in place of a task's objective, where outputs and labels meet: on the last stage alone.
 
-    So it gathers the sums of the metrics, too, while an evaluator asks for them.
+    While an evaluator asks for it, the loss is that of validation, and the sums of the metrics are gathered, too.
     """
 
-    def __init__(self, objective: Objective, metrics: Sequence[Metric]) -> None:
+    def __init__(self, objective: Objective, validation_loss: Objective, metrics: Sequence[Metric]) -> None:
         self.metrics = metrics
         self._objective = objective
+        self._validation_loss = validation_loss
         self._sums: list[Tensor] | None = None
 
     def __call__(self, outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
         if self._sums is None:
             return self._objective(outputs, labels)
         scaled, original = labels[: len(labels) // 2], labels[len(labels) // 2 :]
-        loss = self._objective(outputs, scaled)
+        loss = self._validation_loss(outputs, scaled)
         new = [metric.sums(outputs, original) for metric in self.metrics]
         self._sums[:] = [a + b for a, b in zip(self._sums, new, strict=True)] if self._sums else new
         return loss
@@ -120,7 +121,7 @@ def make_evaluator(parts: ModelParts, mesh: ParallelMesh, settings: Mapping[str,
 
     `settings` is the DeepSpeed JSON of training, of which evaluation takes batch sizes and precision.
     """
-    objective = MeasuredObjective(parts.objective, parts.metrics)
+    objective = MeasuredObjective(parts.objective, parts.validation_loss, parts.metrics)
     module = build_module(parts.layers, parts.boundaries, mesh, objective)
     engine = initialize_without_optimizer(module, settings, mesh)
     if layers := find_spectral_layers(module):

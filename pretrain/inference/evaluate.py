@@ -40,13 +40,14 @@ def evaluate(
 ) -> Evaluation:
     """It runs all batches through a model. Raises DataError where no target counts."""
     task, device = TASKS[model.settings.kind], model.mesh.device
-    objective, metrics = task.objective(model.settings, model.mesh), task.metrics(model.settings, model.mesh)
+    loss_of = task.validation_loss(model.settings, model.mesh)
+    metrics = task.metrics(model.settings, model.mesh)
     loss, targets = 0.0, 0.0
     sums = [torch.zeros(0, dtype=torch.float64) for _ in metrics]
     for batch in batches:
         outputs = model.layers(*(tensor.to(device) for tensor in batch.inputs))
         labels = tuple(tensor.to(device) for tensor in batch.labels)
-        loss += objective(outputs, labels).double().item()
+        loss += loss_of(outputs, labels).double().item()
         targets += batch.target_weight
         for number, metric in enumerate(metrics):
             new = metric.sums(outputs, labels).double().cpu()

@@ -29,6 +29,8 @@ def projected_rows(config: TransformerConfig) -> dict[str, int]:
 
 QUERY_KEY_VALUE = ("query", "key", "value")
 """What a projection of self-attention computes."""
+ASKING = ("query", "key")
+"""Of these, what attention weights are made of."""
 
 
 class DenseProjection(nn.Module):
@@ -37,10 +39,13 @@ class DenseProjection(nn.Module):
     def __init__(self, context: LayerContext, name: str, parts: Sequence[str] = QUERY_KEY_VALUE) -> None:
         super().__init__()
         config = context.config
-        rows = projected_rows(config)
+        rows, hidden = projected_rows(config), config.hidden_size
         self.linear = ColumnParallelLinear(
-            config.hidden_size,
-            [(rows[part], context.weight(f"{name}.{part}")) for part in parts],
+            hidden,
+            [
+                (rows[part], context.matrix(f"{name}.{part}", (rows[part], hidden), asks=part in ASKING))
+                for part in parts
+            ],
             bias=config.bias,
             tensor=context.mesh.tensor,
             spectral=context.spectral,
@@ -67,7 +72,7 @@ class LowRankProjection(LowRankLinear):
         super().__init__(
             config.hidden_size,
             config.attention_rank,
-            [low_rank_factors(context, f"{name}.{part}", rows[part]) for part in parts],
+            [low_rank_factors(context, f"{name}.{part}", rows[part], asks=part in ASKING) for part in parts],
             bias=config.bias,
             down_projection=config.attention.down_projection,
             tensor=context.mesh.tensor,
@@ -87,22 +92,27 @@ class LowRankProjection(LowRankLinear):
         return state if biases[0] is None else state | {"linear.bias": torch.cat(biases)}
 
 
-def low_rank_factors(context: LayerContext, name: str, rows: int) -> Factors:
+def low_rank_factors(context: LayerContext, name: str, rows: int, *, asks: bool = False) -> Factors:
     """It returns the factors U (rows, r) D (r, d) of a projection with their initial weights."""
-    down, up = factor_stds(context.config, rows)
+    down, up = factor_stds(context, rows, asks=asks)
     return Factors(rows, context.normal(f"{name}.down", down), context.normal(f"{name}.up", up))
 
 
-def factor_stds(config: TransformerConfig, rows: int) -> tuple[float, float]:
+def factor_stds(context: LayerContext, rows: int, *, asks: bool) -> tuple[float, float]:
     """It returns the standard deviations of the initial D (r, d) and U (rows, r).
 
     An entry of U D has variance r s_U^2 s_D^2. Relative to a dense matrix of the same rule, d = rows, that is r s^2
     for `gpt2` (0.15 at r = 384), 4 r d / (d + r)^2 for `xavier` (8/9 at r = d/2), and 1 for `variance_matched`.
+    DeepNorm has a gain for values: then U is multiplied by it.
     """
+    config = context.config
     hidden, rank, std = config.hidden_size, config.attention_rank, config.init_std
+    if config.attention.init == "variance_matched":
+        return std, context.matrix_std((rows, hidden), asks=asks) / std * rank**-0.5
+    gain = context.gain(asks=asks)
     if config.attention.init == "xavier":
-        return (2 / (hidden + rank)) ** 0.5, (2 / (rank + rows)) ** 0.5
-    return std, std if config.attention.init == "gpt2" else rank**-0.5
+        return (2 / (hidden + rank)) ** 0.5, gain * (2 / (rank + rows)) ** 0.5
+    return std, gain * std
 
 
 PROJECTIONS: dict[str, type[DenseProjection] | type[LowRankProjection]] = {
@@ -167,10 +177,11 @@ def split_heads(features_BSN: Tensor, size: int) -> Tensor:
 def output_projection(context: LayerContext, name: str) -> RowParallelLinear:
     """It makes the projection from all heads back to the residual stream."""
     config = context.config
+    hidden, heads = config.hidden_size, config.attention.num_heads * config.head_size
     return RowParallelLinear(
-        config.attention.num_heads * config.head_size,
-        config.hidden_size,
-        context.weight(f"{name}.output", residual=True),
+        heads,
+        hidden,
+        context.matrix(f"{name}.output", (hidden, heads), residual=True),
         bias=config.bias,
         tensor=context.mesh.tensor,
         spectral=context.spectral,
@@ -239,9 +250,14 @@ def rotary_table(length: int, head_size: int, base: float, device: torch.device)
 
     See Su et al. 2021, arXiv 2104.09864.
     """
-    frequencies = base ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), frequencies)
+    angles = position_angles(length, head_size, base, device)
     return angles.cos().float(), angles.sin().float()
+
+
+def position_angles(length: int, size: int, base: float, device: torch.device) -> Tensor:
+    """It returns the angles position / base^(2i/size), (length, ceil(size / 2)), float64."""
+    frequencies = base ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
+    return torch.outer(torch.arange(length, device=device, dtype=torch.float64), frequencies)
 
 
 def rotate(x_BNSK: Tensor, cosine_SK: Tensor, sine_SK: Tensor) -> Tensor:

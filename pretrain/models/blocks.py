@@ -29,16 +29,14 @@ class FeedForward(nn.Module):
         super().__init__()
         config, tensor = context.config, context.mesh.tensor
         self.gated = config.activation == "swiglu"
-        up = [(config.ffn_size, context.weight(f"{name}.up"))]
-        if self.gated:
-            up.insert(0, (config.ffn_size, context.weight(f"{name}.gate")))
-        self.up = ColumnParallelLinear(
-            config.hidden_size, up, bias=config.bias, tensor=tensor, spectral=context.spectral
-        )
+        inner, hidden = config.ffn_size, config.hidden_size
+        names = ("gate", "up") if self.gated else ("up",)
+        up = [(inner, context.matrix(f"{name}.{part}", (inner, hidden))) for part in names]
+        self.up = ColumnParallelLinear(hidden, up, bias=config.bias, tensor=tensor, spectral=context.spectral)
         self.down = RowParallelLinear(
-            config.ffn_size,
-            config.hidden_size,
-            context.weight(f"{name}.down", residual=True),
+            inner,
+            hidden,
+            context.matrix(f"{name}.down", (hidden, inner), residual=True),
             bias=config.bias,
             tensor=tensor,
             spectral=context.spectral,
@@ -57,7 +55,7 @@ class ResidualBlock(nn.Module, ABC):
     """A block is a residual stream that runs around branches f; a subclass says which, in `run`.
 
     `pre` norms: x + f(norm(x)) (Xiong et al. 2020, arXiv 2002.04745); `post`: norm(x + f(x)) (Vaswani et al. 2017,
-    arXiv 1706.03762); `none`: x + f(x).
+    arXiv 1706.03762); `deepnorm`: norm(alpha x + f(x)) (Wang et al. 2022, arXiv 2203.00555); `none`: x + f(x).
     """
 
     def __init__(self, context: LayerContext, name: str) -> None:
@@ -67,7 +65,8 @@ class ResidualBlock(nn.Module, ABC):
         self.streams = context.streams
         self.dropout = context.config.dropout
         self.recompute = context.config.activation_checkpointing
-        self.norm_after = context.config.norm_placement == "post"
+        self.norm_after = context.config.norm_placement in ("post", "deepnorm")
+        self.residual_factor = context.residual_factor
 
     @abstractmethod
     def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
@@ -96,7 +95,7 @@ class ResidualBlock(nn.Module, ABC):
         branch_BSD = branch(x_BSD if self.norm_after else norm(x_BSD))
         if draw and self.dropout:
             branch_BSD = dropout(branch_BSD, self.dropout, draw.replicated(site))
-        y_BSD = x_BSD + branch_BSD
+        y_BSD = torch.add(branch_BSD, x_BSD, alpha=self.residual_factor)
         return norm(y_BSD) if self.norm_after else y_BSD
 
 

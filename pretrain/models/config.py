@@ -29,11 +29,9 @@ class AttentionConfig(Section):
     """Dropout on the attention probabilities."""
 
 
-class TransformerConfig(Section):
-    """Attention, feed-forward, norms and initial weights of a stack of Transformer blocks are made from these keys."""
+class BlockConfig(Section):
+    """Attention, feed-forward, norms and initial weights of Transformer blocks are made from these keys."""
 
-    num_layers: int = Field(gt=0, le=100_000)
-    """Transformer blocks."""
     hidden_size: int = Field(gt=0)
     """Width d of the residual stream."""
     ffn_hidden_size: int | None = Field(default=None, gt=0)
@@ -41,15 +39,17 @@ class TransformerConfig(Section):
     attention: AttentionConfig
     activation: Literal["gelu", "swiglu"] = "gelu"
     """Feed-forward activation."""
-    positions: Literal["rotary", "learned"] = "rotary"
-    """Position information: rotary embedding of queries and keys, or a learned table."""
+    positions: Literal["rotary", "learned", "sinusoidal"] = "rotary"
+    """Position information: rotary embedding of queries and keys, a learned table, or the fixed one of Vaswani et al.
+    2017 (arXiv 1706.03762, 3.5), which is added to the embedding times sqrt(d)."""
     rotary_base: float = Field(default=10_000.0, gt=0)
     """Base of the rotary frequencies."""
     normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
     """Which normalization."""
-    norm_placement: Literal["pre", "post", "none"] = "pre"
+    norm_placement: Literal["pre", "post", "deepnorm", "none"] = "pre"
     """`pre`: x + f(norm(x)), and a last norm before the head; `post`: norm(x + f(x)), and no last norm (Vaswani et al.
-    2017, arXiv 1706.03762); `none`: x + f(x). Initial weights are the same for all three."""
+    2017, arXiv 1706.03762); `none`: x + f(x). Initial weights are the same for these three. `deepnorm`: norm(alpha x +
+    f(x)) with initial weights of its own (Wang et al. 2022, arXiv 2203.00555); both follow from the depth."""
     normalization_epsilon: float = Field(default=1e-5, gt=0)
     """Added to the variance before the square root."""
     bias: bool = True
@@ -57,7 +57,8 @@ class TransformerConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the embedding and on each residual branch."""
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of initial weights; for residual projections divided by sqrt(2 layers) (GPT-2)."""
+    """Standard deviation of initial weights; for residual projections divided by the square root of the number of
+    residual branches, sqrt(2 layers) (GPT-2). With `deepnorm` that of embeddings and head alone."""
     reparametrization: Literal["none", "sigma", "sigma_stats_only"] = "none"
     """sigmaReparam (arXiv 2303.06296) on every matrix of the blocks, or its spectral norms without using them."""
     gamma_init: Literal["sigma", "one"] = "sigma"
@@ -90,6 +91,17 @@ class TransformerConfig(Section):
         if self.activation == "gelu":
             return 4 * self.hidden_size
         return -(-8 * self.hidden_size // 3 // 64) * 64
+
+
+class DepthConfig(Section):
+    """A stack has so many blocks."""
+
+    num_layers: int = Field(gt=0, le=100_000)
+    """Transformer blocks."""
+
+
+class TransformerConfig(BlockConfig, DepthConfig):
+    """One stack of Transformer blocks is made from these keys."""
 
 
 class VocabularyConfig(Section):

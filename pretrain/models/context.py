@@ -1,6 +1,7 @@
 """This is what every layer of a model is built with."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -9,6 +10,7 @@ from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from parallel.spectral import SpectralConfig
 from pretrain.models.config import TransformerConfig
+from pretrain.models.depth import Depth, single_stack
 from pretrain.runtime.kernels import Kernels
 
 
@@ -32,6 +34,13 @@ class LayerContext:
 
     config: TransformerConfig
     materials: Materials
+    stack: Depth | None = None
+    """Where the stack is one of several, what follows from their depths; none: it is the only one."""
+
+    @cached_property
+    def depth(self) -> Depth:
+        """It tells what follows from the number of blocks."""
+        return self.stack or single_stack(self.config.num_layers)
 
     @property
     def mesh(self) -> ParallelMesh:
@@ -43,12 +52,36 @@ class LayerContext:
         """Dropout masks come from these streams."""
         return self.materials.streams
 
-    def weight(self, name: str, *, residual: bool = False) -> Normal:
-        """It returns initial weights of the matrix called `name`, as in GPT-2: N(0, std^2), residual projections with
-        std / sqrt(2 layers), so that the residual stream does not grow with depth (Radford et al. 2019, 2.3).
+    @property
+    def residual_factor(self) -> float:
+        """This is how many times the residual stream is added to what comes out of a branch."""
+        return self.depth.alpha if self.config.norm_placement == "deepnorm" else 1.0
+
+    def weight(self, name: str) -> Normal:
+        """It returns initial weights N(0, init_std^2) of the table or matrix called `name`, outside of blocks."""
+        return self.normal(name, self.config.init_std)
+
+    def matrix(
+        self, name: str, shape: tuple[int, int], *, residual: bool = False, asks: bool = False
+    ) -> Normal:
+        """It returns initial weights of a matrix of a block; see `matrix_std`."""
+        return self.normal(name, self.matrix_std(shape, residual=residual, asks=asks))
+
+    def matrix_std(self, shape: tuple[int, int], *, residual: bool = False, asks: bool = False) -> float:
+        """It returns the standard deviation of the initial entries of a block's matrix, rows x columns.
+
+        As in GPT-2 it is init_std, and for residual projections init_std / sqrt(branches), so that the stream does not
+        grow with depth (Radford et al. 2019, 2.3). With DeepNorm it is that of Xavier's rule, sqrt(2 / (rows +
+        columns)), times beta where the matrix does not make queries or keys (`asks`); see `pretrain.models.depth`.
         """
+        if self.config.norm_placement == "deepnorm":
+            return self.gain(asks=asks) * (2 / sum(shape)) ** 0.5
         std = self.config.init_std
-        return self.normal(name, std / (2 * self.config.num_layers) ** 0.5 if residual else std)
+        return std / self.depth.branches**0.5 if residual else std
+
+    def gain(self, *, asks: bool) -> float:
+        """It returns what DeepNorm multiplies initial weights by; otherwise 1."""
+        return self.depth.beta if self.config.norm_placement == "deepnorm" and not asks else 1.0
 
     def normal(self, name: str, std: float) -> Normal:
         """It returns initial weights N(0, std^2) of the matrix called `name`."""

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from parallel.linear import ColumnParallelLinear
 from parallel.rng import MaskSeed, seed_attention
-from pretrain.models.attention import PROJECTIONS, AttentionCore, output_projection, split_heads
+from pretrain.models.attention import (
+    PROJECTIONS,
+    AttentionCore,
+    SelfAttention,
+    output_projection,
+    split_heads,
+)
+from pretrain.models.blocks import FeedForward, ResidualBlock
 from pretrain.models.context import LayerContext
 
 
@@ -57,3 +64,34 @@ class CrossAttention(nn.Module):
     def queries(self) -> tuple[ColumnParallelLinear, int]:
         """It returns the linear layer that queries come out of, and how many of its local rows make them."""
         return self.query.first()
+
+
+class DecoderBlock(ResidualBlock):
+    """The block of a decoder is causal self-attention, cross-attention to the states of an encoder, then feed-forward
+    (Vaswani et al. 2017, arXiv 1706.03762, 3.1)."""
+
+    def __init__(self, context: LayerContext, index: int, *, stack: str = "decoder") -> None:
+        """`stack` tells the blocks of a model's several stacks apart."""
+        super().__init__(context, f"{stack}.{index}")
+        self.attention_norm = context.norm()
+        self.attention = SelfAttention(context, f"{self.name}.attention")
+        self.cross_norm = context.norm()
+        self.cross_attention = CrossAttention(context, f"{self.name}.cross_attention")
+        self.feed_forward_norm = context.norm()
+        self.feed_forward = FeedForward(context, f"{self.name}.feed_forward")
+
+    def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
+        """It maps (B, T, D) -> (B, T, D). The others are the states (B, S, D), and what is not padding of them and of
+        the stream, as booleans (B, S) and (B, T)."""
+        states_BSD, real_states_BS, real_BT = others
+        assert states_BSD is not None
+
+        def attend(h_BTD: Tensor) -> Tensor:
+            return self.attention(h_BTD, draw, real_BT)
+
+        def ask(h_BTD: Tensor) -> Tensor:
+            return self.cross_attention(h_BTD, states_BSD, draw, real_states_BS, real_BT)
+
+        x_BSD = self.add(x_BSD, self.attention_norm, attend, draw, "attention_residual")
+        x_BSD = self.add(x_BSD, self.cross_norm, ask, draw, "cross_residual")
+        return self.add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")

@@ -4,10 +4,14 @@ B  samples in a micro-batch, S  tokens in a sequence, D  hidden size
 V  padded vocabulary, W  the rows of it on this tensor rank
 """
 
+from functools import lru_cache
+
+import torch
 from torch import Tensor, nn
 
 from parallel.rng import dropout
 from parallel.vocab import VocabularyParallelEmbedding, VocabularyParallelHead
+from pretrain.models.attention import position_angles
 from pretrain.models.cache import CachedLayer, KeyValueCache
 from pretrain.models.config import VocabularyConfig
 from pretrain.models.context import LayerContext
@@ -27,22 +31,24 @@ class TokenEmbedding(VocabularyParallelEmbedding):
 
 
 class EmbeddingPositions(nn.Module, CachedLayer):
-    """It adds learned positions, where the model has them, and drops out: (B, S, D) -> (B, S, D)."""
+    """It adds learned or sinusoidal positions, where the model has them, and drops out: (B, S, D) -> (B, S, D)."""
 
-    def __init__(self, context: LayerContext, sequence_length: int) -> None:
+    def __init__(self, context: LayerContext, sequence_length: int, name: str = "positions") -> None:
         super().__init__()
+        self.name = name
         self.streams = context.streams
         self.dropout = context.config.dropout
+        self.sinusoidal = context.config.positions == "sinusoidal"
         self.positions_SD: nn.Parameter | None = None
         if context.config.positions == "learned":
-            init = context.weight("positions")
+            init = context.weight(name)
             table = init.rows(0, sequence_length, sequence_length, context.config.hidden_size)
             self.positions_SD = nn.Parameter(table)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         x_BSD = self._positioned(x_BSD, 0)
         if self.training and self.dropout:
-            x_BSD = dropout(x_BSD, self.dropout, self.streams.draw("positions").replicated("embedding"))
+            x_BSD = dropout(x_BSD, self.dropout, self.streams.draw(self.name).replicated("embedding"))
         return x_BSD
 
     def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
@@ -50,9 +56,25 @@ class EmbeddingPositions(nn.Module, CachedLayer):
         return self._positioned(x_BTD, cache.length)
 
     def _positioned(self, x_BTD: Tensor, start: int) -> Tensor:
+        stop = start + x_BTD.shape[1]
+        if self.sinusoidal:
+            size = x_BTD.shape[-1]
+            table = sinusoidal_table(1 << (stop - 1).bit_length(), size, x_BTD.device)
+            return x_BTD * size**0.5 + table[start:stop].to(x_BTD.dtype)
         if self.positions_SD is None:
             return x_BTD
-        return x_BTD + self.positions_SD[start : start + x_BTD.shape[1]]
+        return x_BTD + self.positions_SD[start:stop]
+
+
+@lru_cache(maxsize=8)
+def sinusoidal_table(length: int, size: int, device: torch.device) -> Tensor:
+    """It returns (S, D), fp32: entry 2 i of row p is sin(p / 10000^(2i/D)), entry 2 i + 1 the cosine of the same.
+
+    See Vaswani et al. 2017, arXiv 1706.03762, 3.5. Entries are as large as 1; so the embedding is multiplied by sqrt(D)
+    first (3.4 there), since tables begin with much smaller ones.
+    """
+    angles_SI = position_angles(length, size, 10_000.0, device)
+    return torch.stack((angles_SI.sin(), angles_SI.cos()), dim=-1).flatten(1)[:, :size].float()
 
 
 class FinalNorm(nn.Module):

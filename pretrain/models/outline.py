@@ -115,7 +115,7 @@ class LayerSize:
     buffers: tuple[BufferSize, ...] = ()
     """Its persistent ones."""
     is_block: bool = False
-    """Stages are cut in front of blocks, and share them evenly."""
+    """Stages are cut in front of blocks, and share them by their FLOPs."""
     tied_to: str = ""
     """The layer whose `weight` it uses as its own."""
     table: TableSize | None = None
@@ -181,8 +181,16 @@ class Outline:
         return (index, *(i for i, layer in enumerate(self.layers) if layer.tied_to == self.names[index]))
 
     def partition(self, stages: int) -> tuple[int, ...]:
-        """It returns where pipeline stages begin, and raises ValueError where there are fewer blocks than stages."""
-        return partition_layers([layer.is_block for layer in self.layers], stages)
+        """It returns where pipeline stages begin, and raises ValueError where there are fewer blocks than stages.
+
+        A block costs its FLOPs; where some have none to tell, all cost the same.
+        """
+        costs = {index: round(self.layers[index].flops) for index in self.blocks}
+        known = all(costs.values())
+        return partition_layers(
+            [(costs[i] if known else 1) if layer.is_block else 0 for i, layer in enumerate(self.layers)],
+            stages,
+        )
 
 
 def stage_of(index: int, boundaries: Sequence[int]) -> int:

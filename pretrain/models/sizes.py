@@ -3,12 +3,14 @@
 Activations follow Korthikanti et al. 2022 (arXiv 2205.05198, equation 2), item by item, without the S x S matrices,
 which flash attention does not keep. FLOPs follow Chowdhery et al. 2022 (arXiv 2204.02311, appendix B).
 
-S  tokens in a sequence     D  hidden size              F  feed-forward size
+S  tokens in a sequence     T  tokens of one that asks another of S
+D  hidden size              F  feed-forward size
 Q  query heads * head size  K  key-value heads * head size      R  rank of low-rank attention
 V  padded vocabulary
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 from pretrain.models.outline import (
@@ -23,6 +25,8 @@ from pretrain.models.outline import (
 EMBEDDING, POSITIONS, ATTENTION = "embedding", "positions", "attention"
 FEED_FORWARD, NORMS, HEAD = "feed_forward", "norms", "head"
 """Parts that parameters belong to."""
+KEY_VALUE = "cross_attention.key_value"
+"""The projection of a decoder's block that reads the states of the encoder."""
 
 
 def block_name(number: int) -> str:
@@ -55,29 +59,86 @@ def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
     )
 
 
+def decoder_block_size(config: TransformerConfig, name: str, tokens: int, states: int) -> LayerSize:
+    """It describes a block over sequences of `tokens` tokens that also asks `states` states of an encoder."""
+    parameters = tuple(decoder_block_parameters(config))
+    sizes = {parameter.name: parameter.size for parameter in parameters if len(parameter.shape) == 2}
+    of_states = sum(size for key, size in sizes.items() if key.startswith(KEY_VALUE))
+    heads = config.attention.num_heads
+    return LayerSize(
+        name,
+        parameters,
+        tuple(spectral_buffers(config, parameters)),
+        is_block=True,
+        attentions=(
+            AttentionSize("attention.core", heads),
+            AttentionSize("cross_attention.core", heads, "cross"),
+        ),
+        activations=decoder_block_activations(config, tokens, states),
+        flops=matrix_flops(sum(sizes.values()) - of_states, tokens)
+        + matrix_flops(of_states, states)
+        + attention_flops(config, tokens, tokens + states),
+    )
+
+
 def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
     """It yields the parameters of a block in the order of its module."""
-    D, F, Q = config.hidden_size, config.ffn_size, config.attention.num_heads * config.head_size
-    gates = (F, F) if config.activation == "swiglu" else ()
+    yield from self_attention_parameters(config)
+    yield from feed_forward_parameters(config)
+
+
+def decoder_block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
+    """It yields the parameters of a block with cross-attention in the order of its module."""
+    D, Q, K = config.hidden_size, *query_and_key_rows(config)
+    yield from self_attention_parameters(config)
+    yield from norm_parameters(config, "cross_norm")
+    yield from projection_parameters(config, "cross_attention.query", (Q,))
+    yield from projection_parameters(config, KEY_VALUE, (K, K))
+    yield from row_parameters(config, "cross_attention.output", ATTENTION, (D, Q))
+    yield from feed_forward_parameters(config)
+
+
+def self_attention_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
+    """Self-attention has a norm, projections to queries, keys and values, and that back to the stream."""
+    D, Q, K = config.hidden_size, *query_and_key_rows(config)
     yield from norm_parameters(config, "attention_norm")
-    yield from projection_parameters(config, "attention.qkv")
+    yield from projection_parameters(config, "attention.qkv", (Q, K, K))
     yield from row_parameters(config, "attention.output", ATTENTION, (D, Q))
+
+
+def feed_forward_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
+    """The feed-forward layer has a norm, one matrix up, which for SwiGLU is two stacked, and one down."""
+    D, F = config.hidden_size, config.ffn_size
+    gates = (F, F) if config.activation == "swiglu" else ()
     yield from norm_parameters(config, "feed_forward_norm")
     yield from column_parameters(config, "feed_forward.up", FEED_FORWARD, (sum(gates) or F, D), gates)
     yield from row_parameters(config, "feed_forward.down", FEED_FORWARD, (D, F))
 
 
-def projection_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
-    """Queries, keys and values come from one stacked matrix, or from the stacked D and a U for each."""
-    D, R = config.hidden_size, config.attention_rank
-    Q, K = config.attention.num_heads * config.head_size, config.num_key_value_heads * config.head_size
+def query_and_key_rows(config: TransformerConfig) -> tuple[int, int]:
+    """It counts the features of queries over all heads, and those of keys, which are as many as those of values."""
+    return config.attention.num_heads * config.head_size, config.num_key_value_heads * config.head_size
+
+
+def projection_parameters(
+    config: TransformerConfig, name: str, rows: Sequence[int]
+) -> Iterator[ParameterSize]:
+    """Queries, keys and values, or some of them, come from one stacked matrix, or from stacked D and a U for each."""
+    D, R, parts = config.hidden_size, config.attention_rank, len(rows)
     if config.attention.kind == "dense":
-        yield from column_parameters(config, f"{name}.linear", ATTENTION, (Q + 2 * K, D), (Q, K, K))
+        yield from column_parameters(config, f"{name}.linear", ATTENTION, (sum(rows), D), stack(rows))
         return
     sharded = 0 if config.attention.down_projection == "sharded" else None
-    yield ParameterSize(f"{name}.down.weight", (3 * R, D), ATTENTION, sharded, stacked=(R, R, R))
-    for number, rows in enumerate((Q, K, K)):
-        yield from column_parameters(config, f"{name}.up.{number}", ATTENTION, (rows, R))
+    yield ParameterSize(
+        f"{name}.down.weight", (parts * R, D), ATTENTION, sharded, stacked=stack((R,) * parts)
+    )
+    for number, count in enumerate(rows):
+        yield from column_parameters(config, f"{name}.up.{number}", ATTENTION, (count, R))
+
+
+def stack(rows: Sequence[int]) -> tuple[int, ...]:
+    """It returns how matrices of these rows are stacked; a single one is not."""
+    return tuple(rows) if len(rows) > 1 else ()
 
 
 def norm_parameters(config: TransformerConfig, name: str) -> Iterator[ParameterSize]:
@@ -148,6 +209,26 @@ def block_activations(config: TransformerConfig, tokens: int) -> ActivationSize:
     )
 
 
+def decoder_block_activations(config: TransformerConfig, tokens: int, states: int) -> ActivationSize:
+    """It says what a block with cross-attention keeps of one sample beside what any block does.
+
+    In units of T D: the inputs of norm and sub-layer (2; without norms 1); divided over tensor-parallel ranks: queries
+    and attention output (2). In units of S D, divided: keys and values (2 k). Low-rank attention has R T + 2 R S of
+    latents. The states themselves are kept once, by the encoder.
+    """
+    block = block_activations(config, tokens)
+    stream, source = tokens * config.hidden_size, states * config.hidden_size
+    inputs = 1 if config.norm_placement == "none" else 2
+    latents = config.attention_rank * (tokens + 2 * states) if config.attention.kind == "mlra" else 0
+    grouped = config.num_key_value_heads / config.attention.num_heads
+    return replace(
+        block,
+        whole=block.whole + inputs * stream + latents,
+        sharded=block.sharded + 2 * stream + 2 * grouped * source,
+        masks=block.masks + (stream if config.dropout else 0),
+    )
+
+
 def embedding_size(
     config: TransformerConfig,
     vocabulary: VocabularyConfig,
@@ -165,7 +246,7 @@ def embedding_size(
 
 
 def position_size(config: TransformerConfig, tokens: int, name: str = "positions") -> LayerSize:
-    """It describes learned positions, where the model has them, and the dropout of the embedding."""
+    """It describes positions, of which learned ones are parameters, and the dropout of the embedding."""
     table = ParameterSize("positions_SD", (tokens, config.hidden_size), POSITIONS, looked_up=True)
     return LayerSize(name, (table,) if config.positions == "learned" else ())
 

@@ -61,6 +61,10 @@ class Task(ABC, Generic[Model]):
     def objective(self, model: Model, mesh: ParallelMesh) -> Objective:
         """It returns what is minimised."""
 
+    def validation_loss(self, model: Model, mesh: ParallelMesh) -> Objective:
+        """It returns the loss that validation reports: the objective, unless that has what serves training alone."""
+        return self.objective(model, mesh)
+
     def metrics(self, model: Model, mesh: ParallelMesh) -> tuple[Metric, ...]:
         """It returns what validation reports beside the loss."""
         return ()

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from parallel.config import ParallelConfig
 from parallel.initialization import Normal
 from parallel.vocab import (
+    NO_SMOOTHING,
+    Smoothing,
     VocabularyParallelEmbedding,
     VocabularyParallelHead,
     vocabulary_parallel_argmax,
@@ -28,13 +30,13 @@ def tokens(seed: int) -> Tensor:
     return torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=generator)
 
 
-def outcome(size: int) -> dict[str, Tensor]:
+def outcome(size: int, smoothing: Smoothing = NO_SMOOTHING) -> dict[str, Tensor]:
     mesh = make_mesh(ParallelConfig(tensor=size))
     embedding = VocabularyParallelEmbedding(VOCABULARY, PADDED, HIDDEN, INIT, mesh.tensor)
     head = VocabularyParallelHead(VOCABULARY, PADDED, HIDDEN, Normal(3, "head", 0.5), mesh.tensor)
     x = embedding(tokens(1))
     logits = head(x)
-    loss = vocabulary_parallel_cross_entropy(logits, tokens(2), mesh.tensor)
+    loss = vocabulary_parallel_cross_entropy(logits, tokens(2), mesh.tensor, smoothing)
     loss.backward(torch.linspace(-1, 2, loss.numel()).view_as(loss))
     return {
         "embedding": torch.cat(mesh.gather(embedding.weight.detach())),
@@ -47,13 +49,15 @@ def outcome(size: int) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_equals_plain_float64(size: int) -> None:
-    for result in run_distributed(outcome, size, size):
+def test_equals_plain_float64(size: int, share: float) -> None:
+    """On four ranks the last one has two real rows; what is smoothed goes to the real rows alone."""
+    for result in run_distributed(outcome, size, size, Smoothing(share, VOCABULARY)):
         table = INIT.rows(0, VOCABULARY, PADDED, HIDDEN).double().requires_grad_()
         head = Normal(3, "head", 0.5).rows(0, VOCABULARY, PADDED, HIDDEN).double().requires_grad_()
         logits = table[tokens(1)] @ head.T
-        loss = F.cross_entropy(logits.transpose(1, 2), tokens(2), reduction="none")
+        loss = F.cross_entropy(logits.transpose(1, 2), tokens(2), reduction="none", label_smoothing=share)
         loss.backward(torch.linspace(-1, 2, loss.numel()).view_as(loss).double())
         expected = {
             "embedding": table,

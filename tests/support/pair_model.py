@@ -45,7 +45,7 @@ from pretrain.models.sizes import (
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.config import TaskConfig
-from pretrain.tasks.gpt.objective import NextToken
+from pretrain.tasks.next_token import NextToken
 from pretrain.tasks.registry import TASKS
 from pretrain.tasks.task import Objective, Task
 

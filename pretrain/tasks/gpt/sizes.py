@@ -19,7 +19,7 @@ from pretrain.models.sizes import (
 
 PARTS = {
     EMBEDDING: "0",
-    POSITIONS: "rotary",
+    POSITIONS: "0",
     ATTENTION: "0",
     FEED_FORWARD: "0",
     NORMS: "0",
@@ -38,5 +38,5 @@ def gpt_outline(model: TransformerConfig, vocabulary: VocabularyConfig, sequence
             final_norm_size(model),
             head_size(model, vocabulary, sequence_length),
         ),
-        PARTS,
+        PARTS | {POSITIONS: model.positions},
     )

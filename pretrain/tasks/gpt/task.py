@@ -10,10 +10,9 @@ from parallel.pipeline import LayerSpec
 from pretrain.models.context import LayerContext, Materials
 from pretrain.tasks.gpt.architectures import GPT2, GPTNeoX, Llama
 from pretrain.tasks.gpt.config import GPTConfig
-from pretrain.tasks.gpt.metric import Perplexity
 from pretrain.tasks.gpt.model import gpt_layers
-from pretrain.tasks.gpt.objective import NextToken
 from pretrain.tasks.gpt.text import TokenizedText
+from pretrain.tasks.next_token import NextToken, Perplexity
 from pretrain.tasks.task import Metric, Objective, Task
 from pretrain.tasks.text import TextCodec
 

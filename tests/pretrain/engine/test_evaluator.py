@@ -24,7 +24,7 @@ from pretrain.engine.targets import BatchesMissing
 from pretrain.evaluation.validate import Validation, validate
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
-from pretrain.tasks.gpt.metric import Perplexity
+from pretrain.tasks.next_token import Perplexity
 from pretrain.tasks.task import Metric
 
 LAYOUTS = [

@@ -16,7 +16,7 @@ from pretrain.config.run import JournalConfig
 from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
 from pretrain.metrics.tensorboard import tagged
 from pretrain.step import Action, StepReport, Verdict
-from pretrain.tasks.gpt.metric import Perplexity
+from pretrain.tasks.next_token import Perplexity
 
 PROCEED = Verdict(Action.PROCEED)
 REPORT = StepReport(step=1, loss=2.0, gradient_norm=0.5, learning_rate=1e-3, samples=8, tokens=1024)

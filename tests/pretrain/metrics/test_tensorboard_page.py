@@ -16,7 +16,7 @@ from support.browser import CHROMIUM, text_of_page
 from pretrain.config.run import JournalConfig
 from pretrain.metrics.logger import FileLogger
 from pretrain.step import Action, StepReport, Verdict
-from pretrain.tasks.gpt.metric import Perplexity
+from pretrain.tasks.next_token import Perplexity
 
 STEPS = 50
 

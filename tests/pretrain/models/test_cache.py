@@ -26,6 +26,7 @@ MODELS = list(product(POSITIONS, ATTENTION, HEADS, REPARAMETRIZATION, ACTIVATION
 PLACEMENTS: tuple[dict[str, Any], ...] = (
     {"norm_placement": "post"},
     {"norm_placement": "none"},
+    {"norm_placement": "post", "positions": "sinusoidal"},
     {"normalization": "rms_norm", "bias": False, "tied_embeddings": False},
 )
 PIECES = {

@@ -1,6 +1,6 @@
 """The plan of a run: arithmetic against numbers worked out by hand, and every rule that refuses a layout."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,12 +122,12 @@ def test_flops_count_head_and_attention_but_not_the_look_up() -> None:
 
 @given(blocks=st.integers(1, 60), stages=st.integers(1, 60))
 def test_stages_cover_all_layers_evenly(blocks: int, stages: int) -> None:
-    is_block = [False] * 2 + [True] * blocks + [False] * 2
+    costs = [0] * 2 + [7 * 10**15] * blocks + [0] * 2
     if stages > blocks:
         with pytest.raises(ValueError, match="cannot be cut"):
-            partition_layers(is_block, stages)
+            partition_layers(costs, stages)
         return
-    boundaries = partition_layers(is_block, stages)
+    boundaries = partition_layers(costs, stages)
     sizes = [after - before for before, after in pairwise(boundaries)]
     sizes[0] -= 2
     sizes[-1] -= 2
@@ -135,6 +135,19 @@ def test_stages_cover_all_layers_evenly(blocks: int, stages: int) -> None:
     assert sum(sizes) == blocks
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] - sizes[-1] <= 1
+
+
+@given(costs=st.lists(st.integers(1, 9), min_size=1, max_size=9), data=st.data())
+def test_no_other_cut_has_a_cheaper_costliest_stage(costs: list[int], data: st.DataObject) -> None:
+    stages = data.draw(st.integers(1, len(costs)))
+
+    def most(boundaries: tuple[int, ...]) -> int:
+        return max(sum(costs[first:last]) for first, last in pairwise(boundaries))
+
+    cuts = combinations(range(1, len(costs)), stages - 1)
+    boundaries = partition_layers(costs, stages)
+    assert list(boundaries) == sorted(set(boundaries))
+    assert most(boundaries) == min(most((0, *cut, len(costs))) for cut in cuts)
 
 
 @pytest.mark.parametrize("tied", [False, True])

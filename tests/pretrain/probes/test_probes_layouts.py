@@ -30,7 +30,7 @@ from pretrain.config.run import ProbesConfig, RunConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.models.attention import AttentionCore
 from pretrain.step import StepReport
-from pretrain.tasks.gpt.objective import NextToken
+from pretrain.tasks.next_token import NextToken
 
 STEPS = 4
 PROBES = {"every_steps": 2, "histogram_every_steps": 4, "attention_entropy_rows": "all", "tev_head": True}

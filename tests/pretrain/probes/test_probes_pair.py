@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pretrain.config.run import RunConfig
 from pretrain.models.attention import AttentionCore
 from pretrain.step import StepReport
-from pretrain.tasks.gpt.objective import NextToken
+from pretrain.tasks.next_token import NextToken
 
 STEPS = 4
 PROBES = {"every_steps": 2, "histogram_every_steps": 4, "attention_entropy_rows": "all", "tev_head": True}

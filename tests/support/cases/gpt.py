@@ -26,6 +26,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "rms_norm": {"normalization": "rms_norm"},
     "post": {"norm_placement": "post", "positions": "learned"},
     "none": {"norm_placement": "none"},
+    "deepnorm": {"norm_placement": "deepnorm", "positions": "sinusoidal"},
     "learned_untied": {"positions": "learned", "tied_embeddings": False},
     "sigma": {"reparametrization": "sigma"},
     "sigma_llama": {

@@ -1,14 +1,14 @@
 """The model equals the formulas, written plainly in float64; its parameters are those that the plan counts.
 
-B  samples, S  tokens, D  hidden size, H  heads, K  head size
+B  samples, S  tokens, D  hidden size
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from support.distributed import run_distributed
+from support.plain_formulas import attend, feed_forward, norm, sinusoids
 from support.training import Layout, make_batches, make_config, make_mesh
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "post": {"norm_placement": "post"},
     "no_norms": {"norm_placement": "none"},
+    "deepnorm": {"norm_placement": "deepnorm", "positions": "sinusoidal"},
     "mlra": {"attention": {"kind": "mlra"}},
     "mlra_grouped_post": {
         "normalization": "rms_norm",
@@ -38,60 +39,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention": {"kind": "mlra", "rank": 6, "init": "xavier", "num_key_value_heads": 2},
     },
 }
-EPSILON = 1e-5
 
 
-def norm(model: GPTConfig, weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    if model.normalization == "layer_norm":
-        x = x - x.mean(-1, keepdim=True)
-    x = x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * weights[f"{name}.weight"]
-    return x + weights[f"{name}.bias"] if f"{name}.bias" in weights else x
-
-
-def linear(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    y = x @ weights[f"{name}.weight"].T
-    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
-
-
-def rotate(x_BHSK: Tensor) -> Tensor:
-    """Complex multiplication by exp(i * position * 10000^(-2j/K)) on the pairs (j, j + K/2)."""
-    _, _, length, size = x_BHSK.shape
-    angles = torch.arange(length).double()[:, None] * 10_000.0 ** (-torch.arange(0, size, 2).double() / size)
-    turns = torch.polar(torch.ones(1).double(), angles)
-    pairs = torch.complex(x_BHSK[..., : size // 2], x_BHSK[..., size // 2 :]) * turns
-    return torch.cat([pairs.real, pairs.imag], dim=-1)
-
-
-def project(model: GPTConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Sequence[Tensor]:
-    """Queries, keys and values of all heads."""
-    if model.attention.kind == "mlra":
-        latents = linear(weights, f"{name}.down", x_BSD).split(model.attention_rank, dim=-1)
-        return [linear(weights, f"{name}.up.{i}", latent) for i, latent in enumerate(latents)]
-    size, heads, groups = model.head_size, model.attention.num_heads, model.num_key_value_heads
-    return linear(weights, f"{name}.linear", x_BSD).split(
-        [heads * size, groups * size, groups * size], dim=-1
-    )
-
-
-def attention(model: GPTConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
-    size, heads, groups = model.head_size, model.attention.num_heads, model.num_key_value_heads
-    projected = project(model, weights, f"{name}.qkv", x_BSD)
-    q, k, v = (t.unflatten(-1, (-1, size)).transpose(1, 2) for t in projected)
-    if model.positions == "rotary":
-        q, k = rotate(q), rotate(k)
-    k, v = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
-    scores = q @ k.transpose(-1, -2) / size**0.5
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    y = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
-    return linear(weights, f"{name}.output", y.transpose(1, 2).flatten(2))
-
-
-def feed_forward(model: GPTConfig, weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    h = linear(weights, f"{name}.up", x)
-    if model.activation == "swiglu":
-        gate, value = h.chunk(2, dim=-1)
-        return linear(weights, f"{name}.down", gate * gate.sigmoid() * value)
-    return linear(weights, f"{name}.down", 0.5 * h * (1 + torch.erf(h / 2**0.5)))
+def self_attention(model: GPTConfig, weights: dict[str, Tensor], name: str, x_BSD: Tensor) -> Tensor:
+    future = torch.ones(x_BSD.shape[1], x_BSD.shape[1], dtype=torch.bool).triu(1)
+    return attend(model, weights, name, x_BSD, ~future)
 
 
 def reference(model: GPTConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
@@ -100,12 +52,16 @@ def reference(model: GPTConfig, weights: dict[str, Tensor], tokens: Tensor) -> T
     x = weights["layers.0.weight"][tokens]
     if model.positions == "learned":
         x = x + weights["layers.1.positions_SD"]
+    if model.positions == "sinusoidal":
+        x = model.hidden_size**0.5 * x + sinusoids(*x.shape[1:])
     for layer in range(2, 2 + model.num_layers):
         name = f"layers.{layer}"
-        for branch, part in ((attention, "attention"), (feed_forward, "feed_forward")):
+        for branch, part in ((self_attention, "attention"), (feed_forward, "feed_forward")):
             y = norm(model, weights, f"{name}.{part}_norm", x) if model.norm_placement == "pre" else x
-            x = x + branch(model, weights, f"{name}.{part}", y)
-            x = norm(model, weights, f"{name}.{part}_norm", x) if model.norm_placement == "post" else x
+            kept = (2 * model.num_layers) ** 0.25 if model.norm_placement == "deepnorm" else 1.0
+            x = kept * x + branch(model, weights, f"{name}.{part}", y)
+            after = model.norm_placement in ("post", "deepnorm")
+            x = norm(model, weights, f"{name}.{part}_norm", x) if after else x
     x = norm(model, weights, f"layers.{last - 1}.norm", x) if model.norm_placement == "pre" else x
     head = weights["layers.0.weight" if model.tied_embeddings else f"layers.{last}.weight"]
     return (x @ head.T)[..., : model.vocabulary_size]
@@ -164,8 +120,8 @@ def test_parameters_are_those_of_the_plan(name: str) -> None:
     assert sorted(built) == sorted(shape.shape for shape in planned)
 
 
-def initial_moments(depth: int) -> list[tuple[str, float]]:
-    config = make_config(Layout(), num_layers=depth, hidden_size=128)
+def initial_moments(depth: int, **model: Any) -> list[tuple[str, float]]:
+    config = make_config(Layout(), num_layers=depth, hidden_size=128, **model)
     parts = model_parts(config, make_mesh(config.parallel), detect_kernels())
     model = SequentialLayers(parts.layers)
     return [
@@ -178,3 +134,27 @@ def test_initial_weights_are_those_of_gpt2() -> None:
     for name, std in moments:
         residual = name.endswith(("output.weight", "down.weight"))
         assert std == pytest.approx(0.02 / 4 if residual else 0.02, rel=0.03), name
+
+
+def moments_of_deepnorm() -> list[tuple[str, float]]:
+    mlra = {"kind": "mlra", "rank": 64, "init": "variance_matched"}
+    return initial_moments(8, norm_placement="deepnorm", attention=mlra)
+
+
+def test_initial_weights_of_deepnorm_with_low_rank_attention() -> None:
+    """Xavier's rule, times beta = (8 N)^(-1/4) for values, attention output and feed-forward; the product of two
+    factors has the variance of such a matrix."""
+    (moments,) = run_distributed(moments_of_deepnorm, 1)
+    found = {name.removeprefix("layers.2.").removesuffix(".weight"): std for name, std in moments}
+    beta, square, wide = 64**-0.25, (2 / 256) ** 0.5, (2 / (128 + 512)) ** 0.5
+    for name, expected in {
+        "attention.output": beta * square,
+        "feed_forward.up": beta * wide,
+        "feed_forward.down": beta * wide,
+        "attention.qkv.down": 0.02,
+        "attention.qkv.up.0": square / (0.02 * 8),
+        "attention.qkv.up.1": square / (0.02 * 8),
+        "attention.qkv.up.2": beta * square / (0.02 * 8),
+    }.items():
+        assert found.pop(name) == pytest.approx(expected, rel=0.03), name
+    assert not found
