@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Generator
 
 from data_pipeline.batches import BatchType
@@ -26,6 +28,16 @@ class Baseline:
     """What has this loss, as in `a unigram model`."""
     loss: float
     """Mean over the whole validation set, in the unit of the task's loss."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """They say which samples of a dataset are to come together, for batches to have little padding."""
+
+    lengths_NK: NDArray[np.int32]
+    """Lengths of all samples, on each side that is padded."""
+    size: int
+    """Samples that come together."""
 
 
 class TargetMeasure(ABC, Generic[BatchType]):
@@ -91,6 +103,11 @@ class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
 
         Raises DataError where what it takes, such as a tokenizer, cannot be read.
         """
+
+    def buckets(self, dataset: Dataset[ManifestType], data: ConfigType) -> Buckets | None:
+        """It returns which samples are to come together; none: all are equally long. Raises DataError where lengths
+        cannot be read."""
+        return None
 
     def baseline(self, manifest: ManifestType) -> Baseline | None:
         """It returns the baseline of a validation split; none where the data knows none."""

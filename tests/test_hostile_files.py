@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.hostile import ODD, anything, changed_bytes, changed_json, changed_value, confined
 from support.numbered_data import write_split
+from support.pairs import pairs_config, write_pairs
 from support.training import Layout, make_config
 
 from data_pipeline.errors import DataError
@@ -39,6 +40,9 @@ from data_pipeline.text.collate import TokenCollator
 from data_pipeline.text.corpus import Corpus
 from data_pipeline.text.manifest import TextManifest
 from data_pipeline.text.tokenizer import train_tokenizer
+from data_pipeline.translation.corpus import ParallelCorpus, RawFiles
+from data_pipeline.translation.manifest import TranslationManifest
+from data_pipeline.translation.source import TranslationSource
 from launch.hang_detector import HangDetector
 from launch.hosts import environment_file_problems, read_hostfile, select_slots
 from launch.inspect import document, read_run, sections, summary
@@ -114,8 +118,10 @@ def read_index(folder: Path, content: bytes) -> None:
 
 
 def make_manifest(folder: Path) -> Callable[[Chance], bytes]:
-    facts = json.loads((write_split(folder, 10) / "train/manifest.json").read_text())
+    return changed_manifest(json.loads((write_split(folder, 10) / "train/manifest.json").read_text()))
 
+
+def changed_manifest(facts: dict[str, Any]) -> Callable[[Chance], bytes]:
     def make(chance: Chance) -> bytes:
         odd = changed_value(chance, facts)
         if isinstance(odd, dict) and chance.random() < 0.7:
@@ -132,6 +138,19 @@ def read_split(folder: Path, content: bytes) -> None:
     with closing(Dataset(LocalFolder(folder / "train"), TextManifest)) as dataset:
         samples = [dataset.read(number) for number in range(min(len(dataset), 20))]
         TokenCollator(dataset.manifest)(samples)
+
+
+def make_pair_manifest(folder: Path) -> Callable[[Chance], bytes]:
+    return changed_manifest(json.loads((write_pairs(folder, 10) / "train/manifest.json").read_text()))
+
+
+def read_pair_split(folder: Path, content: bytes) -> None:
+    (folder / "train/manifest.json").write_bytes(content)
+    source, data = TranslationSource(), pairs_config(folder)
+    with closing(Dataset(LocalFolder(folder / "train"), TranslationManifest)) as dataset:
+        source.check(dataset, data)
+        source.buckets(dataset, data)
+        source.collator(dataset.manifest, data)([dataset.read(n) for n in range(min(len(dataset), 20))])
 
 
 def make_prepared(folder: Path) -> Callable[[Chance], bytes]:
@@ -181,6 +200,44 @@ def read_lines(folder: Path, content: bytes) -> None:
     for source in (str(path), str(folder)):
         for text in Corpus([source], "text").documents():
             text.text.encode()
+
+
+PAIRS = ["one\teins", "two words\tzwei W\u00f6rter", "\t"]
+SOUND = {
+    "pairs.tsv": "\n".join(PAIRS),
+    "pairs.tsv.gz": "\n".join(PAIRS),
+    "pairs.jsonl": "\n".join(
+        json.dumps(dict(zip(("source", "target"), p.split("\t"), strict=True))) for p in PAIRS
+    ),
+    "pairs.en": "one\ntwo\nthree",
+}
+
+
+def make_pairs(folder: Path) -> Callable[[Chance], bytes]:
+    """The name of the file stands in the first line."""
+
+    def make(chance: Chance) -> bytes:
+        name = chance.choice(list(SOUND))
+        content = SOUND[name].encode()
+        content = content if chance.random() < 0.3 else anything(chance, content)
+        packed = gzip.compress(content) if name.endswith(".gz") else content
+        return name.encode() + b"\n" + (changed_bytes(chance, packed) if chance.random() < 0.2 else packed)
+
+    return make
+
+
+def read_pairs(folder: Path, content: bytes) -> None:
+    name, _, packed = content.partition(b"\n")
+    path = folder / name.decode()
+    path.write_bytes(packed)
+    (folder / "pairs.de").write_text(SOUND["pairs.en"])
+    raw = (
+        RawFiles((str(path),), (f"{folder}/pairs.de",))
+        if path.suffix == ".en"
+        else RawFiles(pairs=(str(path),))
+    )
+    for pair in ParallelCorpus(raw, ("source", "target")).pairs():
+        f"{pair.source}{pair.target}".encode()
 
 
 # The folder of a run
@@ -540,6 +597,8 @@ FORMATS = {
     "manifest": Format(make_manifest, read_split, (DataError,)),
     "prepare.json": Format(make_prepared, read_prepared, (TargetExists,)),
     "JSON lines": Format(make_lines, read_lines, (DataError,)),
+    "pairs": Format(make_pairs, read_pairs, (DataError,)),
+    "manifest of pairs": Format(make_pair_manifest, read_pair_split, (DataError,)),
     "ledger": Format(make_ledger, read_ledger_file, (CheckpointError,)),
     "metrics": Format(make_metrics, read_metrics),
     "heartbeat": Format(make_heartbeat, read_heartbeat),

@@ -125,8 +125,9 @@ def test_samples_of_a_crash_report_can_be_looked_at() -> None:
     assert parse_json(text)["text"] == HOSTILE.replace("\udce9", "\\udce9") + "größe 数据 🐾"
 
 
-def test_prepare_tells_hostile_names(tmp_path: Path) -> None:
-    done = command("data_pipeline", "text", HOSTILE, "https://me:secret@h/x", "--out", "out", folder=tmp_path)
+@pytest.mark.parametrize("kind", [("text",), ("translation", "--pairs")], ids=["text", "translation"])
+def test_prepare_tells_hostile_names(tmp_path: Path, kind: tuple[str, ...]) -> None:
+    done = command("data_pipeline", *kind, HOSTILE, "https://me:secret@h/x", "--out", "out", folder=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith(b"surefoot prepare: error: a\\x1b[2J\\x1b]0;owned\\x07\\u202egnp")
     assert b"\x1b" not in done.stderr

@@ -1,6 +1,7 @@
 """The command lines of all rooms that prepare data have this in common: exit codes and types of arguments."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable
 
@@ -69,6 +70,18 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """It returns what reads a finite number that is not below `least`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of {least:g} or more")
+        return value
+
+    return number
 
 
 def _fail(message: object, code: int) -> int:

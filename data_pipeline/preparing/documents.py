@@ -10,7 +10,7 @@ from data_pipeline.parsing import reason
 from data_pipeline.shown import shown
 
 LONGEST_ROW = 64 << 20
-"""Bytes of the longest JSON line that is read."""
+"""Bytes of the longest row that is read."""
 
 LONGEST_LINE = 1 << 16
 """Characters of a line of text; a longer one is cut at whitespace, or where there is none, between characters."""
@@ -53,21 +53,29 @@ def cut(text: str, longest: int) -> Iterator[str]:
         yield from text_pieces(_encoded(text), longest, binary=True)
 
 
+def text_rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, str]]:
+    """It yields the lines of a text in UTF-8 without their ends, each with a name for messages.
+
+    A line ends at `\\n` alone, maybe after `\\r`, as it does in parallel files: at other ends that Unicode knows, one
+    side would come out of step with the other.
+
+    Raises DataError for a line that is too long, and for what is no text.
+    """
+    for name, line in _rows(content, place):
+        if b"\0" in line:
+            raise DataError(f"{name}: holds NUL bytes, as no text does (binary data, or UTF-16)")
+        try:
+            yield name, line.removesuffix(b"\n").removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: not UTF-8 ({error.reason})") from error
+
+
 def json_rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """It yields the objects of JSON lines, each with a name for messages; numbers in them are not read.
 
     Raises DataError for a line that is too long, or no JSON object.
     """
-    number = 0
-    while line := content.readline(LONGEST_ROW + 1):
-        number += 1
-        name = f"{shown(place)}, line {number}"
-        if len(line) > LONGEST_ROW:
-            raise DataError(
-                f"{name}: longer than {LONGEST_ROW >> 20} MiB, the most that is read of a JSON line"
-            )
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+    for name, line in _rows(content, place):
         if line.strip():
             yield name, _object(line, name)
 
@@ -78,6 +86,16 @@ def first_object(line: bytes) -> dict[str, Any] | None:
         return _object(line, "")
     except DataError:
         return None
+
+
+def _rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, bytes]]:
+    number = 0
+    while line := content.readline(LONGEST_ROW + 1):
+        number += 1
+        name = f"{shown(place)}, line {number}"
+        if len(line) > LONGEST_ROW:
+            raise DataError(f"{name}: longer than {LONGEST_ROW >> 20} MiB, the most that is read of a line")
+        yield name, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
 def _object(line: bytes, name: str) -> dict[str, Any]:

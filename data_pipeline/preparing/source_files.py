@@ -12,14 +12,16 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import open_regular
 from data_pipeline.preparing.workspace import TargetExists
-from data_pipeline.shards.storage import local_path
+from data_pipeline.shards.storage import data_errors, local_path
 from data_pipeline.shown import shown
 
 Parts = tuple[str, ...]
@@ -164,6 +166,20 @@ def check_apart(out: Path, found: SourceFiles) -> None:
     for file in found.files:
         if Path(os.path.realpath(file.path)).is_relative_to(target):
             raise TargetExists(f"{shown(out)}: holds the source {shown(file.path)}; choose another --out")
+
+
+@contextmanager
+def opened_source(file: SourceFile) -> Iterator[BufferedReader]:
+    """It opens a file that was found. Raises DataError when it is not, or does not stay, as it was then."""
+    with data_errors(file.path), open_regular(file.path, follow=True) as raw:
+        _check_unchanged(file, raw)
+        yield raw
+        _check_unchanged(file, raw)
+
+
+def _check_unchanged(file: SourceFile, raw: BufferedReader) -> None:
+    if SourceFile.of(file.path, os.fstat(raw.fileno()), named=file.named) != file:
+        raise DataError(f"{shown(file.path)}: has changed while it was read")
 
 
 class _Walk:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.batches import BatchType
 from data_pipeline.config import ConfigType, DataConfig, SourceConfig
 from data_pipeline.errors import DataError
@@ -11,7 +14,7 @@ from data_pipeline.reading.order import SampleOrder, SourceShape
 from data_pipeline.shards.dataset import Dataset
 from data_pipeline.shards.manifest import MANIFEST, ManifestType, read_manifest, split_folder
 from data_pipeline.shards.storage import Folder
-from data_pipeline.source import Source
+from data_pipeline.source import Buckets, Source
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Mixture(Generic[ManifestType]):
     weights: tuple[float, ...]
     common: dict[str, Any]
     """The facts of their kind that all of them share."""
+    buckets: tuple[Buckets | None, ...]
+    """What comes together, where samples differ in length."""
 
     @property
     def manifest(self) -> ManifestType:
@@ -31,8 +36,8 @@ class Mixture(Generic[ManifestType]):
     def order(self, seed: int, shuffle: bool) -> SampleOrder:
         """It returns the order in which the samples come. Raises DataError when a weight is too small."""
         shapes = (
-            SourceShape(dataset.manifest.fingerprint, len(dataset), weight)
-            for dataset, weight in zip(self.datasets, self.weights, strict=True)
+            SourceShape(dataset.manifest.fingerprint, len(dataset), weight, buckets)
+            for dataset, weight, buckets in zip(self.datasets, self.weights, self.buckets, strict=True)
         )
         try:
             return SampleOrder(seed, tuple(shapes), shuffle)
@@ -45,7 +50,14 @@ class Mixture(Generic[ManifestType]):
         for number, (dataset, weight) in enumerate(zip(self.datasets, self.weights, strict=True)):
             facts[f"sources.{number}.fingerprint"] = dataset.manifest.fingerprint
             facts[f"sources.{number}.weight"] = weight
+        if first := self.buckets[0]:
+            facts["bucket_size"] = first.size
         return facts
+
+    def lengths(self) -> NDArray[np.int32] | None:
+        """It returns the lengths of the samples of all datasets, one after the other; none where all have one."""
+        lengths = [buckets.lengths_NK for buckets in self.buckets if buckets]
+        return np.concatenate(lengths) if lengths else None
 
     def close(self) -> None:
         """It closes all files."""
@@ -113,4 +125,6 @@ def _open(
     for dataset in datasets:
         source.check(dataset, data)
         source.check_together(dataset, first.name, first.manifest)
-    return Mixture(datasets, tuple(entry.weight for entry in entries), source.facts(first.manifest))
+    weights = tuple(entry.weight for entry in entries)
+    buckets = tuple(source.buckets(dataset, data) for dataset in datasets)
+    return Mixture(datasets, weights, source.facts(first.manifest), buckets)

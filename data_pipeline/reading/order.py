@@ -2,7 +2,8 @@
 
     position --skip list--> draw --mixture--> (source, turn) --permutation--> (source, epoch, index)
 
-Permutations can be taken back: `reading/skips.py` asks where samples that are left out come again.
+Permutations can be taken back: `reading/skips.py` asks where samples that are left out come again. Where samples
+differ in length, an epoch is arranged so that those of like length come together (`reading/buckets.py`).
 
 A *position* counts the samples that a run has consumed. A *draw* is a place in the endless raw sequence, the
 same for every run with this seed and data; draws of the skip list are jumped over. A *turn* counts the draws
@@ -14,15 +15,15 @@ micro-batches or processes sees the same samples.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.reading.buckets import Arrangement, Integers, by_length
 from data_pipeline.reading.ranges import SampleRange
-
-Integers = NDArray[np.int64]
+from data_pipeline.source import Buckets
 
 CYCLE = 1000
 """Draws in which a mixture keeps to its weights exactly, so a weight is resolved to a thousandth."""
@@ -37,6 +38,7 @@ class SourceShape:
     fingerprint: str
     samples: int
     weight: float = 1.0
+    buckets: Buckets | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,19 @@ class SampleOrder:
             index[mine] = self._shuffled(number, epoch[mine], offset) if self.shuffle else offset
         return Draws(source, epoch, index)
 
+    def by_length(self, draws: Integers) -> Integers | None:
+        """It returns the places of these draws in an order in which neighbours lead to samples of like lengths; none
+        where all samples have one length."""
+        lengths = [shape.buckets.lengths_NK for shape in self.sources if shape.buckets]
+        if not lengths:
+            return None
+        found = self.locate(draws)
+        lengths_NK = np.empty((len(draws), lengths[0].shape[1]), np.int32)
+        for number, all_NK in enumerate(lengths):
+            mine = found.source == number
+            lengths_NK[mine] = all_NK[found.index[mine]]
+        return by_length(lengths_NK)
+
     def _turns(self, draws: Integers) -> tuple[Integers, Integers]:
         """It returns the source of each draw, and how many draws of that source come before it."""
         if len(self.sources) == 1:
@@ -98,7 +113,10 @@ class SampleOrder:
         shape = self.sources[source]
         if not self.shuffle:
             return epoch * shape.samples + indices
-        return epoch * shape.samples + permute_back(indices, shape.samples, self._epoch_key(source, epoch))
+        places = permute_back(indices, shape.samples, self._epoch_key(source, epoch))
+        if arrangement := self._arrangements[source]:
+            places = arrangement.places(epoch, places)
+        return epoch * shape.samples + places
 
     def turns_before(self, draw: int) -> tuple[int, ...]:
         """It counts the draws of each source that come before this one."""
@@ -118,12 +136,25 @@ class SampleOrder:
         ]
 
     def _shuffled(self, source: int, epochs: Integers, offsets: Integers) -> Integers:
-        shape = self.sources[source]
-        index = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
+        index, arrangement = np.empty_like(offsets), self._arrangements[source]
+        for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            index[here] = permute(offsets[here], shape.samples, self._epoch_key(source, int(epoch)))
+            places = offsets[here]
+            index[here] = self._permuted(
+                source, epoch, arrangement.offsets(epoch, places) if arrangement else places
+            )
         return index
+
+    @cached_property
+    def _arrangements(self) -> tuple[Arrangement | None, ...]:
+        """It has the arrangement of each source whose samples differ in length."""
+        return tuple(
+            Arrangement(shape.buckets, partial(self._permuted, number)) if shape.buckets else None
+            for number, shape in enumerate(self.sources)
+        )
+
+    def _permuted(self, source: int, epoch: int, offsets: Integers) -> Integers:
+        return permute(offsets, self.sources[source].samples, self._epoch_key(source, epoch))
 
     def _epoch_key(self, source: int, epoch: int) -> bytes:
         return _key("epoch", self.seed, source, self.sources[source].fingerprint, epoch)

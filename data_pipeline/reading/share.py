@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from data_pipeline.config import DataConfig
-from data_pipeline.reading.order import Integers
+from data_pipeline.reading.buckets import Integers
 from data_pipeline.shards.dataset import Sample
 
 
@@ -23,6 +23,11 @@ class BatchShare:
     def of(self, global_batch: Integers) -> Integers:
         """It returns this rank's part: each rank takes every `size`-th sample."""
         return global_batch[self._rank :: self._size]
+
+    def together(self, order: Integers) -> Integers:
+        """It returns a global batch so that neighbours in `order` come to lie in one micro-batch of one rank, and what
+        follows it is read by the other ranks at the same time: they do not wait for the longest of all."""
+        return order.reshape(-1, self._size, self._micro_batch).swapaxes(1, 2).reshape(-1)
 
     def micro_batches(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
         """It cuts this rank's part of a global batch."""

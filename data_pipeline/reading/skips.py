@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.reading.order import Draws, Integers, SampleOrder, draws_at
+from data_pipeline.reading.buckets import Integers
+from data_pipeline.reading.order import Draws, SampleOrder, draws_at
 from data_pipeline.reading.ranges import SampleRange, merge_ranges
 
 SPARED = 0.5

@@ -24,6 +24,7 @@ from data_pipeline.batches import Batch, BatchType
 from data_pipeline.config import ConfigType, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parsed_as
+from data_pipeline.reading.buckets import by_length
 from data_pipeline.reading.excerpts import Excerpt, excerpts
 from data_pipeline.reading.mixture import training_mixture, validation_mixture
 from data_pipeline.reading.ranges import SampleRange
@@ -210,7 +211,9 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
     def _read(self, position: int) -> _Step[BatchType]:
         draws = self._skips.draws_at(position + np.arange(self._data.global_batch_size))
-        mine = self._order.locate(self._share.of(draws))
+        alike = self._order.by_length(draws)
+        dealt = draws if alike is None else draws[self._share.together(alike)]
+        mine = self._order.locate(self._share.of(dealt))
         datasets = self._mixture.datasets
         samples = [
             datasets[d].read(i) for d, i in zip(mine.source.tolist(), mine.index.tolist(), strict=True)
@@ -243,7 +246,8 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
 
 class ValidationSet:
-    """It is the fixed validation set of one data-parallel rank: the first `samples` samples in shard order.
+    """It is the fixed validation set of one data-parallel rank: the first `samples` samples, in shard order or, where
+    they differ in length, by that.
 
     The tail of the last step is padded with samples of weight 0, so every rank has the same steps.
     Raises DataError when the data is missing or not what the configuration says.
@@ -272,6 +276,11 @@ class ValidationSet:
             source.baseline(self._mixture.manifest) if len(self._mixture.datasets) == 1 else None
         )
         """A loss on the whole set to compare with; none where the data knows none, and for several datasets."""
+        self._numbers = np.arange(len(self) * self._global_batch)
+        if (lengths_NK := self._mixture.lengths()) is not None:
+            self._numbers[: self._samples] = by_length(lengths_NK[: self._samples])
+            steps = self._numbers.reshape(len(self), -1)
+            self._numbers = np.concatenate([self._share.together(numbers) for numbers in steps])
 
     @property
     def fingerprint(self) -> str:
@@ -284,7 +293,7 @@ class ValidationSet:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for step in range(len(self)):
-            mine = self._share.of(step * self._global_batch + np.arange(self._global_batch))
+            mine = self._share.of(self._numbers[step * self._global_batch :][: self._global_batch])
             samples = [self._read(number) for number in mine.tolist()]
             yield [self._collate(micro) for micro in self._share.micro_batches(samples)]
 

@@ -8,6 +8,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Generic
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import read_whole
 from data_pipeline.shards.manifest import MANIFEST, ManifestType, index_name, read_manifest
@@ -51,7 +54,8 @@ class Dataset(Generic[ManifestType]):
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         if isinstance(folder, LocalFolder):
             for number in range(len(self._ends)):
-                self._files(number)
+                self._shard_file(number)
+                self._index_file(number)
 
     @property
     def name(self) -> str:
@@ -75,6 +79,13 @@ class Dataset(Generic[ManifestType]):
         shard, place = self._locate(number)
         return self.manifest.shards[shard].name, place
 
+    def field_sizes(self) -> NDArray[np.uint32]:
+        """It returns the bytes of each field of all samples (samples, fields), as the indexes have them.
+
+        Raises DataError when one of these cannot be fetched or is none.
+        """
+        return np.concatenate([self._index(number).rows["fields"] for number in range(len(self._ends))])
+
     def close(self) -> None:
         """It closes all files."""
         while self._open:
@@ -95,19 +106,23 @@ class Dataset(Generic[ManifestType]):
         return self._open[shard]
 
     def _open_shard(self, number: int) -> ShardReader:
-        entry = self.manifest.shards[number]
-        path, index_path = self._files(number)
-        with data_errors(index_path):
-            content = read_whole(index_path, entry.index_bytes)
-        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-            raise DataError(f"{index_path}: changed since {self.name}/{MANIFEST} was written")
-        index = ShardIndex.parse(content, str(index_path), self.manifest.fields, entry.samples, entry.bytes)
-        return ShardReader(path, index, f"{self.name}/{entry.name}")
+        name = f"{self.name}/{self.manifest.shards[number].name}"
+        return ShardReader(self._shard_file(number), self._index(number), name)
 
-    def _files(self, number: int) -> tuple[Path, Path]:
-        """It returns the local paths of a shard and its index, of the right size."""
+    def _index(self, number: int) -> ShardIndex:
+        entry, path = self.manifest.shards[number], self._index_file(number)
+        with data_errors(path):
+            content = read_whole(path, entry.index_bytes)
+        if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+            raise DataError(f"{path}: changed since {self.name}/{MANIFEST} was written")
+        return ShardIndex.parse(content, str(path), self.manifest.fields, entry.samples, entry.bytes)
+
+    def _shard_file(self, number: int) -> Path:
+        """It returns the local path of a shard of the right size."""
         entry = self.manifest.shards[number]
-        return (
-            self.folder.local(entry.name, entry.bytes, entry.sha256),
-            self.folder.local(index_name(entry.name), entry.index_bytes, entry.index_sha256),
-        )
+        return self.folder.local(entry.name, entry.bytes, entry.sha256)
+
+    def _index_file(self, number: int) -> Path:
+        """It returns the local path of an index of the right size."""
+        entry = self.manifest.shards[number]
+        return self.folder.local(index_name(entry.name), entry.index_bytes, entry.index_sha256)

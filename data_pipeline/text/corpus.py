@@ -1,10 +1,8 @@
 """Raw text comes from sources as a user names them; they are found as files, looked through, and read as documents."""
 
-import os
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import count
@@ -12,11 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import open_regular
 from data_pipeline.preparing.compression import opened_content
 from data_pipeline.preparing.documents import NotText, cut, json_rows, text_pieces
-from data_pipeline.preparing.source_files import LeftOut, Parts, SourceFile, SourceFiles
-from data_pipeline.shards.storage import data_errors
+from data_pipeline.preparing.source_files import LeftOut, Parts, SourceFile, SourceFiles, opened_source
 from data_pipeline.shown import shown
 from data_pipeline.text.formats import Format, format_of
 
@@ -140,11 +136,11 @@ class Corpus:
     def _format_of(self, file: SourceFile) -> Format:
         if self._form != "auto":
             return self._form
-        with _opened(file) as raw:
+        with opened_source(file) as raw:
             return format_of(file.path, raw, self._field)
 
     def _read(self, one: _Readable, left_out: list[LeftOut]) -> Iterator[Document]:
-        with _opened(one.file) as raw:
+        with opened_source(one.file) as raw:
             consumed = 0
             content = opened_content(one.file.path, raw)
             texts = (
@@ -194,17 +190,3 @@ def _find(sources: Sequence[str]) -> SourceFiles:
 
 def _is_stdlib(parts: Parts, is_folder: bool) -> bool:
     return STDLIB_EXCLUDED.isdisjoint(parts) and (is_folder or parts[-1].endswith(".py"))
-
-
-@contextmanager
-def _opened(file: SourceFile) -> Iterator[BufferedReader]:
-    """It opens a file that was found. Raises DataError when it is not, or does not stay, as it was then."""
-    with data_errors(file.path), open_regular(file.path, follow=True) as raw:
-        _check_unchanged(file, raw)
-        yield raw
-        _check_unchanged(file, raw)
-
-
-def _check_unchanged(file: SourceFile, raw: BufferedReader) -> None:
-    if SourceFile.of(file.path, os.fstat(raw.fileno()), named=file.named) != file:
-        raise DataError(f"{shown(file.path)}: has changed while it was read")

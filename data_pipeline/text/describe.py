@@ -1,7 +1,7 @@
 """Text samples are written out here as people read them."""
 
-from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Dataset, Sample
+from data_pipeline.text.beside import tokenizer_beside
 from data_pipeline.text.blocks import BlockCodec
 from data_pipeline.text.manifest import TextManifest
 from data_pipeline.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -11,20 +11,12 @@ class TextDescriber:
     """It tells the text of a sample. Raises DataError when the tokenizer does not lie beside the dataset any more."""
 
     def __init__(self, dataset: Dataset[TextManifest]) -> None:
-        self._tokenizer = tokenizer_of(dataset)
+        self._tokenizer = tokenizer_beside(dataset, dataset.manifest.tokenizer)
         self._codec = BlockCodec(dataset.manifest.sequence_length, dataset.manifest.dtype)
 
     def __call__(self, sample: Sample) -> str:
         """It returns the whole block, the token before the first target included."""
         return spelled(self._codec.decode(sample.fields).tolist(), self._tokenizer)
-
-
-def tokenizer_of(dataset: Dataset[TextManifest]) -> Tokenizer:
-    """It returns the tokenizer that lies beside the shards; that it is theirs was checked when they were opened."""
-    folder, file = dataset.folder.parent(), dataset.manifest.tokenizer.file
-    if not folder.has(file):
-        raise DataError(f"{folder.name}/{file}: the tokenizer does not lie beside its shards any more")
-    return Tokenizer(folder.read(file), f"{folder.name}/{file}")
 
 
 def spelled(ids: list[int], tokenizer: Tokenizer) -> str:

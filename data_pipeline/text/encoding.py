@@ -4,12 +4,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,12 @@ class Chunk:
     consumed: int = 0
 
 
+ChunkType = TypeVar("ChunkType", bound=Chunk)
+
 Ids = NDArray[np.unsignedinteger]
+
+Encode = Callable[[tuple[str, ...]], list[Ids]]
+"""It makes ids of the texts of a chunk, wherever it is sent."""
 
 
 def encode_texts(tokenizer: Tokenizer, texts: tuple[str, ...]) -> list[Ids]:
@@ -43,21 +49,21 @@ def encode_texts(tokenizer: Tokenizer, texts: tuple[str, ...]) -> list[Ids]:
 
 
 def encode_chunks(
-    tokenizer: Tokenizer, chunks: Iterable[Chunk], workers: int
-) -> Iterator[tuple[Chunk, list[Ids]]]:
+    encode: Encode, chunks: Iterable[ChunkType], workers: int
+) -> Iterator[tuple[ChunkType, list[Ids]]]:
     """It encodes in `workers` processes (1: in this one); results come in the order of `chunks`.
 
     Raises DataError when a worker dies.
     """
     if workers == 1:
-        yield from ((chunk, encode_texts(tokenizer, chunk.texts)) for chunk in chunks)
+        yield from ((chunk, encode(chunk.texts)) for chunk in chunks)
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    pending: deque[tuple[Chunk, Future[list[Ids]]]] = deque()
+    pending: deque[tuple[ChunkType, Future[list[Ids]]]] = deque()
     try:
         for chunk in chunks:
             with _interrupts_held():
-                pending.append((chunk, pool.submit(encode_texts, tokenizer, chunk.texts)))
+                pending.append((chunk, pool.submit(encode, chunk.texts)))
             if len(pending) > CHUNKS_AHEAD * workers:
                 yield _result(pending)
         while pending:
@@ -68,7 +74,7 @@ def encode_chunks(
         pool.shutdown(cancel_futures=True)
 
 
-def _result(pending: deque[tuple[Chunk, Future[list[Ids]]]]) -> tuple[Chunk, list[Ids]]:
+def _result(pending: deque[tuple[ChunkType, Future[list[Ids]]]]) -> tuple[ChunkType, list[Ids]]:
     chunk, ids = pending.popleft()
     return chunk, ids.result()
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from data_pipeline.preparing.record import make_once, make_record
 from data_pipeline.preparing.source_files import LeftOut, check_apart
 from data_pipeline.shown import shown
 from data_pipeline.text.corpus import PIECES, SHORTEST_PIECE, Corpus
-from data_pipeline.text.encoding import CHUNK_CHARACTERS, Chunk, encode_chunks
+from data_pipeline.text.encoding import CHUNK_CHARACTERS, Chunk, encode_chunks, encode_texts
 from data_pipeline.text.manifest import TextManifest
 from data_pipeline.text.splits import Packing, Split, SplitWriter, too_small
 from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer, train_tokenizer
@@ -162,7 +163,7 @@ def _write_splits(
         train, *validation = [
             stack.enter_context(SplitWriter(folder, name, tokenizer, packing)) for name in _splits(settings)
         ]
-        for chunk, ids in encode_chunks(tokenizer, _chunks(corpus), settings.workers):
+        for chunk, ids in encode_chunks(partial(encode_texts, tokenizer), _chunks(corpus), settings.workers):
             for text, document in zip(chunk.texts, ids, strict=True):
                 held_out = _is_held_out(settings, text)
                 (validation[0] if held_out else train).add(document)

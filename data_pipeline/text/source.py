@@ -4,7 +4,6 @@ B  samples in a micro-batch
 S  tokens in a sequence
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.source import Baseline, Source
 from data_pipeline.text.batch import TokenBatch
+from data_pipeline.text.beside import check_beside
 from data_pipeline.text.collate import TokenCollator
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.describe import TextDescriber
@@ -35,7 +35,7 @@ class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
     def check(self, dataset: Dataset[TextManifest], data: TextConfig) -> None:
         """It raises DataError when the blocks have another length, or another tokenizer lies beside them."""
         _check_length(dataset, data)
-        _check_tokenizer_file(dataset)
+        check_beside(dataset, dataset.manifest.tokenizer)
 
     def check_together(self, dataset: Dataset[TextManifest], other_name: str, other: TextManifest) -> None:
         """It raises DataError when two datasets were made with different tokenizers; `check` has seen to the length."""
@@ -103,17 +103,4 @@ def _check_length(dataset: Dataset[TextManifest], data: TextConfig) -> None:
         raise DataError(
             f"{dataset.name}: packed for sequences of {length} tokens, but data.sequence_length is "
             f"{data.sequence_length}; set it to {length} or prepare the data again"
-        )
-
-
-def _check_tokenizer_file(dataset: Dataset[TextManifest]) -> None:
-    """It raises DataError when a tokenizer lies beside the shards and is not theirs."""
-    folder, entry = dataset.folder.parent(), dataset.manifest.tokenizer
-    if (
-        folder.has(entry.file)
-        and (found := hashlib.sha256(folder.read(entry.file)).hexdigest()) != entry.sha256
-    ):
-        raise DataError(
-            f"{folder.name}/{entry.file}: not the tokenizer that {dataset.name} was made with: "
-            f"SHA-256 is {found}, the manifest says {entry.sha256}"
         )

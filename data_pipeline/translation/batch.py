@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-PADDING = 0
-"""The id behind the end of a sentence, on both sides. It is that of the unknown piece, which no text is encoded to, so
-what is real of `ids` is `ids != PADDING`. A damaged sample is padding from the first token on."""
+from data_pipeline.translation.sentences import PADDING as PADDING  # what a model is to know of sentences
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ import pytest
 
 import data_pipeline.__main__ as command
 from data_pipeline.errors import DataError
-from data_pipeline.preparing.command_line import exit_code, positive, processes, report_left_out, share
+from data_pipeline.preparing.command_line import (
+    at_least,
+    exit_code,
+    positive,
+    processes,
+    report_left_out,
+    share,
+)
 from data_pipeline.preparing.source_files import LeftOut
 from data_pipeline.preparing.workspace import TargetExists
 
@@ -19,8 +26,11 @@ REPOSITORY = Path(__file__).parents[3]
 LIBRARIES = ("torch", "numpy", "sentencepiece", "webdataset")
 
 
-def test_text_can_be_prepared() -> None:
-    assert command.rooms() == {"text": "text for next-token prediction"}
+def test_what_can_be_prepared() -> None:
+    assert command.rooms() == {
+        "text": "text for next-token prediction",
+        "translation": "pairs of sentences for machine translation",
+    }
 
 
 def test_a_room_with_a_command_is_found_without_a_registry(tmp_path: Path) -> None:
@@ -65,7 +75,8 @@ def test_help_imports_no_room() -> None:
         [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
-    assert "    text      text for next-token prediction\n" in ended.stdout
+    told = [line.split(maxsplit=1) for line in ended.stdout.splitlines()]
+    assert ["text", "text for next-token prediction"] in told
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -115,12 +126,16 @@ def test_much_that_was_left_out_is_counted(capsys: pytest.CaptureFixture[str]) -
 def test_types_of_arguments() -> None:
     assert positive("3") == 3
     assert share("0") == 0
+    assert at_least(1)("1") == 1
     for read, text in (
         (positive, "0"),
         (processes, "0"),
         (processes, "99999999999999"),
         (share, "1"),
         (share, "-0.1"),
+        (at_least(1), "0.9"),
+        (at_least(1), "nan"),
+        (at_least(1), "inf"),
     ):
         with pytest.raises(argparse.ArgumentTypeError):
             read(text)

@@ -13,7 +13,8 @@ from support.training import Layout, make_config, make_engine, make_mesh, slow
 from support.watched import changed, run, story, watched
 
 from data_pipeline.reading.stream import BatchStream
-from data_pipeline.text.describe import spelled, tokenizer_of
+from data_pipeline.text.beside import tokenizer_beside
+from data_pipeline.text.describe import spelled
 from data_pipeline.text.source import TextSource
 from pretrain.backend.setup import local_layers
 from pretrain.config.loader import load_config
@@ -179,7 +180,7 @@ def test_excerpts_are_the_samples_that_the_stream_hands_out(corpus: Path, tmp_pa
     excerpts = list(stream.excerpts(range(*stream.sample_range())))
     again = BatchStream(TextSource(), config.data, seed=3, data_rank=0, data_size=1)
     tokens = torch.cat([batch.tokens_BS for batch in next(again)]).tolist()
-    tokenizer = tokenizer_of(stream._mixture.datasets[0])
+    tokenizer = tokenizer_beside(stream._mixture.datasets[0], stream.manifest.tokenizer)
     for excerpt, row in zip(excerpts, tokens, strict=True):
         assert excerpt.text.startswith(spelled(row, tokenizer).rstrip("\N{REPLACEMENT CHARACTER}"))
         assert excerpt.shard.endswith(".tar")
