@@ -7,15 +7,16 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
-from support.pairs import VOCABULARY, pairs_config, write_pairs
+from support.pairs import VOCABULARY, lengths_of, pairs_config, write_pairs
 
 from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from data_pipeline.shards.dataset import Dataset, Sample
-from data_pipeline.shards.storage import LocalFolder
+from data_pipeline.shards.storage import LocalFolder, open_folder
 from data_pipeline.source import Baseline
 from data_pipeline.text.tokenizer import train_tokenizer
 from data_pipeline.translation.batch import PairBatch
@@ -88,6 +89,27 @@ def test_lengths_that_the_manifest_does_not_know_are_refused(tmp_path: Path) -> 
             DataError, match=r"has sentences of 2 to \[33, 39\] tokens, but the manifest says of 1"
         ):
             SOURCE.buckets(data, pairs_config("a"))
+
+
+def test_lengths_are_those_of_the_indexes_alone(tmp_path: Path) -> None:
+    """No shard is fetched for them, and an index that is not the one that was written ends the run."""
+    folder = write_pairs(tmp_path / "a", 120)
+    with fsspec.open("memory://lengths/train/manifest.json", "wb") as file:
+        file.write((folder / "train/manifest.json").read_bytes())
+    for index in (folder / "train").glob("*.index.npy"):
+        with fsspec.open(f"memory://lengths/train/{index.name}", "wb") as file:
+            file.write(index.read_bytes())
+    remote = open_folder("memory://lengths/train", tmp_path / "cache")
+    with closing(Dataset(remote, TranslationManifest)) as data:
+        lengths_NK = SOURCE.buckets(data, pairs_config("a")).lengths_NK
+    assert lengths_NK.tolist() == [list(lengths_of(number)) for number in range(120)]
+    (index, *_) = (folder / "train").glob("*.index.npy")
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    with (
+        closing(dataset(folder)) as data,
+        pytest.raises(DataError, match=r"changed since .*manifest\.json was"),
+    ):
+        SOURCE.buckets(data, pairs_config("a"))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def steps_from(
 layouts = st.sampled_from([(1, 1), (1, 4), (2, 12), (2, 3), (3, 4), (4, 2), (6, 4), (12, 1)])
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(parts=st.lists(st.tuples(layouts, st.integers(1, 30)), min_size=1, max_size=4))
 def test_every_pair_once_an_epoch_under_any_ranks_and_resume_points(
     data: Path, parts: list[tuple[tuple[int, int], int]]
