@@ -2,6 +2,7 @@
 
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.gpt.config import GPTConfig
+from pretrain.tasks.translation.config import TranslatorConfig
 
-KINDS: tuple[type[TaskConfig], ...] = (GPTConfig,)
+KINDS: tuple[type[TaskConfig], ...] = (GPTConfig, TranslatorConfig)
 """The [model] section of every task, that of the default `model.kind` first."""

@@ -5,8 +5,10 @@ from typing import Any
 
 from pretrain.tasks.gpt.task import GPT
 from pretrain.tasks.task import Task
+from pretrain.tasks.translation.task import Translation
 
 TASKS: Mapping[str, Task[Any]] = {
     "gpt": GPT(),
+    "translation": Translation(),
 }
 """By `model.kind`."""

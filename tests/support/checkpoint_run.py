@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.courses import Batches
 from support.steps import train
-from support.training import Layout, make_config, make_engine, make_mesh
+from support.training import Layout, make_batches, make_config, make_engine, make_mesh
+from support.translation import translation_batches, translation_config
 
 from pretrain.checkpoint.compatibility import Compatibility
 from pretrain.checkpoint.folder import CheckpointFolder
@@ -41,6 +43,11 @@ def certify(writer: CheckpointWriter, tag: Tag, horizon: int) -> str:
 
 
 LAYOUT = Layout(tensor=2, zero=1)
+KINDS: dict[str, tuple[Callable[[Layout, dict[str, Any]], RunConfig], Batches]] = {
+    "gpt": (lambda layout, model: make_config(layout, **model), make_batches),
+    "translation": (translation_config, translation_batches),
+}
+"""It maps a kind of task to the configuration and the batches of a small run."""
 
 
 @dataclass
@@ -52,9 +59,11 @@ class CheckpointRun:
     sections: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kind: str = "gpt"
 
     def __post_init__(self) -> None:
-        base = make_config(self.layout, **self.model)
+        configure, self.batches = KINDS[self.kind]
+        base = configure(self.layout, self.model)
         self.config = RunConfig.model_validate({**base.model_dump(mode="json"), **self.sections})
         self.mesh = make_mesh(self.config.parallel)
         self.engine: TrainEngine = make_engine(self.config, self.mesh)
@@ -67,7 +76,7 @@ class CheckpointRun:
         self.step = 0
 
     def train_to(self, step: int) -> list[tuple[float, float]]:
-        course = train(self.engine, self.config, self.step + 1, step)
+        course = train(self.engine, self.config, self.step + 1, step, self.batches)
         self.step = step
         return course
 

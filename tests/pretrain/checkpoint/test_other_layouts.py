@@ -50,6 +50,7 @@ class Pair:
     """What is otherwise in the model afterwards."""
     sections: dict[str, Any] = field(default_factory=dict)
     bounds: tuple[float, float] = FP32
+    kind: str = "gpt"
 
 
 PAIRS = {
@@ -85,25 +86,39 @@ PAIRS = {
     ),
     "sigma: mlra sharded to ZeRO 1": Pair(Layout(tensor=2), Layout(data=2, zero=1), {**SHARDED, **SIGMA}),
     "sgd: tensor to ZeRO 1": Pair(Layout(tensor=2), Layout(data=2, zero=1), GPT2, sections=SGD),
+    "translation: tensor and pipeline to ZeRO 3": Pair(
+        Layout(tensor=2, pipeline=2, accumulation=6),
+        Layout(data=2, zero=3, accumulation=3),
+        {"norm_placement": "deepnorm"},
+        kind="translation",
+    ),
+    "translation: ZeRO 1 to pipeline": Pair(
+        Layout(data=2, zero=1),
+        Layout(pipeline=2, accumulation=6),
+        {"embeddings": "half_shared", "attention": {"kind": "mlra", "rank": 12}, **SIGMA},
+        kind="translation",
+    ),
     "gpt2: replicas shared out": Pair(Layout(data=4), Layout(tensor=2, data=2, zero=1), GPT2),
 }
 LONG = set(list(PAIRS)[7:]) - {
     "mlra: replicated to sharded",
     "sigma: tensor to pipeline",
     "sgd: tensor to ZeRO 1",
+    "translation: tensor and pipeline to ZeRO 3",
 }
 
 
 def before(folder: Path, pair: Pair) -> tuple[str, Losses]:
     """The run that never changes: its checkpoint, and the steps behind that."""
-    run = CheckpointRun(folder, pair.before, pair.sections, pair.model)
+    run = CheckpointRun(folder, pair.before, pair.sections, pair.model, kind=pair.kind)
     (tag,) = run.save_at(SAVED_AT)
     return str(tag), run.train_to(SAVED_AT + STEPS)
 
 
 def after(folder: Path, pair: Pair) -> tuple[str, Losses, list[str]]:
     """The run in the other layout: what it saves at once, the steps behind that, what it says."""
-    run = CheckpointRun(folder, pair.after, pair.sections, {**pair.model, **pair.changed})
+    changed = {**pair.model, **pair.changed}
+    run = CheckpointRun(folder, pair.after, pair.sections, changed, kind=pair.kind)
     run.resume(run.loader.load_newest(run.engine))
     (tag,) = run.save_at(run.step)
     return str(tag), run.train_to(SAVED_AT + STEPS), run.notes
@@ -111,7 +126,7 @@ def after(folder: Path, pair: Pair) -> tuple[str, Losses, list[str]]:
 
 def back(folder: Path, pair: Pair) -> tuple[str, int]:
     """The run in the first layout, from what the other one has saved: where it came from, and its checksum."""
-    run = CheckpointRun(folder, pair.before, pair.sections, pair.model)
+    run = CheckpointRun(folder, pair.before, pair.sections, pair.model, kind=pair.kind)
     return run.resume(run.loader.load_newest(run.engine)), run.engine.checksum()
 
 

@@ -1,0 +1,80 @@
+"""Plans of encoder-decoders: stages by cost, and sizes worked out by hand."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.training import Layout
+from support.translation import SOURCE, SOURCE_LENGTH, TARGET_LENGTH, translation_config
+
+from pretrain.config.loader import load_config
+from pretrain.plan.plan import plan
+
+CONFIGS = Path(__file__).parents[4] / "configs" / "translation"
+S, T, D = SOURCE_LENGTH, TARGET_LENGTH, 32
+
+
+def test_flops_and_activations_of_a_decoder_block_by_hand() -> None:
+    """Keys and values of cross-attention are made of S states, all else of T tokens. Numbers that are kept: the inputs
+    of three norms and three branches, and over tensor ranks two queries and outputs, keys and values of T tokens and of
+    S states, GELU in and out."""
+    config = translation_config(Layout(), {"bias": False})
+    (block,) = (layer for layer in config.model.outline(config.data).layers if layer.name == "decoder_01")
+    own = 4 * D * D + 2 * D * D + 8 * D * D
+    assert block.flops == 6 * own * T + 6 * 2 * D * D * S + 12 * D * T * (T + S)
+    assert block.activations.whole == 6 * T * D
+    assert block.activations.sharded == (2 + 2 + 2 + 8) * T * D + 2 * S * D
+
+
+@pytest.mark.parametrize(("stages", "blocks"), [(2, [7, 5]), (3, [5, 4, 3]), (12, [1] * 12)])
+def test_stages_share_the_cost(stages: int, blocks: list[int]) -> None:
+    """A block of the decoder costs about 4/3 of one of the encoder, by its cross-attention."""
+    config = load_config(CONFIGS / "wmt-6-6.toml")
+    outline = config.model.outline(config.data)
+    boundaries = pairwise(outline.partition(stages))
+    assert [sum(layer.is_block for layer in outline.layers[a:b]) for a, b in boundaries] == blocks
+
+
+@pytest.mark.parametrize(("name", "ranks", "parameters"), [("multi30k", 2, 4.28e6), ("wmt-6-6", 8, 209e6)])
+def test_shipped_configs_work_on_their_stated_ranks(name: str, ranks: int, parameters: float) -> None:
+    planned = plan(load_config(CONFIGS / f"{name}.toml"), ranks)
+    header = (CONFIGS / f"{name}.toml").read_text().partition("[run]")[0]
+    assert planned.warnings == ()
+    assert f"{planned.batch.tokens:,} a step; {planned.steps:,} steps" in header
+    assert f"surefoot train configs/translation/{name}.toml --num-accelerators {ranks}" in header
+    assert planned.parameters.total == pytest.approx(parameters, rel=0.01)
+
+
+def test_every_shipped_config_is_listed() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == {"multi30k", "wmt-6-6"}
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor", "key"),
+    [
+        ({"target_vocabulary_size": 91}, 1, "model.target_vocabulary_size"),
+        ({"vocabulary_multiple": 3}, 4, "model.vocabulary_multiple"),
+        ({"attention": {"num_heads": 4}}, 3, "model.attention.num_heads"),
+    ],
+)
+def test_what_cannot_work_is_told_by_its_key(model: dict[str, Any], tensor: int, key: str) -> None:
+    config = translation_config(Layout(tensor=tensor), model)
+    assert key in [problem.key for problem in config.model.problems(config.data, config.parallel)]
+
+
+def test_tokenizers_must_be_those_of_the_model() -> None:
+    config = translation_config(Layout())
+    manifest = {"source_tokenizer": {"vocabulary_size": SOURCE}, "target_tokenizer": {"vocabulary_size": 8}}
+    (problem,) = config.model.data_problems(config.data, manifest)
+    assert (problem.key, problem.remedy) == (
+        "model.target_vocabulary_size",
+        "set model.target_vocabulary_size = 8",
+    )
+
+
+def test_lengths_bind_a_checkpoint_where_positions_are_learned() -> None:
+    rotary, learned = (translation_config(Layout(), {"positions": kind}) for kind in ("rotary", "learned"))
+    assert "max_source_length" not in rotary.model.shape(rotary.data)
+    assert learned.model.shape(learned.data)["max_target_length"] == T
+    assert "label_smoothing" not in rotary.model.shape(rotary.data)
