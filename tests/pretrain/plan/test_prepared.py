@@ -58,7 +58,7 @@ def test_validation_data_is_looked_at_too(tmp_path: Path, corpus: Path) -> None:
         "[" * 100_000,
         '{"tokenizer": 3}',
         '{"kind": "text"}',
-        '{"tokenizer": {"vocabulary_size": []}}',
+        '{"split": "train", "tokenizer": {"vocabulary_size": []}}',
     ],
 )
 def test_data_that_is_no_data_is_told_by_its_key(tmp_path: Path, corpus: Path, content: str | None) -> None:
