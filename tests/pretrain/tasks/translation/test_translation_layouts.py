@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
 LAYOUTS = [
     (Layout(tensor=2, accumulation=6, checkpointing=True), "deepnorm"),
     (Layout(pipeline=2, accumulation=6), "post"),
-    (Layout(pipeline=2, accumulation=6), "deepnorm"),
+    slow(Layout(pipeline=2, accumulation=6), "deepnorm"),
     (Layout(data=2, zero=1, accumulation=3), "post"),
     (Layout(data=2, zero=3, accumulation=3), "mlra_half_shared"),
     (Layout(tensor=2, pipeline=2, accumulation=6, checkpointing=True), "post"),
