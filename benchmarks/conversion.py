@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer, train_tokenizer
 from pretrain.checkpoint.compatibility import architecture_of, tensor_records
 from pretrain.checkpoint.conversion import layout_of, write_shares
 from pretrain.checkpoint.manifest import Manifest, seal
@@ -75,6 +76,11 @@ def configured(layers: int, hidden: int) -> RunConfig:
     )
 
 
+def tokenizer() -> Tokenizer:
+    """It is a small one: how many ids there are beyond its own, no export asks."""
+    return train_tokenizer(["To see how much memory it takes, any tokenizer will do.\n" * 9], 290)
+
+
 def make_up(config: RunConfig, checkpoints: Path) -> Path:
     """It writes the checkpoint and returns its folder."""
     tag, layout, outline = Tag(1, 5), layout_of(config, 1), config.model.outline(config.data)
@@ -83,7 +89,8 @@ def make_up(config: RunConfig, checkpoints: Path) -> Path:
     saved: Any = MadeUp()
     counts = {"tensor": {"step": 5.0}, "group": {}}
     scalars = {"weights": counts, "gammas": {}, "counters": {}, "scale": {}, "probes": {}}
-    files = described([write_companion(folder / "config.toml", dump_config(config).encode())], 0)
+    companions = {"config.toml": dump_config(config).encode(), TOKENIZER_FILE: tokenizer().model}
+    files = described([write_companion(folder / name, text) for name, text in companions.items()], 0)
     for rank, path in enumerate(write_shares(saved, outline, layout, 0, folder)):
         files |= described([path, write_rank_state(folder, rank, RankState({}, {}, {}, scalars))], rank)
     manifest = Manifest(
@@ -121,6 +128,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1280)
     parser.add_argument("--folder", type=Path, help="where there is room for three times the checkpoint")
+    parser.add_argument("--only", help="commands whose name has this in it")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args()
     config = configured(options.layers, options.hidden)
@@ -139,6 +147,8 @@ def main() -> None:
         print("| command | peak GiB | bound | seconds | GB written |")
         print("| --- | --: | --: | --: | --: |")
         for number, (name, words) in enumerate(commands.items()):
+            if options.only and options.only not in name:
+                continue
             out = Path(scratch) / f"out-{number}"
             peak, seconds = measured([*words, "--out", str(out)])
             size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
