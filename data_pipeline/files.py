@@ -93,11 +93,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, "is there already, and is no empty folder", str(path))
     _remove_abandoned(path)
     temporary = path.with_name(temporary_name(path.name))
-    temporary.mkdir()
-    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    unlocked = path.with_name(temporary_name(f"{path.name}.unlocked"))  # which nobody takes for abandoned
+    unlocked.mkdir()
+    lock = os.open(unlocked, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):  # a file system without locks: what is left then stays
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked.rename(temporary)
         yield temporary
         for parent, _, names in os.walk(temporary):
             for name in names:

@@ -7,7 +7,7 @@ of sources here.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
 
     manifest_type: type[ManifestType]
     """Manifests of another type are refused."""
+    companion_files: ClassVar[tuple[str, ...]] = ()
+    """Names that `companions` may have."""
 
     @abstractmethod
     def facts(self, manifest: ManifestType) -> dict[str, Any]:

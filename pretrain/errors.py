@@ -47,6 +47,10 @@ class CheckpointError(SurefootError):
     exit_code = 4
 
 
+class Unreadable(CheckpointError):
+    """A file of a checkpoint cannot be read now: nothing is known against the checkpoint itself."""
+
+
 class TrainingDiverged(SurefootError):
     """The run diverged and the budget for recovery is spent."""
 

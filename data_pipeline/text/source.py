@@ -27,6 +27,7 @@ class TextSource(Source[TextManifest, TextConfig, TokenBatch]):
     """It reads blocks of token ids of one length, made with one tokenizer."""
 
     manifest_type = TextManifest
+    companion_files = (TOKENIZER_FILE,)
 
     def facts(self, manifest: TextManifest) -> dict[str, Any]:
         """It returns the length of the blocks and the tokenizer's checksum."""

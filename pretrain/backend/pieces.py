@@ -7,6 +7,7 @@ bf16 model computes with are the same, rounded.
 `live_state` is the same state as one tree in the order of this rank, for copies in host memory.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from pretrain.backend.live_state import (
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.models.named import WEIGHT, Piece, persistent_buffers
 from pretrain.models.outline import Outline
+from pretrain.optim.optimizer import CountedIn, Counting
 
 Scalars = dict[str, Any]
 """Plain values and tensors of one number, equal on all ranks."""
@@ -120,6 +122,10 @@ class Held:
         start = self.tensor.storage_offset() - self.moved.storage_offset()
         return moments.view(-1)[start : start + self.tensor.numel()]
 
+    def flat(self, kind: str) -> Tensor:
+        """It returns the same without padding, flat."""
+        return self.of(kind).view(-1)[: self.count]
+
     @property
     def kinds(self) -> list[str]:
         """These kinds of tensors are there of it."""
@@ -136,13 +142,15 @@ class NamedState:
         engine: DeepSpeedEngine,
         optimizer: torch.optim.Optimizer,
         gammas: torch.optim.Optimizer | None,
+        counting: Counting,
         gate: UpdateGate,
         model: NamedModel,
     ) -> None:
-        """`gammas` moves those of sigmaReparam, if there are any."""
+        """`gammas` moves those of sigmaReparam, if there are any; `counting` says where both count updates."""
         self._engine = engine
         self._optimizer = optimizer
         self._gammas = gammas
+        self._counting = counting
         self._gate = gate
         self._model = model
 
@@ -156,18 +164,17 @@ class NamedState:
         alike = [held for held in mine if held.alike]
         for held in [*alike[data.rank :: data.size], *(held for held in mine if not held.alike)]:
             for kind in held.kinds:
-                tensor = held.of(kind)
                 if held.whole:
-                    yield Piece(held.name, kind, tensor, None)
+                    yield Piece(held.name, kind, held.of(kind), None)
                 else:
-                    yield Piece(held.name, kind, tensor.view(-1)[: held.count], held.start)
+                    yield Piece(held.name, kind, held.flat(kind), held.start)
 
     def scalars(self) -> dict[str, Scalars]:
         """It returns what is one number for the whole model, under names."""
         wrapper = self._engine.optimizer
         return {
-            "weights": counts_of(self._optimizer),
-            "gammas": counts_of(self._gammas) if self._gammas else {},
+            "weights": {"updates": updates_of(self._optimizer)},
+            "gammas": {"updates": updates_of(self._gammas) if self._gammas else 0},
             "counters": {name: getattr(self._engine, name) for name in COUNTERS},
             "scale": dict(vars(wrapper.loss_scale_config)) if is_unfused(self._engine) else {},
         }
@@ -181,13 +188,32 @@ class NamedState:
         for optimizer in filter(None, (self._optimizer, self._gammas)):
             optimizer.state.clear()
         self._fill_scalars(source.scalars)  # first, as torch has its counts: checksums go by the order
+        held_of: dict[str, list[Held]] = {}
+        for held in self._held():
+            held_of.setdefault(held.name, []).append(held)
         for name, parameter in self._model.parameters():
             target, start, count = self._computed_with(parameter)
-            target[:count].copy_(source.read(name, WEIGHT, start, count))
+            values = source.read(name, WEIGHT, start, count)
+            target[:count].copy_(values)
+            for held in held_of.get(name, ()):  # which lie within what is computed with
+                first = held.start - start
+                held.flat(WEIGHT).copy_(values[first : first + held.count])
+        for name, buffer in self._model.buffers():
+            buffer.view(-1).copy_(source.read(name, WEIGHT, 0, buffer.numel()))
+        for held in itertools.chain.from_iterable(held_of.values()):
+            for kind in source.moments if held.optimizer else ():
+                held.flat(kind).copy_(source.read(held.name, kind, held.start, held.count))
+
+    @torch.no_grad()
+    def clear_padding(self) -> None:
+        """It sets to zero what belongs to no weight and is in no file: ZeRO-3 leaves it as memory was, and checksums
+        are not to go by that."""
+        for _, parameter in self._model.parameters():
+            target, _, count = self._computed_with(parameter)
+            target[count:].zero_()
         for held in self._held():
-            for kind in [WEIGHT, *(source.moments if held.optimizer else ())]:
-                target = held.of(kind).view(-1)[: held.count]
-                target.copy_(source.read(held.name, kind, held.start, held.count))
+            for kind in held.kinds:
+                held.of(kind).view(-1)[held.count :].zero_()
 
     def complete(self) -> None:
         """It renews what follows from the state; with ZeRO-3 all data-parallel ranks do so together."""
@@ -236,11 +262,15 @@ class NamedState:
 
     def _fill_scalars(self, saved: Mapping[str, Scalars]) -> None:
         """It puts the numbers in place. Weights that no run has saved come without any: all begins to count."""
-        set_counts(self._optimizer, moved_tensors(self._engine, self._optimizer), saved.get("weights", {}))
+        moved = moved_tensors(self._engine, self._optimizer)
+        set_updates(
+            self._optimizer, self._counting.weights, moved, saved.get("weights", {}).get("updates", 0)
+        )
         if self._gammas:
-            set_counts(self._gammas, moved_tensors_of(self._gammas), saved.get("gammas", {}))
-        for name, value in saved.get("counters", {}).items():
-            setattr(self._engine, name, value)
+            updates = saved.get("gammas", {}).get("updates", 0)
+            set_updates(self._gammas, self._counting.gammas, moved_tensors_of(self._gammas), updates)
+        for name in COUNTERS:
+            setattr(self._engine, name, saved.get("counters", {}).get(name, 0))
         if is_unfused(self._engine):
             vars(self._engine.optimizer.loss_scale_config).update(saved.get("scale", {}))
 
@@ -257,24 +287,21 @@ def moments_of(optimizer: torch.optim.Optimizer, moved: Tensor) -> list[str]:
     return [name for name, value in state.items() if isinstance(value, Tensor) and value.shape == moved.shape]
 
 
-def counts_of(optimizer: torch.optim.Optimizer) -> Scalars:
-    """It returns the numbers that an optimizer keeps beside that: torch's AdamW counts updates for every tensor, apex's
-    for a group; all have the same."""
-    counts: Scalars = {"tensor": {}, "group": {}}
-    for moved, state in optimizer.state.items():
-        moments = moments_of(optimizer, moved)
-        counts["tensor"] |= {name: float(value) for name, value in state.items() if name not in moments}
-    for group in optimizer.param_groups:
-        counts["group"] |= {name: group[name] for name in ("step",) if name in group}
-    return counts
+def updates_of(optimizer: torch.optim.Optimizer) -> int:
+    """It returns how often an optimizer has moved its tensors, wherever it counts that; 0 where it does not."""
+    holders = [*optimizer.state.values(), *optimizer.param_groups]
+    return next((int(holder["step"]) for holder in holders if "step" in holder), 0)
 
 
-def set_counts(optimizer: torch.optim.Optimizer, moved: Iterable[Tensor], counts: Scalars) -> None:
+def set_updates(
+    optimizer: torch.optim.Optimizer, where: CountedIn, moved: Iterable[Tensor], updates: int
+) -> None:
     """It has an optimizer go on counting. A fused one of torch's counts on the device."""
     fused = any(group.get("fused") for group in optimizer.param_groups)
-    for tensor in moved:
-        for name, value in counts.get("tensor", {}).items():
-            device = tensor.device if fused else "cpu"
-            optimizer.state[tensor][name] = torch.tensor(value, dtype=torch.float32, device=device)
+    for tensor in moved if where == "tensors" and updates else ():
+        device = tensor.device if fused else "cpu"
+        optimizer.state[tensor]["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
     for group in optimizer.param_groups:
-        group.update(counts.get("group", {}))
+        group.pop("step", None)
+        if where == "groups" and updates:
+            group["step"] = updates

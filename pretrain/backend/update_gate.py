@@ -226,7 +226,8 @@ class Stage3Gate(UpdateGate):
         optimizer = self._engine.optimizer
         groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
         for parameters, flat in groups:
-            shards = flat.split([parameter.ds_tensor.ds_numel for parameter in parameters])
+            # Detached: autograd has rules of its own for several views of one tensor.
+            shards = flat.detach().split([parameter.ds_tensor.ds_numel for parameter in parameters])
             for parameter, shard in zip(parameters, shards, strict=True):
                 yield LocalWeight(parameter, shard, flat, start=self._mesh.data.rank * shard.numel())
 

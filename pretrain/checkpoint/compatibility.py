@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,12 +50,7 @@ class Compatibility:
 
     def reason(self, manifest: Manifest) -> str:
         """It says why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
-        if not self.converts and (differences := self.differences(manifest)):
-            return (
-                f"was saved in another layout ({differences}), and "
-                'checkpoint.on_other_layout = "refuse"; "convert" takes it, and so does `surefoot convert`'
-            )
-        if manifest.config_digest != self.architecture:
+        if manifest.config_digest != self.architecture or shapes(manifest.tensors) != shapes(self.tensors):
             return (
                 "holds another model; restore [model] and the lengths in [data] as they were, or choose another "
                 "run.name"
@@ -68,6 +64,11 @@ class Compatibility:
             return (
                 "belongs to other data or another tokenizer than the run's, so its data position means nothing; "
                 "restore data.sources, or choose another run.name"
+            )
+        if not self.converts and (differences := self.differences(manifest)):
+            return (
+                f"was saved in another layout ({differences}), and "
+                'checkpoint.on_other_layout = "refuse"; "convert" takes it, and so does `surefoot convert`'
             )
         return ""
 
@@ -85,6 +86,11 @@ def architecture_of(config: RunConfig) -> str:
     """It returns the digest of what a checkpoint of a model must agree with."""
     shape = json.dumps(config.model.shape(config.data), sort_keys=True)
     return hashlib.sha256(shape.encode()).hexdigest()
+
+
+def shapes(tensors: Mapping[str, TensorRecord]) -> dict[str, tuple[int, ...]]:
+    """It returns the shapes of tensors by their names."""
+    return {name: record.shape for name, record in tensors.items()}
 
 
 def tensor_records(outline: Outline) -> dict[str, TensorRecord]:

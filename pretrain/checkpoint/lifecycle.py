@@ -124,9 +124,7 @@ def create_folder(checkpoints: Path, step: int) -> Tag:
     Attempts never start again: the newest checkpoint always stays, and those set aside or discarded count.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
-    if not (checkpoints / README).exists():
-        with suppress(OSError):
-            replace_file(checkpoints / README, ABOUT_FILES, durable=False)
+    write_readme(checkpoints)
     sync_folder(checkpoints.parent)
     names = [
         path.name.removeprefix(RETIRED).removesuffix(QUARANTINED).removesuffix(FOREIGN)
@@ -138,6 +136,13 @@ def create_folder(checkpoints: Path, step: int) -> Tag:
     (checkpoints / str(tag)).mkdir()
     sync_folder(checkpoints)
     return tag
+
+
+def write_readme(checkpoints: Path) -> None:
+    """It says what the files are, where people look at them; a full disk is no matter."""
+    if not (checkpoints / README).exists():
+        with suppress(OSError):
+            replace_file(checkpoints / README, ABOUT_FILES, durable=False)
 
 
 def update_latest(checkpoints: Path, *, certified: bool) -> None:
@@ -233,7 +238,7 @@ def space_problem(folder: Path, needed: int) -> str | None:
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None
-    return f"{folder}: {in_units(free)} free, but a checkpoint needs {in_units(needed)}"
+    return f"{folder}: {in_units(free)} free, but {in_units(needed)} are needed"
 
 
 def _take_out(checkpoints: Path, tag: Tag) -> Path:

@@ -18,8 +18,8 @@ from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.tag import Tag
 from pretrain.checkpoint.transfer import complete, fill
 from pretrain.engine.engine import TrainEngine
-from pretrain.errors import CheckpointError
-from pretrain.runtime.agreement import first_problem, from_all, from_first
+from pretrain.errors import CheckpointError, Unreadable
+from pretrain.runtime.agreement import first_problem, from_first
 
 
 class CheckpointLoader:
@@ -134,8 +134,17 @@ class CheckpointLoader:
         if problem := first_problem(mesh, damage(folder, manifest, mesh.rank, mesh.world_size)):
             return None, problem
         outline = self._compatibility.outline
-        state, problem = from_all(mesh, lambda: fill(engine, folder, manifest, outline, same=same))
-        if state is None:
+        state, damaged, unreadable = None, "", ""
+        try:
+            state = fill(engine, folder, manifest, outline, same=same)
+        except Unreadable as error:
+            unreadable = str(error)
+        except CheckpointError as error:
+            damaged = str(error)
+        # What all of its bytes speak for is not set aside because a disk or a device has no more to give.
+        if problem := first_problem(mesh, unreadable):
+            raise CheckpointError(f"{problem}; nothing is known against the checkpoint")
+        if (problem := first_problem(mesh, damaged)) or state is None:
             return None, problem
         restored, problem = complete(engine, tag, manifest, state, same=same)
         # Ranks read for very different times; what comes next has the short timeout of the control group.

@@ -61,8 +61,9 @@ class TensorRecord(Document):
         """It refuses a dimension that is not there, and a stack that is longer or shorter than it."""
         if self.sharded is not None and not 0 <= self.sharded < len(self.shape):
             raise ValueError(f"sharded: there is no dimension {self.sharded}")
-        if self.stacked and sum(self.stacked) != self.shape[self.sharded or 0]:
-            raise ValueError("stacked: the lengths do not add up to those of the dimension")
+        length = self.shape[self.sharded or 0] if self.shape else 0
+        if self.stacked and sum(self.stacked) != length:
+            raise ValueError("stacked: the lengths do not add up to that of the dimension")
         return self
 
 
@@ -113,6 +114,15 @@ class Manifest(Document):
             raise ValueError(f"checksums: there are {len(self.checksums)}, of {ranks} ranks")
         if any(record.rank >= ranks for record in self.files.values()):
             raise ValueError(f"files: one was written by a rank that is none of {ranks}")
+        return self
+
+    @model_validator(mode="after")
+    def _tensors_divide(self) -> Self:
+        """It refuses tensors that so many tensor-parallel ranks cannot have divided."""
+        for name, cut in self.tensors.items():
+            lengths = cut.stacked or (cut.shape[cut.sharded],) if cut.sharded is not None else ()
+            if any(length % self.layout.tensor for length in lengths):
+                raise ValueError(f"tensors: {shown(name)} is not divided by {self.layout.tensor} ranks")
         return self
 
     @model_validator(mode="after")

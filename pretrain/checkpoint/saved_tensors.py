@@ -6,6 +6,7 @@ that is stacked there. It has written that, or runs of elements of it, to its fi
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,7 +17,7 @@ from torch import Tensor
 from parallel.partition import share_runs
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.tensor_file import SUFFIX, TensorFile
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, Unreadable
 from pretrain.models.named import WEIGHT
 
 
@@ -55,12 +56,14 @@ class SavedTensors:
         """It reads the headers of all files.
 
         Raises:
-            OSError: a file cannot be read.
+            Unreadable: a file cannot be read.
             CheckpointError: a file is not of the format, or lacks elements.
         """
         for name, record in self.manifest.files.items():
             if name.endswith(SUFFIX):
-                self._index(TensorFile(self.folder / name), record.rank % self.manifest.layout.tensor)
+                with read_from(self.folder / name):
+                    file = TensorFile(self.folder / name)
+                self._index(file, record.rank % self.manifest.layout.tensor)
         for (name, kind), shares in self._runs.items():
             self._check(name, kind, shares)
         if missing := [name for name in self.names if (name, WEIGHT) not in self._runs]:
@@ -93,7 +96,7 @@ class SavedTensors:
         """It returns a tensor of the whole model; of weights the fp32 one that the optimizer moves.
 
         Raises:
-            OSError: it cannot be read.
+            Unreadable: it cannot be read.
             CheckpointError: there is none of that name and kind.
         """
         if (name, kind) not in self._last:
@@ -116,9 +119,12 @@ class SavedTensors:
         """It returns elements [start, start + count) of what one of `size` tensor-parallel ranks holds of a tensor that
         they divide as `cut` says, flat. It raises what `read` does.
 
-        Where it was saved divided like that, no more than those elements is read.
+        Where it was saved divided like that, no more than those elements is read. It raises CheckpointError, too, where
+        the tensor has another shape.
         """
         shares, own = self._shares(name, kind), self.manifest.tensors[name]
+        if cut.shape != own.shape:
+            raise CheckpointError(f"{self.folder}: {name} is {own.shape}, not {cut.shape}")
         if cut.sharded is None or size == 1:
             rank, size = 0, 1
         if len(shares) == size and (size == 1 or (cut.sharded, cut.stacked) == (own.sharded, own.stacked)):
@@ -139,14 +145,11 @@ class SavedTensors:
         """It raises CheckpointError unless every share is there, from its first element to its last, once."""
         cut, layout = self.manifest.tensors[name], self.manifest.layout
         size = 1 if cut.sharded is None else layout.tensor
-        for runs in shares.values():
-            runs.sort(key=lambda run: (run.start, run.length))
-        ends = [[run.start + run.length for run in shares.get(rank, [])] for rank in range(size)]
-        starts = [[run.start for run in shares.get(rank, [])] for rank in range(size)]
-        expected = math.prod(cut.shape) // size
-        whole = all(s == [0, *e[:-1]] and e[-1:] == [expected] for s, e in zip(starts, ends, strict=True))
-        if not whole or len(shares) != size:
-            raise CheckpointError(f"{self.folder}: {kind} of {name} is not there with every element once")
+        if len(shares) == size and all(
+            _is_whole(runs, math.prod(cut.shape) // size) for runs in shares.values()
+        ):
+            return
+        raise CheckpointError(f"{self.folder}: {kind} of {name} is not there with every element once")
 
     def _shares(self, name: str, kind: str) -> dict[int, list[Run]]:
         if (name, kind) not in self._runs:
@@ -158,12 +161,30 @@ class SavedTensors:
         parts = list(_overlapping(runs, start, start + count))
         if len(parts) == 1:
             run, first, last = parts[0]
-            return run.file.read_flat(run.key, first, last)
+            with read_from(run.file.path):
+                return run.file.read_flat(run.key, first, last)
         found = torch.empty(count, dtype=runs[0].file.entries[runs[0].key].dtype)
         for run, first, last in parts:
             at = run.start + first - start
-            found[at : at + last - first] = run.file.read_flat(run.key, first, last)
+            with read_from(run.file.path):
+                found[at : at + last - first] = run.file.read_flat(run.key, first, last)
         return found
+
+
+@contextmanager
+def read_from(path: Path) -> Iterator[None]:
+    """It turns an OSError into Unreadable, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from error
+
+
+def _is_whole(runs: list[Run], length: int) -> bool:
+    """It sorts the runs of a share, and tells whether they have each of its elements once."""
+    runs.sort(key=lambda run: (run.start, run.length))
+    ends = [run.start + run.length for run in runs]
+    return [run.start for run in runs] == [0, *ends[:-1]] and ends[-1] == length
 
 
 def _overlapping(runs: Sequence[Run], start: int, stop: int) -> Iterator[tuple[Run, int, int]]:

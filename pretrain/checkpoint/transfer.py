@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.parsing import parsed_as
+from data_pipeline.parsing import reason
 from pretrain.backend.host_copy import HostCopies, copied
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.random_state import capture_random_state
@@ -18,16 +18,17 @@ from pretrain.checkpoint.rank_files import (
     RankFiles,
     RankState,
     flush,
+    rank_file,
     read_rank_state,
     write_companion,
     write_rank_state,
     write_tensors,
 )
 from pretrain.checkpoint.restored import Restored, proof_of
-from pretrain.checkpoint.saved_tensors import SavedTensors
+from pretrain.checkpoint.saved_tensors import SavedTensors, read_from
 from pretrain.checkpoint.tag import Tag
 from pretrain.engine.engine import TrainEngine
-from pretrain.errors import CheckpointError
+from pretrain.errors import Unreadable
 from pretrain.models.outline import Outline
 
 
@@ -98,14 +99,17 @@ def fill(engine: TrainEngine, folder: Path, manifest: Manifest, outline: Outline
     `same` tells that the layout is that of the checkpoint: then the rank has a state of its own there.
 
     Raises:
-        OSError: a file cannot be read.
+        Unreadable: a file cannot be read, or there is no memory for what is in it.
         CheckpointError: one of them is not what its manifest says.
     """
-    mesh = engine.mesh
-    state = read_rank_state(folder, mesh.rank if same else 0)
-    with parsed_as(CheckpointError, folder):
-        saved = SavedTensors(folder, manifest)
+    mesh, own = engine.mesh, engine.mesh.rank if same else 0
+    with read_from(folder / rank_file(own)):
+        state = read_rank_state(folder, own)
+    saved = SavedTensors(folder, manifest)
+    try:
         engine.fill(RankSource(saved, outline, mesh.tensor.rank, mesh.tensor.size, state.scalars))
+    except (RuntimeError, MemoryError) as error:  # what torch says where memory lacks
+        raise Unreadable(f"{folder}: rank {mesh.rank} cannot load it: {reason(error)}") from error
     return state if same else RankState(state.data, state.watchdog, {}, state.scalars)
 
 

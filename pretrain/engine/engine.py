@@ -79,6 +79,7 @@ class TrainEngine:
             self._reparametrization,
             self._probes,
             NamedModel(self._model.outline, list(self._model.layers), mesh),
+            optimizer.counting,
         )
         self.evaluator = Evaluator(self._schedule, objective, mesh)
 

@@ -11,6 +11,7 @@ from pretrain.backend.pieces import NamedModel, NamedState, StateSource
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.engine.reparametrization import Reparametrization
 from pretrain.models.named import Piece
+from pretrain.optim.optimizer import Counting
 from pretrain.probes.probes import Probes
 
 Settings = Sequence[Mapping[str, Any]]
@@ -29,15 +30,17 @@ class EngineState:
         reparametrization: Reparametrization,
         probes: Probes,
         model: NamedModel,
+        counting: Counting,
     ) -> None:
-        """`engine` is DeepSpeed's; `settings` are those of the optimizer by the configuration of this session."""
+        """`engine` is DeepSpeed's; `settings` are those of the optimizer by the configuration of this session, and
+        `counting` says where it counts."""
         self._engine = engine
         self._optimizer = optimizer
         self._settings = settings
         self._gate = gate
         self._reparametrization = reparametrization
         self._probes = probes
-        self._named = NamedState(engine, optimizer, reparametrization.optimizer, gate, model)
+        self._named = NamedState(engine, optimizer, reparametrization.optimizer, counting, gate, model)
 
     def to_save(self) -> Iterator[Piece]:
         """It yields the pieces of the whole model's tensors that this rank writes; references, not copies."""
@@ -77,5 +80,6 @@ class EngineState:
 
     def checksum(self) -> int:
         """It returns a hash of all bits of `live` that training rests on, in [0, 2^63); probes may come and go."""
+        self._named.clear_padding()
         state = self.live()
         return checksum({**state, "extra": {**state["extra"], "probes": {}}})

@@ -9,13 +9,13 @@ from typing import Any
 from data_pipeline.files import lines_backwards, open_regular
 from data_pipeline.parsing import parse_json
 from pretrain.checkpoint.certificate import Certificate
-from pretrain.checkpoint.conversion import companions_of
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.config.run import RunConfig
 from pretrain.inference.model import TensorSource
-from pretrain.run_folder import CONFIG, METRICS
+from pretrain.run_folder import METRICS
 from pretrain.step import TrainState
+from pretrain.tasks.registry import TASKS
 
 Row = Mapping[str, Any]
 
@@ -62,7 +62,11 @@ def open_source(where: Path) -> Source:
         checkpoint.config,
         manifest,
         checkpoint.tensors,
-        {name: checkpoint.companion(name) for name in companions_of(manifest) if name != CONFIG},
+        {
+            name: checkpoint.companion(name)
+            for name in TASKS[checkpoint.config.model.kind].source.companion_files
+            if checkpoint.has(name)
+        },
         checkpoint.certificate,
         step,
         validation,

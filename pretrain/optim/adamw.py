@@ -8,7 +8,7 @@ from torch import Tensor
 from pretrain.errors import ConfigurationError, Problem
 from pretrain.optim.config import AdamWConfig
 from pretrain.optim.groups import Groups
-from pretrain.optim.optimizer import Optimizer
+from pretrain.optim.optimizer import Counting, Optimizer
 from pretrain.runtime.kernels import APEX, why_not_apex
 
 if APEX.usable and torch.cuda.is_available():
@@ -32,6 +32,11 @@ class AdamW(Optimizer[AdamWConfig]):
     def description(self) -> str:
         """It says whose AdamW is used."""
         return "apex FusedAdam" if self._apex else "torch fused AdamW"
+
+    @property
+    def counting(self) -> Counting:
+        """torch's count for each tensor, apex's for a group."""
+        return Counting("groups" if self._apex else "tensors", "tensors")
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
         """It returns torch's AdamW or apex's FusedAdam, which decouples the weight decay by default."""

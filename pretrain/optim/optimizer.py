@@ -6,7 +6,8 @@ what stands here and in `OptimizerConfig`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,18 @@ Config = TypeVar("Config", bound=OptimizerConfig)
 NOT_SETTINGS = ("params", "lr", "step")
 """Keys of a parameter group that change while a run goes on: the engine sets the learning rate, and apex counts steps
 there."""
+
+
+CountedIn = Literal["tensors", "groups", "nothing"]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """It says where optimizers count their updates: under `step` in the state of each tensor, as torch's do, in each
+    parameter group, as apex's do, or not at all. Checkpoints hold one number, for whichever goes on."""
+
+    weights: CountedIn = "nothing"
+    gammas: CountedIn = "nothing"
 
 
 class Optimizer(ABC, Generic[Config]):
@@ -35,6 +48,11 @@ class Optimizer(ABC, Generic[Config]):
     @abstractmethod
     def description(self) -> str:
         """It says in a few words which implementation is used, for the start of a run."""
+
+    @property
+    def counting(self) -> Counting:
+        """It says where the optimizers that it makes count; here they do not."""
+        return Counting()
 
     @abstractmethod
     def build(self, groups: Groups) -> torch.optim.Optimizer:

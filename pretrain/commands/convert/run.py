@@ -11,13 +11,15 @@ from pathlib import Path
 from data_pipeline.files import create_file, open_regular, replace_file
 from data_pipeline.paths import escaped
 from data_pipeline.shown import shown
+from pretrain.checkpoint.compatibility import architecture_of
 from pretrain.checkpoint.conversion import convert, in_words
-from pretrain.checkpoint.lifecycle import update_latest
+from pretrain.checkpoint.lifecycle import update_latest, write_readme
 from pretrain.checkpoint.manifest import CheckpointLayout
 from pretrain.checkpoint.output import written
 from pretrain.checkpoint.sealed import SealedCheckpoint, open_sealed
-from pretrain.config.loader import dump_config, load_config
+from pretrain.config.loader import changed_settings, dump_config, load_config
 from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigurationError
 from pretrain.ledger.file import LedgerFile
 from pretrain.ledger.record import Kind, record
 from pretrain.plan.plan import plan
@@ -31,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     with written(options.out, source.manifest.total_bytes) as folder:
         layout = convert(source, config, data, folder / CHECKPOINTS)
         update_latest(folder / CHECKPOINTS, certified=False)
+        write_readme(folder / CHECKPOINTS)
         replace_file(folder / CONFIG, dump_config(config))
         copy_history(source, folder)
         append_conversion(source, layout, folder / LEDGER)
@@ -56,6 +59,14 @@ def wanted(source: SealedCheckpoint, options: argparse.Namespace) -> tuple[RunCo
     }
     overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
     config = load_config(source.folder / CONFIG, [*options.set, *overrides])
+    if architecture_of(config) != source.manifest.config_digest:
+        changed = changed_settings(dump_config(source.config), dump_config(config))
+        keys = ", ".join(key for key in changed if key.startswith(("model.", "data."))) or "--set"
+        raise ConfigurationError(f"{keys}: would make another model than {shown(source.folder)} holds")
+    if config.optimizer.kind != source.manifest.optimizer:
+        raise ConfigurationError(
+            f"optimizer.kind = {config.optimizer.kind}: the state is that of {source.manifest.optimizer}"
+        )
     data = options.data or source.manifest.layout.data
     plan(config, config.parallel.model_size * data)
     return config, data

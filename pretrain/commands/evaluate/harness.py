@@ -28,16 +28,17 @@ def run_lm_eval(model: Path, tasks: Sequence[str], more: Sequence[str]) -> int:
         raise ConfigurationError(
             f"--lm-eval: {MODULE} is not installed beside Surefoot ({sys.executable}); pip install 'lm_eval[hf]'"
         )
-    if (model / SETTINGS).exists():
-        return harness(model, tasks, more)
     with tempfile.TemporaryDirectory(prefix="surefoot-") as scratch:
-        folder = Path(scratch) / "export"
-        export(open_source(model), "huggingface", folder)
-        print(f"surefoot evaluate: {shown(model)}, as an export for {MODULE}", file=sys.stderr)
+        folder = Path(scratch) / "model"  # a name without commas, at which the harness would cut
+        if (model / SETTINGS).exists():
+            folder.symlink_to(model.absolute())
+        else:
+            export(open_source(model), "huggingface", folder)
+        print(f"surefoot evaluate: {shown(model)}, by {MODULE}", file=sys.stderr)
         return harness(folder, tasks, more)
 
 
 def harness(folder: Path, tasks: Sequence[str], more: Sequence[str]) -> int:
     """It runs the program on a folder of Hugging Face's."""
-    command = [sys.executable, "-m", MODULE, "--model", "hf", "--model_args", f"pretrained={folder}"]
+    command = [sys.executable, "-P", "-m", MODULE, "--model", "hf", "--model_args", f"pretrained={folder}"]
     return subprocess.run([*command, "--tasks", ",".join(tasks), *more], check=False).returncode

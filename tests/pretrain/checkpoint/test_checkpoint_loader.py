@@ -101,6 +101,26 @@ def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
     assert run_distributed(unproven, 2, tmp_path) == ["", ""]
 
 
+def out_of_memory(folder: Path, rank: int) -> tuple[str, list[str]]:
+    """One rank has no memory for what is in a sound checkpoint."""
+    run = CheckpointRun(folder)
+    run.save_at(1)
+
+    def fill(source: StateSource) -> None:
+        if run.mesh.rank == rank:
+            raise torch.OutOfMemoryError("out of memory")
+
+    run.engine.fill = fill  # type: ignore[method-assign]
+    return attempt(partial(run.loader.load_newest, run.engine)), run.notes
+
+
+def test_a_lack_of_memory_says_nothing_against_a_checkpoint(tmp_path: Path) -> None:
+    for answer, notes in run_distributed(out_of_memory, 2, tmp_path, 1):
+        assert "rank 1 cannot load it: out of memory; nothing is known against the checkpoint" in answer
+        assert notes == []
+    assert [str(tag) for tag in candidates(tmp_path).sealed] == ["step00000001-a1"]
+
+
 # By hand
 
 

@@ -98,9 +98,13 @@ PAIRS = {
         {"embeddings": "half_shared", "attention": {"kind": "mlra", "rank": 12}, **SIGMA},
         kind="translation",
     ),
+    "gpt2: ZeRO 3 with padding to ZeRO 3 with more": Pair(
+        Layout(data=3, zero=3), Layout(data=4, zero=3), {"hidden_size": 20, "positions": "learned"}
+    ),
     "gpt2: replicas shared out": Pair(Layout(data=4), Layout(tensor=2, data=2, zero=1), GPT2),
 }
 LONG = set(list(PAIRS)[7:]) - {
+    "gpt2: ZeRO 3 with padding to ZeRO 3 with more",
     "mlra: replicated to sharded",
     "sigma: tensor to pipeline",
     "sgd: tensor to ZeRO 1",

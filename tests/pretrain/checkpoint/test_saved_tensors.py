@@ -1,5 +1,6 @@
 """Tensors of a checkpoint of any layout: shares and runs are put together, and what is not whole is refused."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from pretrain.checkpoint.manifest import CheckpointLayout, FileRecord, Manifest, TensorRecord
 from pretrain.checkpoint.saved_tensors import SavedTensors, put_share, take_share
 from pretrain.checkpoint.tensor_file import TensorEntry, TensorFileWriter
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, Unreadable
 from pretrain.models.named import key_of
 from pretrain.step import TrainState
 
@@ -142,3 +143,33 @@ def test_what_is_not_whole_is_refused(lie: str, tmp_path: Path) -> None:
     change(files)
     with pytest.raises(CheckpointError, match=told):
         saved(tmp_path, files, 2)
+
+
+def test_a_file_that_goes_away_is_named_and_no_damage(tmp_path: Path) -> None:
+    found = saved(tmp_path, cut_up(2, 1, []), 2)
+    (tmp_path / "state_00001.safetensors").unlink()
+    with pytest.raises(Unreadable, match=r"state_00001.safetensors: No such file"):
+        found.read("a.qkv")
+
+
+def test_a_tensor_of_another_shape_is_not_cut_to_fit(tmp_path: Path) -> None:
+    found = saved(tmp_path, cut_up(2, 1, []), 2)
+    narrow = TensorRecord(shape=(16, 2), sharded=0)
+    with pytest.raises(CheckpointError, match=r"a.qkv is \(16, 3\), not \(16, 2\)"):
+        found.read_share("a.qkv", "weight", narrow, 0, 2, 0, 16)
+
+
+WRONG = {
+    "more ranks than there can be": {"layout": {"tensor": 2**31 - 1}},
+    "no division": {"layout": {"tensor": 3}},
+    "a stack of nothing": {"tensors": {"a": {"shape": [], "stacked": [1]}}},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_manifests_that_no_ranks_can_have_written_are_refused(case: str, tmp_path: Path) -> None:
+    manifest = saved(tmp_path, cut_up(2, 1, []), 2).manifest.model_dump(mode="json")
+    for name, value in WRONG[case].items():
+        manifest[name] = {**manifest[name], **value}
+    with pytest.raises(ValueError, match=r"tensors|files"):
+        Manifest.model_validate_json(json.dumps(manifest))

@@ -55,6 +55,7 @@ def test_a_converted_run_goes_on_as_the_one_that_never_changed(finished: Path, t
     losses, twin = metrics(tmp_path), metrics(finished)
     assert losses.keys() == twin.keys()
     assert max(abs(losses[step] / twin[step] - 1) for step in twin) <= 1e-5
+    assert "no files of DeepSpeed" in (out / "checkpoints/README.txt").read_text()
     kinds = [record.kind for record in read_ledger(out / LEDGER)]
     assert kinds.index(Kind.CONVERTED) < kinds.index(Kind.RESUMED, kinds.index(Kind.CONVERTED))
 
@@ -123,6 +124,36 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...], int, str]] =
     "no such tag": (lambda folder: None, ("@step00000009-a9",), 4, "No such file"),
     "no tag at all": (lambda folder: None, ("@newest",), 2, "newest is no tag"),
     "a layout that cannot be": (lambda folder: None, ("", "--tensor", "3"), 2, "model.attention.num_heads"),
+    "a wider model": (
+        lambda folder: None,
+        ("", "--set", "model.ffn_hidden_size=32"),
+        2,
+        "another model than",
+    ),
+    "fewer layers": (
+        lambda folder: None,
+        ("", "--set", "model.num_layers=1"),
+        2,
+        "model.num_layers: would make",
+    ),
+    "other heads": (
+        lambda folder: None,
+        ("", "--set", "model.attention.num_heads=2"),
+        2,
+        "another model than",
+    ),
+    "another padding": (
+        lambda folder: None,
+        ("", "--set", "model.vocabulary_multiple=256"),
+        2,
+        "another model",
+    ),
+    "another optimizer": (
+        lambda folder: None,
+        ("", "--set", 'optimizer={kind = "sgd", learning_rate = 0.1}'),
+        2,
+        "optimizer.kind = sgd",
+    ),
     "a key that there is not": (lambda folder: None, ("", "--set", "run.step=1"), 2, "run.steps"),
 }
 
@@ -152,7 +183,7 @@ def test_a_full_disk_is_named(finished: Path, tmp_path: Path, capsys: pytest.Cap
     size = sum(path.stat().st_size for path in newest_checkpoint(finished).iterdir())
     with small_disk(tmp_path / "disk", size // 2) as disk:
         assert convert(finished / "test", disk / "out") == 4
-        assert "needs" in capsys.readouterr().err
+        assert "are needed" in capsys.readouterr().err
         assert list(disk.iterdir()) == []
 
 

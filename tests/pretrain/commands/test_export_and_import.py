@@ -1,7 +1,9 @@
 """`surefoot export` and `surefoot import`: a run in Hugging Face's form, and a run of that."""
 
+import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -247,3 +249,21 @@ def test_settings_that_are_no_settings_are_told(
 ) -> None:
     assert main(["import", "huggingface", str(exported), "--out", f"{tmp_path}/run", "--set", setting]) == 2
     assert setting.partition("=")[0] in capsys.readouterr().err
+
+
+def test_files_that_nobody_knows_stay_behind(finished: Path, tmp_path: Path) -> None:
+    """A checkpoint that somebody else made could bring a `config.json` along, and code that it points to."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "test", run)
+    folder = open_sealed(run).folder
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    for name in ("config.json", "modeling_evil.py"):
+        (folder / name).write_text("{}")
+        record = {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest(), "rank": 0}
+        manifest["files"][name] = record
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert (
+        main(["export", f"{run}@{folder.name}", "--to", "huggingface", "--out", str(tmp_path / "out")]) == 0
+    )
+    assert not (tmp_path / "out/modeling_evil.py").exists()
+    assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "gpt_neox"
