@@ -1,12 +1,12 @@
 """The history of a run follows from its ledger, the folder of its checkpoints and the end of its metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from data_pipeline.parsing import read_whole
-from pretrain.checkpoint.lifecycle import LATEST, QUARANTINED, candidates
+from pretrain.checkpoint.lifecycle import LATEST, QUARANTINED, candidates, size_problems
 from pretrain.checkpoint.tag import Tag
 from pretrain.ledger.history import Rollback, RunHistory
 from pretrain.ledger.record import Kind, Record
@@ -132,7 +132,15 @@ def checkpoints(folder: Path, records: Iterable[Record]) -> tuple[Checkpoint, ..
     found = _found(folder)
     latest = _latest(folder)
     names = sorted({*recorded, *found}, key=lambda name: (Tag.parse(name) or Tag(0, 0), name))
-    return tuple(_checkpoint(name, found.get(name, RETIRED), recorded.get(name), latest) for name in names)
+    listed = [_checkpoint(name, found.get(name, RETIRED), recorded.get(name), latest) for name in names]
+    return tuple(_with_sizes(folder, one) for one in listed)
+
+
+def _with_sizes(folder: Path, one: Checkpoint) -> Checkpoint:
+    """It notes files of a checkpoint that are missing or of another size; whoever loads it looks at their bytes."""
+    if one.note or one.health not in ("sealed", "certified"):
+        return one
+    return replace(one, note=size_problems(folder / one.tag))
 
 
 def _checkpoint(name: str, health: str, record: Record | None, latest: str) -> Checkpoint:

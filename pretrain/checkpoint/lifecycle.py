@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 
 from data_pipeline.files import remove, replace_file, sync_folder
 from pretrain.checkpoint.certificate import read_certificate
-from pretrain.checkpoint.manifest import MANIFEST, read_manifest
+from pretrain.checkpoint.manifest import MANIFEST, read_manifest, size_problem
 from pretrain.checkpoint.retention import CONDEMNED_KEPT, Retention
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError
@@ -109,6 +109,15 @@ def candidates(checkpoints: Path) -> Candidates:
         condemned=condemned,
         torn=tuple(tag for tag in folders if tag not in whole),
     )
+
+
+def size_problems(folder: Path) -> str:
+    """It says which files of a checkpoint are missing or of another size than was saved; empty if none are."""
+    try:
+        files = read_manifest(folder).files
+    except CheckpointError as error:
+        return str(error)
+    return "; ".join(filter(None, (size_problem(folder / name, record) for name, record in files.items())))
 
 
 def _certified_at(folder: Path) -> int | None:

@@ -146,7 +146,7 @@ class CheckpointLoader:
             raise CheckpointError(f"{problem}; nothing is known against the checkpoint")
         if (problem := first_problem(mesh, damaged)) or state is None:
             return None, problem
-        restored, problem = complete(engine, tag, manifest, state, same=same)
+        restored, problem = complete(engine, tag, manifest, state, differences)
         # Ranks read for very different times; what comes next has the short timeout of the control group.
         if problem := first_problem(mesh, problem and f"{folder}: {problem}"):
             return None, problem

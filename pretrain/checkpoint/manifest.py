@@ -150,9 +150,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
     if folder.name != manifest.tag:
         raise CheckpointError(f"{folder}: a manifest for {manifest.tag} cannot seal this folder")
     problems = [
-        problem
-        for name, record in manifest.files.items()
-        if (problem := _size_problem(folder / name, record))
+        problem for name, record in manifest.files.items() if (problem := size_problem(folder / name, record))
     ]
     if problems:
         raise CheckpointError("; ".join(problems))
@@ -210,7 +208,7 @@ def verify(folder: Path, manifest: Manifest, names: Iterable[str], *, from_disk:
 def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | None:
     if record is None:
         return f"{path}: not in the manifest"
-    if problem := _size_problem(path, record):
+    if problem := size_problem(path, record):
         return problem
     try:
         with open_regular(path) as file:
@@ -222,7 +220,8 @@ def _problem(path: Path, record: FileRecord | None, from_disk: bool) -> str | No
     return None if same else f"{path}: the content has changed since it was saved (SHA-256 differs)"
 
 
-def _size_problem(path: Path, record: FileRecord) -> str | None:
+def size_problem(path: Path, record: FileRecord) -> str | None:
+    """It says so if a file is missing or has another size than was saved."""
     try:
         status = path.lstat()
     except OSError as error:

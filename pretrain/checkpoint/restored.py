@@ -27,6 +27,8 @@ class Restored:
     """The run that wrote it; empty where that is not known."""
     proof: str
     """Digest of the checksums of all ranks' weights and optimizers; empty where none were saved."""
+    converted: str = ""
+    """In what the layout that it was saved in differs from the run's, such as `tensor 2 -> 1`; empty: in nothing."""
 
     def restore_random_state(self) -> None:
         """It goes on with the generators of then, if they are known. It is called last, when everything else is in

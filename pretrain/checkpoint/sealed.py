@@ -82,7 +82,7 @@ def open_sealed(where: Path) -> SealedCheckpoint:
         raise CheckpointError(other)
     manifest = read_manifest(folder)
     if problems := verify(folder, manifest, manifest.files):
-        raise CheckpointError("; ".join(problems))
+        raise CheckpointError("; ".join([*problems, *_others(folder)]))
     if CONFIG not in manifest.files:
         raise CheckpointError(f"{shown(folder)}: has no {CONFIG}, which says what model it holds")
     try:
@@ -90,6 +90,12 @@ def open_sealed(where: Path) -> SealedCheckpoint:
     except ConfigurationError as error:
         raise CheckpointError(f"its configuration is none of this version: {error}") from error
     return SealedCheckpoint(folder, manifest, config)
+
+
+def _others(folder: Path) -> list[str]:
+    """It names the other checkpoints of a run, where one is damaged."""
+    others = [str(tag) for tag in candidates(folder.parent).sealed if str(tag) != folder.name]
+    return [f"there are also {', '.join(others)}, as RUN@TAG"] if others else []
 
 
 def _found(where: Path) -> Path:

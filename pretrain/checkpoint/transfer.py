@@ -114,9 +114,13 @@ def fill(engine: TrainEngine, folder: Path, manifest: Manifest, outline: Outline
 
 
 def complete(
-    engine: TrainEngine, tag: Tag, manifest: Manifest, state: RankState, *, same: bool
+    engine: TrainEngine, tag: Tag, manifest: Manifest, state: RankState, converted: str
 ) -> tuple[Restored | None, str]:
-    """It completes what every rank has filled, all ranks together, and also returns what is wrong with the outcome."""
+    """It completes what every rank has filled, all ranks together, and also returns what is wrong with the outcome.
+
+    `converted` says in what the layouts differ.
+    """
+    same = not converted
     engine.complete(state.scalars.get("probes", {}))
     restored = Restored(
         tag=tag,
@@ -126,6 +130,7 @@ def complete(
         random=state.random,
         run_id=manifest.run_id,
         proof=proof_of(manifest.checksums) if manifest.checksums and same else "",
+        converted=converted,
     )
     rank = engine.mesh.rank
     if manifest.checksums and same and engine.checksum() != manifest.checksums[rank]:

@@ -2,7 +2,7 @@
 
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import DataError
 from data_pipeline.files import replace_file
-from data_pipeline.parsing import parsed_as
+from data_pipeline.parsing import parsed_as, read_whole
 from data_pipeline.paths import escaped
 from data_pipeline.reading.stream import BatchStream
 from data_pipeline.shown import shown
@@ -76,12 +77,22 @@ def import_huggingface(folder: Path, out: Path, settings: Table) -> RunConfig:
     config = config_of(foreign, out, settings)
     outline = config.model.outline(config.data)
     tensors, beginning = foreign.tensors(config.model, outline), beginning_of(config)
+    check_companions(folder, beginning.companions)
     origin = f"{shown(folder.absolute())}, {foreign.architecture.name} of Hugging Face"
     with written(out, sum(4 * size.size for layer in outline.layers for size in layer.parameters)) as run:
         write_checkpoint(run / CHECKPOINTS, config, tensors, beginning, origin)
         update_latest(run / CHECKPOINTS, certified=False)
         replace_file(run / CONFIG, dump_config(config))
     return config
+
+
+def check_companions(folder: Path, companions: Mapping[str, bytes]) -> None:
+    """It raises DataError where the model's folder has another tokenizer, say, than the data was made with."""
+    for name, content in companions.items():
+        if (folder / name).is_file() and read_whole(folder / name) != content:
+            raise DataError(
+                f"{shown(folder / name)} is another one than the data was made with; prepare it with this"
+            )
 
 
 def beginning_of(config: RunConfig) -> Beginning:

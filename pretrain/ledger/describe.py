@@ -38,6 +38,12 @@ def _run_start(record: Record) -> str:
     return f"run started on {record.fields['host']}: {words}"
 
 
+def _resumed(record: Record) -> str:
+    converted = record.fields.get("converted", "")
+    layout = f", in another layout ({converted})" if converted else ""
+    return f"resumed from {record.fields['tag']}{layout}"
+
+
 def _rollback(record: Record) -> str:
     rollback = Rollback.of(record)
     where = f"rollback ({rollback.remedy}) to step {rollback.target_step:,}"
@@ -68,7 +74,7 @@ def _done(record: Record) -> str:
 
 _WORDS: Mapping[Kind, Callable[[Record], str]] = {
     Kind.RUN_START: _run_start,
-    Kind.RESUMED: lambda record: f"resumed from {record.fields['tag']}",
+    Kind.RESUMED: _resumed,
     Kind.CONVERTED: lambda record: (
         f"checkpoint {record.fields['tag']} converted to {record.fields['layout']}, from {record.fields['source']}"
     ),

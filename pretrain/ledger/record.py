@@ -3,7 +3,7 @@
 Every record names the step that it is about, that step's attempt and the lineage; the other fields go by kind:
 
     run_start            config_digest, layout, versions, host, run_id
-    resumed              tag, run_id
+    resumed              tag, run_id, converted: in what the layout differs, if it does
     converted            tag, source: the checkpoint and its layout, layout
     suspect              signals
     alarm                alarms (each a dict of `pretrain.step.Alarm`)

@@ -32,7 +32,7 @@ EMPTY = shape()
 
 SHAPES: Mapping[Kind, type[BaseModel]] = {
     Kind.RUN_START: shape(host=str, layout=str | dict[str, Any]),
-    Kind.RESUMED: shape(tag=str),
+    Kind.RESUMED: shape(tag=str, converted=(str, "")),
     Kind.CONVERTED: shape(tag=str, source=str, layout=str),
     Kind.SUSPECT: shape(signals=list[str]),
     Kind.ALARM: shape(alarms=list[ALARM]),  # type: ignore[valid-type]

@@ -86,7 +86,8 @@ def resume(
     batches.seek(restored.data)
     watchdog.load_state(restored.watchdog, restored.state.attempt, ledger.history)
     run_id = restored.run_id or ledger.run_id()
-    ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag), run_id=run_id))
+    converted = {"converted": restored.converted} if restored.converted else {}
+    ledger.append(record(Kind.RESUMED, state, tag=str(restored.tag), run_id=run_id, **converted))
     if on_purpose := {key: change for key, change in changes.items() if is_felt(key)}:
         watchdog.rebaseline()
         ledger.append(record(Kind.REBASELINE, state, reason=in_words(on_purpose), declared=True))

@@ -6,6 +6,7 @@ from data_pipeline.shown import shown
 from pretrain.config.loader import Table, apply_override, count, read_settings
 from pretrain.errors import ConfigurationError
 from pretrain.export.importing import import_huggingface
+from pretrain.tasks.registry import TASKS
 
 
 def run(options: argparse.Namespace) -> int:
@@ -16,6 +17,11 @@ def run(options: argparse.Namespace) -> int:
         f"{shown(options.out)}: {config.model.kind} with {parameters:,} parameters at step 0; `surefoot train "
         f"{shown(options.out)}` goes on with it"
     )
+    for name in TASKS[config.model.kind].source.companion_files:
+        if not (options.folder / name).is_file():
+            print(
+                f"its {name} is that of the data; the model came without one, so nothing says that they agree"
+            )
     return 0
 
 

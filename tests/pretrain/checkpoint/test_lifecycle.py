@@ -372,7 +372,7 @@ def test_disk_full_at_the_manifest(tmp_path: Path) -> None:
 
 def test_space(tmp_path: Path) -> None:
     assert space_problem(tmp_path, needed=1) is None
-    assert "a checkpoint needs 909 TiB" in str(space_problem(tmp_path, needed=10**15))
+    assert "909 TiB are needed" in str(space_problem(tmp_path, needed=10**15))
 
 
 def test_folder_says_what_other_scripts_can_do_with_its_files(tmp_path: Path) -> None:
