@@ -383,3 +383,13 @@ def test_folder_says_what_other_scripts_can_do_with_its_files(tmp_path: Path) ->
     about.write_text("mine")
     create_folder(tmp_path / "checkpoints", 2)
     assert about.read_text() == "mine"
+
+
+def test_files_that_are_missing_or_cut_are_named_without_reading_them(tmp_path: Path) -> None:
+    folder = tmp_path / str(save(tmp_path, 3))
+    assert size_problems(folder) == ""
+    (folder / NAMES[0]).write_bytes(b"cut")
+    (folder / NAMES[1]).unlink()
+    first, second = size_problems(folder).split("; ")
+    assert "rank_00000.pt: 3 bytes, but" in first
+    assert "state_00000.pt: No such file" in second
