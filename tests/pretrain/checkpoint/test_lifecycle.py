@@ -18,6 +18,7 @@ from pretrain.checkpoint.lifecycle import (
     quarantine,
     reinstate,
     retire,
+    size_problems,
     space_problem,
     update_latest,
 )
