@@ -18,6 +18,7 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.program import command_parser, commands_in, package_of, run_program
 from data_pipeline.shown import masked, shown_lines
+from pretrain.commands.arguments import check_paths
 from pretrain.errors import DATA_EXIT_CODE, SurefootError
 from pretrain.runtime.startup import check_current_folder, open_standard_streams
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     package = f"pretrain.commands.{package_of(name)}"
     options = import_module(f"{package}.options").parser().parse_args(arguments[1:])
     try:
+        check_paths(options)
         return int(import_module(f"{package}.run").run(options))
     except (SurefootError, DataError) as error:
         print(f"surefoot {name}: error: {shown_lines(masked(error))}", file=sys.stderr)

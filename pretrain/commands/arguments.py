@@ -1,8 +1,11 @@
 """Commands that use models have these arguments in common."""
 
 import argparse
+from pathlib import Path
 
 from data_pipeline.paths import path_argument
+from data_pipeline.shown import shown
+from pretrain.errors import ConfigurationError
 
 EXPORTS = "the folder of a checkpoint, of an export, or of Hugging Face's with a tokenizer of sentencepiece"
 
@@ -16,6 +19,28 @@ def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a c
         help="folder of a run: its newest certified checkpoint, else its newest; with @TAG, that one, for example "
         f"runs/demo@step00001200-a3; or {besides}",
     )
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """It looks at paths before torch is imported, which takes seconds; whoever opens them says the rest.
+
+    Raises ConfigurationError for a model that is not there, and for an `--out` that is.
+    """
+    model, out = getattr(options, "model", None), getattr(options, "out", None)
+    if model is not None and not model.is_dir():
+        run = str(model).rpartition("@")[0]
+        if model.exists():
+            raise ConfigurationError(f"{shown(model)}: is a file; give the folder of a run or a model")
+        if not run or not Path(run).is_dir():
+            raise ConfigurationError(f"{shown(run or model)}: there is no such folder")
+    if out is not None and (out.is_symlink() or out.exists()) and not _is_empty_folder(out):
+        raise ConfigurationError(
+            f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
+        )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def count(text: str) -> int:

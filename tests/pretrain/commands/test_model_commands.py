@@ -1,5 +1,6 @@
 """The commands that use models: nothing is imported that was not asked for, and errors end with their codes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -105,3 +106,31 @@ def test_options_are_declared_without_heavy_libraries() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("mine")
+    cases = {
+        ("generate", "nope"): "nope: there is no such folder",
+        ("evaluate", "nope@step00000001-a1"): "nope: there is no such folder",
+        ("weights", "full/file"): "full/file: is a file",
+        ("convert", "full", "--out", "full"): "--out full: is there already",
+        ("export", "full", "--to", "safetensors", "--out", "full"): "--out full: is there already",
+    }
+    program = (
+        "import sys, json; from pretrain.commands.__main__ import main\n"
+        "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
+        f"sys.exit(codes != [2] * {len(cases)} or bool({{*sys.modules}} & {{*{sorted(HEAVY)!r}}}))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([*cases])],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert [told in line for told, line in zip(cases.values(), answer.stderr.splitlines(), strict=True)] == [
+        True
+    ] * len(cases)
