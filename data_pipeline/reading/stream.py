@@ -138,7 +138,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
             position, skips = state["position"], Skips.of(self._order, state)
             if type(position) is not int or not 0 <= position < MOST_SAMPLES:
                 raise ValueError(f"{shown(position)} is no number of samples")
-            if not skips.affordable:  # as no stream leaves out; it would look for the next sample for ever
+            if skips.for_good and not skips.affordable:  # it would look for the next sample for ever
                 raise ValueError("skip_for_good leaves too little of a source")
         self._drop_ahead()
         self._position, self._skips = position, skips

@@ -172,7 +172,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(400_000, "free, but .* needs"), (900_000, "No space left on device")]
+    ("size", "words"), [(400_000, "free, but .* are needed"), (900_000, "No space left on device")]
 )
 def test_a_full_disk_is_named_and_left_as_it_was(size: int, words: str, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", size) as disk:
