@@ -76,7 +76,8 @@ def given(checkpoint: Usable, options: argparse.Namespace) -> Iterator[Given]:
         return
     data = checkpoint.config.data
     if options.data:
-        split = SourceConfig(path=options.data)
+        with parsed_as(ConfigurationError, "--data"):
+            split = SourceConfig(path=options.data)
         data = data.model_copy(update={"sources": (split,), "validation": (split,)})
     elif not checkpoint.has(CONFIG):
         raise DataError(f"{shown(checkpoint.folder)} has no data of its own; give it --data or --text")

@@ -135,6 +135,7 @@ REFUSED = {
     "bytes": (("--text", "TMP/bytes"), 3, "--text"),
     "nothing": (("--text", "TMP/empty"), 3, "there is no target"),
     "no data": (("--data", "TMP"), 3, "manifest.json"),
+    "a secret": (("--data", "https://user:secret@host/x"), 2, "must have no user, password or query"),
     "other data": (("--data", "TMP/other"), 3, "tokenizer"),
 }
 
@@ -149,7 +150,9 @@ def test_what_is_no_data_of_the_model_is_refused(
     if case == "other data":
         from_other_tokenizer(tmp_path / "other")
     assert main(["evaluate", f"{runs}/test", *(word.replace("TMP", str(tmp_path)) for word in words)]) == code
-    assert told in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert told in found
+    assert "secret" not in found
 
 
 def from_other_tokenizer(out: Path) -> None:
