@@ -9,8 +9,8 @@ from data_pipeline.parsing import read_whole
 from data_pipeline.shown import shown
 from pretrain.errors import ConfigurationError, Problem
 
-HOST_LINE = re.compile(r"^(\S+)\s+slots=(\d+)")
-"""This is the pattern of `deepspeed.launcher.runner`."""
+HOST_LINE = re.compile(r"^(\S+)\s+slots=(\d+)(?=\s|$)")
+"""This is the pattern of `deepspeed.launcher.runner`, which takes `slots=1e3` for one."""
 
 HOST_NAME = re.compile(r"(\w[\w.-]*@)?(\w[\w.-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*)", re.ASCII)
 """A name, or an address of either kind, after a user if need be. It reaches ssh and shells as a word: a dash in front

@@ -118,6 +118,8 @@ def test_names_and_addresses_are_read(tmp_path: Path, name: str) -> None:
         ("1000000000", "more than 1024"),
         ("9" * 10_000, "more than 1024"),
         ("-1", "is not HOST slots=N"),
+        ("1e3", "is not HOST slots=N"),
+        ("8x", "is not HOST slots=N"),
     ],
 )
 def test_slots_that_no_machine_has_are_refused(tmp_path: Path, slots: str, message: str) -> None:

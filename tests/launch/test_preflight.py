@@ -1,5 +1,6 @@
 """What would break a launch is told before anything is started."""
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 
 from launch.cli import main
 from launch.machine import free_port
-from launch.preflight import check_port
+from launch.preflight import check_port, check_reachable
 from pretrain.errors import ConfigurationError
 
+POPEN = subprocess.Popen
 DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
 
 
@@ -64,3 +66,21 @@ def test_ports_of_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(ConfigurationError, match="--master-port 80: ports below 1024"):
         check_port(80)
+
+
+def test_a_host_that_does_not_answer_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\necho "ssh: connect to host $5 port $4: refused" >&2\nexit 255\n')
+    ssh.chmod(0o755)
+    monkeypatch.setattr(subprocess, "Popen", POPEN)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(
+        ConfigurationError, match=r"worker is not reached by ssh \(ssh: connect to host worker port 7:"
+    ):
+        check_reachable("worker", 7)
+    with pytest.raises(
+        ConfigurationError, match=r"`ssh -o PasswordAuthentication=no worker hostname` must work"
+    ):
+        check_reachable("worker", None)
