@@ -17,6 +17,7 @@ OWNERS = {
     "deepspeed": ("pretrain.backend.*",),
     "megatron": ("parallel.megatron",),
     "webdataset": ("data_pipeline.shards.*",),
+    "sacrebleu": ("pretrain.tasks.translation.scores",),
     "sentencepiece": ("data_pipeline.text.tokenizer",),
     "torch.utils.tensorboard": ("pretrain.metrics.*",),
     "tensorboard": ("pretrain.metrics.*",),
