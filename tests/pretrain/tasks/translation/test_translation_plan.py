@@ -36,7 +36,17 @@ def test_stages_share_the_cost(stages: int, blocks: list[int]) -> None:
     assert [sum(layer.is_block for layer in outline.layers[a:b]) for a, b in boundaries] == blocks
 
 
-@pytest.mark.parametrize(("name", "ranks", "parameters"), [("multi30k", 2, 4.28e6), ("wmt-6-6", 8, 209e6)])
+SHIPPED = {
+    "multi30k": (2, 4.28e6),
+    "wmt-6-6": (8, 209e6),
+    **{f"deep/{arm}": (1, 11.9e6) for arm in ("pre-ln", "post-ln", "deepnorm", "no-ln")},
+}
+"""By name, ranks and parameters."""
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "parameters"), [(name, *shipped) for name, shipped in SHIPPED.items()]
+)
 def test_shipped_configs_work_on_their_stated_ranks(name: str, ranks: int, parameters: float) -> None:
     planned = plan(load_config(CONFIGS / f"{name}.toml"), ranks)
     header = (CONFIGS / f"{name}.toml").read_text().partition("[run]")[0]
@@ -47,7 +57,8 @@ def test_shipped_configs_work_on_their_stated_ranks(name: str, ranks: int, param
 
 
 def test_every_shipped_config_is_listed() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.toml")} == {"multi30k", "wmt-6-6"}
+    found = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.toml")}
+    assert found == set(SHIPPED)
 
 
 @pytest.mark.parametrize(
