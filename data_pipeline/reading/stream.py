@@ -47,7 +47,7 @@ class _Step(Generic[BatchType]):
 
     batches: list[BatchType]
     draws: list[int]
-    """Of the whole global batch."""
+    """Of the whole global batch, as it is dealt to the ranks."""
 
 
 class BatchStream(Generic[ManifestType, BatchType]):
@@ -155,12 +155,13 @@ class BatchStream(Generic[ManifestType, BatchType]):
         return self._skips.for_good == before.for_good and self._skips.ranges != before.ranges
 
     def draws(self) -> Sequence[int]:
-        """It returns the draws of the last step handed out, on all ranks."""
+        """It returns the draws of the last step handed out, on all ranks: of n data ranks, the r-th has every n-th from
+        the r-th on, in the order of its samples."""
         return self._draws
 
     def sample_range(self) -> SampleRange:
         """It returns the half-open range of draws that the last step handed out came from, on all ranks."""
-        return (self._draws[0], self._draws[-1] + 1) if self._draws else (0, 0)
+        return (min(self._draws), max(self._draws) + 1) if self._draws else (0, 0)
 
     def excerpts(self, draws: Iterable[int]) -> Iterator[Excerpt]:
         """It yields what the samples of some draws are, for people; the stream stays where it is.
@@ -219,7 +220,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
             datasets[d].read(i) for d, i in zip(mine.source.tolist(), mine.index.tolist(), strict=True)
         ]
         batches = [self._collate(micro) for micro in self._share.micro_batches(samples)]
-        return _Step(batches, draws.tolist())
+        return _Step(batches, dealt.tolist())
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """It raises DataError when `state` belongs to another order."""

@@ -89,6 +89,16 @@ def test_a_micro_batch_is_the_same_whichever_rank_reads_it(data: Path) -> None:
     assert max(first for first, _ in longest) <= min(second for _, second in longest)
 
 
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 3)])
+def test_draws_are_told_in_the_order_of_the_samples(data: Path, rank: int, size: int) -> None:
+    """A planted fault finds its samples by them."""
+    with closing(open_stream(pairs_config(data), rank, size)) as stream:
+        numbers = pair_numbers(next(stream))
+        assert stream._order.locate(np.array(stream.draws()[rank::size])).index.tolist() == numbers
+        assert sorted(stream.draws()) == list(range(STEP))
+        assert stream.sample_range() == (0, STEP)
+
+
 def test_pairs_are_what_lies_in_the_shards(data: Path) -> None:
     with closing(open_stream(pairs_config(data))) as stream:
         for batch in next(stream):
