@@ -140,7 +140,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         report=notes.append,
         problem=lambda: problem_of_folder(config, lock),
     )
-    compatibility = Compatibility.of(config, mesh, batches.fingerprint)
+    compatibility = Compatibility.of(config, mesh, batches.fingerprint, in_words(changes))
     companions = agreed(mesh, lambda: {CONFIG: dump_config(config).encode(), **stream.companions})
     if why := ledger.history.stopped:
         notes.append(f"the last session had given up: {why}")

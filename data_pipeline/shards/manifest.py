@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_field, model_validator
 
@@ -99,12 +99,22 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
     content = folder.read(MANIFEST)
     with parsed_as(DataError, name):
         facts = dict(parse_json(content))
+        check_kind(facts, kind.model_fields["kind"].default)
         claimed = facts.pop("fingerprint", None)
         # Strict in JSON's own types: nothing is taken for a number or a string that is none.
         manifest = kind.model_validate_json(json.dumps(facts), strict=True)
         if claimed != manifest.fingerprint:
             raise ValueError(f"fingerprint {shown(claimed)} does not fit its content; prepare the data again")
     return manifest
+
+
+def check_kind(facts: Any, wanted: object) -> None:
+    """It raises ValueError where the facts of a manifest say that it is of another kind of data than is read."""
+    if "kind" in facts and (found := facts["kind"]) != wanted:
+        raise ValueError(
+            f"is data of kind {shown(found)!r}, but what is read here is of kind {wanted!r}; model.kind says what is "
+            f"read, and `surefoot prepare {wanted}` makes that"
+        )
 
 
 def split_folder(path: str, split: str, cache: Path | None) -> Folder:

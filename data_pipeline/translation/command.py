@@ -37,8 +37,8 @@ def _settings(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Tra
     for raw, prefix in ((train, "--"), (validation, "--validation-")):
         if len(raw.source) != len(raw.target):
             parser.error(
-                f"{prefix}source names {len(raw.source)} files, {prefix}target {len(raw.target)}; name a target for "
-                "each source, in the same order"
+                f"{prefix}source and {prefix}target name {len(raw.source)} and {len(raw.target)} files; name a target "
+                "for each source, in the same order"
             )
     if len(given.tokenizer) > 2:
         parser.error(

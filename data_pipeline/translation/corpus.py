@@ -138,9 +138,12 @@ def _in_step(source: SourceFile, target: SourceFile) -> Iterator[Pair]:
 
 
 def _columns(line: str, place: str) -> Sequence[str]:
-    columns = line.split("\t")
+    """It returns both sides of a row; of a blank line, as parallel files have them too, both are empty."""
+    columns = line.split("\t") if line.strip() else ("", "")
     if len(columns) != 2:
-        raise DataError(f"{place}: has {len(columns)} columns, not the two of source and target")
+        raise DataError(
+            f"{place}: has {len(columns) - 1} tabs; a row is a source, one tab and its target, nothing else"
+        )
     return columns
 
 

@@ -204,10 +204,10 @@ class _Work:
         reasons = ", ".join(
             f"{count:,} left out: {why}" for why, count in self._filters[split].left_out.items()
         )
-        raise DataError(
-            f"the {split} split has no pair{f' ({reasons})' if reasons else ''}; give more text, looser limits, or "
-            "another --validation-fraction (0: no validation split)"
-        )
+        remedy = "give more text or looser limits"
+        if not self._settings.validation:
+            remedy += ", or another --validation-fraction (0: no validation split)"
+        raise DataError(f"the {split} split has no pair{f' ({reasons})' if reasons else ''}; {remedy}")
 
 
 def _given_tokenizer(path: Path) -> Tokenizer:

@@ -25,9 +25,13 @@ class Compatibility:
     data_fingerprint: str
     optimizer: str
     """Its kind: the state of one means nothing to another."""
+    changes: str = ""
+    """Settings that have changed since the last session, in words."""
 
     @classmethod
-    def of(cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str) -> "Compatibility":
+    def of(
+        cls, config: RunConfig, mesh: ParallelMesh, data_fingerprint: str, changes: str = ""
+    ) -> "Compatibility":
         return cls(
             layout=CheckpointLayout(
                 tensor=mesh.tensor.size,
@@ -41,6 +45,7 @@ class Compatibility:
             architecture=architecture_of(config),
             data_fingerprint=data_fingerprint,
             optimizer=config.optimizer.kind,
+            changes=changes,
         )
 
     @cached_property
@@ -50,6 +55,12 @@ class Compatibility:
 
     def reason(self, manifest: Manifest) -> str:
         """It says why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
+        found = self._reason(manifest)
+        return (
+            f"{found} (changed since the last session: {self.changes})" if found and self.changes else found
+        )
+
+    def _reason(self, manifest: Manifest) -> str:
         if manifest.config_digest != self.architecture or shapes(manifest.tensors) != shapes(self.tensors):
             return (
                 "holds another model; restore [model] and the lengths in [data] as they were, or choose another "
@@ -62,8 +73,8 @@ class Compatibility:
             )
         if manifest.data_fingerprint != self.data_fingerprint:
             return (
-                "belongs to other data or another tokenizer than the run's, so its data position means nothing; "
-                "restore data.sources, or choose another run.name"
+                "belongs to other data than the run's, or to another order of it, so its data position means nothing; "
+                "restore what [data] reads and how, or choose another run.name"
             )
         if not self.converts and (differences := self.differences(manifest)):
             return (

@@ -88,13 +88,26 @@ class TranslatorConfig(BlockConfig, TaskConfig):
             )
 
     def data_problems(self, data: DataConfig, manifest: Mapping[str, Any]) -> Iterator[Problem]:
-        """The tokenizers of the data must be those that the model is configured for."""
+        """The tokenizers of the data must be those that the model is configured for, and no sentence longer than it
+        reads. One table for both sides takes one tokenizer for both, else an id has two meanings."""
         yield from super().data_problems(data, manifest)
+        if self.embeddings == "joint" and manifest["source_tokenizer"] != manifest["target_tokenizer"]:
+            yield Problem(
+                "model.embeddings",
+                "the data has a tokenizer for each side",
+                'set model.embeddings = "half_shared" or "separate", or prepare the data with one tokenizer',
+                '"joint"',
+            )
         for side, size in (("source", self.source_vocabulary_size), ("target", self.target_vocabulary_size)):
             key, pieces = f"model.{side}_vocabulary_size", manifest[f"{side}_tokenizer"]["vocabulary_size"]
             if pieces != size:
                 rule = f"the {side} tokenizer of the data has {pieces} pieces"
                 yield Problem(key, rule, f"set {key} = {pieces}", str(size))
+            key, longest = f"data.max_{side}_length", manifest[f"longest_{side}"]
+            if longest > (length := getattr(data, f"max_{side}_length")):
+                rule = f"the data has a {side} of {longest} tokens"
+                remedy = f"set {key} = {longest}, or prepare it again with --max-length {length}"
+                yield Problem(key, rule, remedy, str(length))
 
     def shape(self, data: TranslationConfig) -> dict[str, Any]:
         """The lengths count where a table of learned positions is as long."""

@@ -262,8 +262,12 @@ def test_unequal_files_are_named_with_their_counts(
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.tsv", b"one\ttwo\nthree\n", "a.tsv, line 2: has 1 columns, not the two of source and target"),
-        ("a.tsv", b"one\ttwo\tthree\n", "a.tsv, line 1: has 3 columns"),
+        (
+            "a.tsv",
+            b"one\ttwo\nthree\n",
+            "a.tsv, line 2: has 0 tabs; a row is a source, one tab and its target",
+        ),
+        ("a.tsv", b"one\ttwo\tthree\n", "a.tsv, line 1: has 2 tabs"),
         ("a.tsv", b"one\ttwo\n\xff\tx\n", "a.tsv, line 2: not UTF-8 (invalid start byte)"),
         ("a.tsv", "one\ttwo\n".encode("utf-16"), "a.tsv, line 1: holds NUL bytes"),
         (
@@ -277,7 +281,7 @@ def test_unequal_files_are_named_with_their_counts(
         ("a.txt", b"one\ttwo\n", "is neither a table (.tsv) nor JSON lines"),
         ("a.tsv.gz", b"one\ttwo\n", "the compressed file is damaged or cut"),
         ("a.tsv", b"", "the train split has no pair"),
-        ("a.tsv", b"\t\n", "the train split has no pair (1 left out: a side is empty)"),
+        ("a.tsv", b"\t\n\n \n", "the train split has no pair (3 left out: a side is empty)"),
     ],
 )
 def test_what_is_no_table_of_pairs_is_named(
@@ -292,7 +296,8 @@ def test_an_empty_validation_split_ends_the_command(
     tmp_path: Path, raw: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*raw, "--validation-pairs", lines(tmp_path / "v.tsv", [])]
-    assert "the validation split has no pair" in refused(capsys, tmp_path / "out", *words)
+    told = refused(capsys, tmp_path / "out", *words)
+    assert told.endswith("the validation split has no pair; give more text or looser limits\n")
     long = lines(tmp_path / "long.tsv", ["word " * 50 + "\tWort"])
     told = refused(capsys, tmp_path / "out", *raw, "--validation-pairs", long, "--max-length", 40)
     assert "the validation split has no pair (1 left out: longer than --max-length)" in told
@@ -343,11 +348,11 @@ def test_files_are_named_one_by_one(
         ([], "name the files with --source and --target, or with --pairs"),
         (
             ["--source", "a", "b", "--target", "c"],
-            "--source names 2 files, --target 1; name a target for each source",
+            "--source and --target name 2 and 1 files; name a target for each source",
         ),
         (
             ["--pairs", "a.tsv", "--validation-source", "b"],
-            "--validation-source names 1 files, --validation-target 0",
+            "--validation-source and --validation-target name 1 and 0 files",
         ),
         (
             ["--pairs", "a.tsv", "--tokenizer", "a", "b", "c"],

@@ -52,4 +52,13 @@ def test_another_layout_is_taken_where_it_may_be_converted() -> None:
     ],
 )
 def test_another_run_is_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
-    assert reason in replace(RUN, **change).reason(manifest())
+    told = replace(RUN, **change).reason(manifest())
+    assert reason in told
+    changed = replace(RUN, **change, changes="data.shuffle True -> False")
+    assert (
+        changed.reason(manifest()) == f"{told} (changed since the last session: data.shuffle True -> False)"
+    )
+
+
+def test_settings_that_have_changed_are_no_reason_by_themselves() -> None:
+    assert replace(RUN, changes="run.steps 8 -> 9").reason(manifest()) == ""

@@ -69,5 +69,15 @@ def test_data_that_is_no_data_is_told_by_its_key(tmp_path: Path, corpus: Path, c
     assert key == ("model.vocabulary_size" if content and "vocabulary" in content else "data.sources[0].path")
 
 
+def test_data_of_another_kind_is_told_as_such(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"split": "train", "kind": "translation"}')
+    (told,) = problems(
+        run_config(Layout(), tmp_path, corpus, data={"sources": [{"path": str(tmp_path)}]})
+    ).values()
+    assert (
+        "is data of kind 'translation', but what is read here is of kind 'text'; model.kind says what" in told
+    )
+
+
 def test_manifest_is_that_of_prepare(corpus: Path) -> None:
     assert json.loads((corpus / "train/manifest.json").read_text())["sequence_length"] == 32

@@ -74,14 +74,51 @@ def test_what_cannot_work_is_told_by_its_key(model: dict[str, Any], tensor: int,
     assert key in [problem.key for problem in config.model.problems(config.data, config.parallel)]
 
 
-def test_tokenizers_must_be_those_of_the_model() -> None:
+def facts(**changes: Any) -> dict[str, Any]:
+    """What a manifest says of data that fits the model, or not."""
+    tokenizer = {"file": "tokenizer.model", "sha256": "ab", "vocabulary_size": SOURCE}
+    lengths = {"longest_source": SOURCE_LENGTH, "longest_target": TARGET_LENGTH}
+    return {"source_tokenizer": tokenizer, "target_tokenizer": tokenizer, **lengths, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"source_tokenizer": {"vocabulary_size": 8}, "target_tokenizer": {"vocabulary_size": 8}},
+            [
+                "model.source_vocabulary_size = 90: the source tokenizer of the data has 8 pieces; "
+                "set model.source_vocabulary_size = 8",
+                "model.target_vocabulary_size = 90: the target tokenizer of the data has 8 pieces; "
+                "set model.target_vocabulary_size = 8",
+            ],
+        ),
+        (
+            {"target_tokenizer": {"file": "target.model", "sha256": "cd", "vocabulary_size": SOURCE}},
+            [
+                'model.embeddings = "joint": the data has a tokenizer for each side; set model.embeddings = '
+                '"half_shared" or "separate", or prepare the data with one tokenizer'
+            ],
+        ),
+        (
+            {"longest_target": 18},
+            [
+                "data.max_target_length = 17: the data has a target of 18 tokens; set data.max_target_length = 18, or "
+                "prepare it again with --max-length 17"
+            ],
+        ),
+        ({}, []),
+    ],
+)
+def test_data_must_be_what_the_model_is_made_for(changes: dict[str, Any], told: list[str]) -> None:
     config = translation_config(Layout())
-    manifest = {"source_tokenizer": {"vocabulary_size": SOURCE}, "target_tokenizer": {"vocabulary_size": 8}}
-    (problem,) = config.model.data_problems(config.data, manifest)
-    assert (problem.key, problem.remedy) == (
-        "model.target_vocabulary_size",
-        "set model.target_vocabulary_size = 8",
-    )
+    assert [str(problem) for problem in config.model.data_problems(config.data, facts(**changes))] == told
+
+
+def test_two_tokenizers_take_two_tables() -> None:
+    config = translation_config(Layout(), {"embeddings": "half_shared"})
+    two = facts(target_tokenizer={"file": "target.model", "sha256": "cd", "vocabulary_size": SOURCE})
+    assert list(config.model.data_problems(config.data, two)) == []
 
 
 def test_lengths_bind_a_checkpoint_where_positions_are_learned() -> None:
