@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.corpus import write_corpus
 
 pytest_plugins = ["support.skips"]
+
+settings.register_profile("surefoot", deadline=None)  # what a busy machine takes says nothing about the code
+settings.load_profile("surefoot")
 
 
 @pytest.fixture(scope="session")
