@@ -2,8 +2,11 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from support.training import Layout
+from support.translation import translation_config
 
 from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.text.manifest import TokenizerEntry
@@ -11,8 +14,11 @@ from data_pipeline.translation.batch import PairBatch
 from data_pipeline.translation.config import TranslationConfig
 from data_pipeline.translation.manifest import TranslationManifest
 from data_pipeline.translation.sentences import FIELDS, SentenceCodec
+from pretrain.config.run import RunConfig
 
 END, FIRST_ID, VOCABULARY = 1, 10, 60_000
+RUN_VOCABULARY = 128
+"""Of data that a run reads."""
 LONGEST = 40
 
 
@@ -23,7 +29,13 @@ def lengths_of(number: int) -> tuple[int, int]:
 
 
 def write_pairs(
-    folder: Path, samples: int, *, first: int = 0, split: str = "train", tokenizer: bytes = b"tokenizer"
+    folder: Path,
+    samples: int,
+    *,
+    first: int = 0,
+    split: str = "train",
+    tokenizer: bytes = b"tokenizer",
+    vocabulary: int = VOCABULARY,
 ) -> Path:
     """It writes pairs `first`, `first + 1`, ... to `folder/SPLIT`, in shards of 50; returns `folder`."""
     (folder / split).mkdir(parents=True)
@@ -35,7 +47,7 @@ def write_pairs(
         shards = writer.finish()
     sizes = np.array([lengths_of(number) for number in numbers])
     digest = hashlib.sha256(tokenizer).hexdigest()
-    entry = TokenizerEntry(file="tokenizer.model", sha256=digest, vocabulary_size=VOCABULARY)
+    entry = TokenizerEntry(file="tokenizer.model", sha256=digest, vocabulary_size=vocabulary)
     manifest = TranslationManifest(
         split=split,
         documents=samples,
@@ -67,6 +79,28 @@ def pairs_config(*paths: object, weights: tuple[float, ...] = (), **settings: ob
         "prefetch_steps": 0,
     }
     return TranslationConfig.model_validate({"sources": sources, **defaults, **settings})
+
+
+def pairs_run(layout: Layout, folder: Path, pairs: Path, **sections: dict[str, Any]) -> RunConfig:
+    """It configures a run of 8 steps on the pairs in `pairs`, at most 100 of them, in `folder/test`; what follows from
+    the order of additions alone may differ between layouts, as there is no dropout."""
+    model = {"source_vocabulary_size": RUN_VOCABULARY, "target_vocabulary_size": RUN_VOCABULARY}
+    base = translation_config(layout, model).model_dump(mode="json")
+    changes: dict[str, dict[str, Any]] = {
+        "run": {"folder": str(folder), "steps": 8},
+        "data": {
+            "sources": [{"path": str(pairs)}],
+            "max_source_length": LONGEST,
+            "max_target_length": LONGEST,
+            "bucket_size": 2,
+        },
+        "checkpoint": {"every_steps": 100, "keep_last": 10},
+        "evaluation": {"every_steps": 4, "samples": 12},
+        "journal": {"console": "none", "tensorboard": False},
+    }
+    for name in {**changes, **sections}:
+        base[name] = {**base[name], **changes.get(name, {}), **sections.get(name, {})}
+    return RunConfig.model_validate(base)
 
 
 def pair_numbers(step: list[PairBatch]) -> list[int]:

@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "embeddings": "half_shared",
         "target_vocabulary_size": TARGET,
     },
+    "sigma": {"norm_placement": "post", "reparametrization": "sigma"},
 }
 
 # Twelve pairs: with six micro-batches two in each.
@@ -42,6 +43,8 @@ LAYOUTS = [
     slow(Layout(data=2, zero=0), "post"),
     slow(Layout(data=2, zero=2, accumulation=3, checkpointing=True), "deepnorm"),
     slow(Layout(tensor=2, accumulation=6), "mlra_half_shared"),
+    slow(Layout(tensor=2, accumulation=6), "sigma"),
+    slow(Layout(pipeline=2, data=2, zero=1, accumulation=3), "sigma"),
     slow(Layout(pipeline=2), "post"),
     slow(Layout(pipeline=2, data=2, zero=1, accumulation=3), "pre_separate"),
     slow(Layout(tensor=2, pipeline=2, accumulation=6), "mlra_half_shared"),
