@@ -146,3 +146,12 @@ def vocabulary_parallel_argmax(logits_BSW: Tensor, tensor: Axis) -> Tensor:
     tokens_BS = torch.where(peaks_BS == highest_BS, tokens_BS + rows * tensor.rank, beyond)
     dist.all_reduce(tokens_BS, op=dist.ReduceOp.MIN, group=tensor.group)
     return tokens_BS
+
+
+def vocabulary_parallel_logits(logits_BSW: Tensor, tensor: Axis) -> Tensor:
+    """It returns the logits (B, S, V) of the whole padded vocabulary, the same on all tensor ranks."""
+    if tensor.size == 1:
+        return logits_BSW
+    parts = [torch.empty_like(logits_BSW, memory_format=torch.contiguous_format) for _ in range(tensor.size)]
+    dist.all_gather(parts, logits_BSW.contiguous(), group=tensor.group)
+    return torch.cat(parts, dim=-1)

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import reason
@@ -53,7 +53,7 @@ def cut(text: str, longest: int) -> Iterator[str]:
         yield from text_pieces(_encoded(text), longest, binary=True)
 
 
-def text_rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, str]]:
+def text_rows(content: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
     """It yields the lines of a text in UTF-8 without their ends, each with a name for messages.
 
     A line ends at `\\n` alone, maybe after `\\r`, as it does in parallel files: at other ends that Unicode knows, one
@@ -70,7 +70,7 @@ def text_rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, str
             raise DataError(f"{name}: not UTF-8 ({error.reason})") from error
 
 
-def json_rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(content: BinaryIO, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """It yields the objects of JSON lines, each with a name for messages; numbers in them are not read.
 
     Raises DataError for a line that is too long, or no JSON object.
@@ -88,7 +88,7 @@ def first_object(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, bytes]]:
+def _rows(content: BinaryIO, place: str) -> Iterator[tuple[str, bytes]]:
     number = 0
     while line := content.readline(LONGEST_ROW + 1):
         number += 1

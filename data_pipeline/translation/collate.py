@@ -31,16 +31,7 @@ class PairCollator:
     def __call__(self, samples: Sequence[Sample]) -> PairBatch:
         nothing = np.zeros(0, np.int64)
         pairs = [self._decode(sample) if sample.fields else (nothing, nothing) for sample in samples]
-        targets_BT = padded([target for _, target in pairs])
-        # The decoder begins with the end of text, as if another sentence came before.
-        begun_BT = padded([np.concatenate([target[-1:], target[:-1]]) for _, target in pairs])
-        return PairBatch(
-            source_BS=torch.from_numpy(padded([source for source, _ in pairs])),
-            inputs_BT=torch.from_numpy(begun_BT),
-            targets_BT=torch.from_numpy(targets_BT),
-            weights_BT=torch.from_numpy((targets_BT != PADDING).astype(np.float32)),
-            damaged=tuple(sample.damage for sample in samples if sample.damage),
-        )
+        return pair_batch(pairs, tuple(sample.damage for sample in samples if sample.damage))
 
     def _decode(self, sample: Sample) -> tuple[Ids, Ids]:
         try:
@@ -55,6 +46,22 @@ class PairCollator:
                     "made with another tokenizer than the manifest says: prepare the data again"
                 )
         return pair
+
+
+def pair_batch(
+    pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], damaged: tuple[str, ...] = ()
+) -> PairBatch:
+    """It pads pairs of ids, each side with its end of text, to the longest of them."""
+    targets_BT = padded([target for _, target in pairs])
+    # The decoder begins with the end of text, as if another sentence came before.
+    begun_BT = padded([np.concatenate([target[-1:], target[:-1]]) for _, target in pairs])
+    return PairBatch(
+        source_BS=torch.from_numpy(padded([source for source, _ in pairs])),
+        inputs_BT=torch.from_numpy(begun_BT),
+        targets_BT=torch.from_numpy(targets_BT),
+        weights_BT=torch.from_numpy((targets_BT != PADDING).astype(np.float32)),
+        damaged=damaged,
+    )
 
 
 def padded(sentences: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:

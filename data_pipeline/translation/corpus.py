@@ -47,7 +47,7 @@ class ParallelCorpus:
     what is no text in UTF-8, a row without both sides, and a file that has changed.
     """
 
-    def __init__(self, raw: RawFiles, fields: tuple[str, str]) -> None:
+    def __init__(self, raw: RawFiles, fields: tuple[str, str] = ("source", "target")) -> None:
         self._fields = fields
         self.found = SourceFiles()
         for name in (*raw.source, *raw.target, *raw.pairs):

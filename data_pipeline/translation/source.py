@@ -31,6 +31,7 @@ class TranslationSource(Source[TranslationManifest, TranslationConfig, PairBatch
     """It reads pairs of sentences, tokenized alike."""
 
     manifest_type = TranslationManifest
+    companion_files = (SOURCE_TOKENIZER, TARGET_TOKENIZER)
 
     def facts(self, manifest: TranslationManifest) -> dict[str, Any]:
         """It returns the checksums of the tokenizers."""

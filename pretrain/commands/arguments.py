@@ -1,6 +1,7 @@
 """Commands that use models have these arguments in common."""
 
 import argparse
+import math
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
@@ -18,6 +19,21 @@ def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a c
         metavar="RUN[@TAG]",
         help="folder of a run: its newest certified checkpoint, else its newest; with @TAG, that one, for example "
         f"runs/demo@step00001200-a3; or {besides}",
+    )
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """It declares how translations are found."""
+    parser.add_argument(
+        "--beam", type=count, default=5, metavar="N", help="hypotheses side by side; 1: greedy (%(default)s)"
+    )
+    parser.add_argument(
+        "--length-penalty",
+        type=penalty,
+        default=1.0,
+        metavar="A",
+        help="compare log-probabilities over the number of tokens to the power A; more prefers longer translations "
+        "(%(default)s)",
     )
 
 
@@ -48,4 +64,12 @@ def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def penalty(text: str) -> float:
+    """It reads an argument that must be a finite number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
     return number

@@ -48,7 +48,7 @@ def next_tokens(
         if cache.length + len(new) > window:
             cache.clear()
             new = seen[-max(window // 2, 1) :]
-        logits = decode(model.layers, torch.tensor([new], device=model.mesh.device), cache)
+        logits = decode(model.layers.layers, torch.tensor([new], device=model.mesh.device), cache)
         token = sampler.choose(logits[0, -1])
         yield token
         seen.append(token)

@@ -2,8 +2,11 @@
 
 B  samples in a micro-batch, T  tokens of the sequence that asks, S  states that it asks, D  hidden size
 H  query heads (local), G  key and value heads (local), K  head size
+In decoding A  sources, R  states of the longest: each source has B / A sequences, one after another
 "local" is this tensor rank's share; everything else is complete on every rank.
 """
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -17,7 +20,10 @@ from pretrain.models.attention import (
     split_heads,
 )
 from pretrain.models.blocks import FeedForward, ResidualBlock
+from pretrain.models.cache import CachedLayer, KeyValueCache
 from pretrain.models.context import LayerContext
+
+Branch = Callable[[Tensor], Tensor]
 
 
 class CrossAttention(nn.Module):
@@ -30,6 +36,7 @@ class CrossAttention(nn.Module):
     def __init__(self, context: LayerContext, name: str) -> None:
         super().__init__()
         self.config = context.config
+        self.name = name
         projection = PROJECTIONS[context.config.attention.kind]
         self.query = projection(context, name, ("query",))
         self.key_value = projection(context, name, ("key", "value"))
@@ -55,18 +62,31 @@ class CrossAttention(nn.Module):
         y_BHTK = self.core(q_BHTK, k_BGSK, v_BGSK, probability, real_states_BS, real_BT)
         return self.output(y_BHTK.transpose(1, 2).flatten(2))
 
+    def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """It maps (B, T, D) -> (B, T, D); sequences of a source are no more to it than further queries."""
+        k_AGRK, v_AGRK = cache.of_states(self.name, self.project_states)
+        (query_BTN,) = self.query(x_BTD)
+        sources, tokens = len(k_AGRK), x_BTD.shape[1]
+        q_AHTK = split_heads(query_BTN.reshape(sources, -1, query_BTN.shape[-1]), self.config.head_size)
+        y_AHTK = self.core(q_AHTK, k_AGRK, v_AGRK, 0.0, cache.states.real_AR)
+        return self.output(y_AHTK.transpose(1, 2).reshape(len(x_BTD), tokens, -1))
+
     def project(self, x_BTD: Tensor, states_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """It returns queries (B, H, T, K), keys and values (B, G, S, K)."""
-        size = self.config.head_size
-        (query,), (key, value) = self.query(x_BTD), self.key_value(states_BSD)
-        return split_heads(query, size), split_heads(key, size), split_heads(value, size)
+        (query,) = self.query(x_BTD)
+        return split_heads(query, self.config.head_size), *self.project_states(states_BSD)
+
+    def project_states(self, states_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """It returns keys and values (B, G, S, K)."""
+        key, value = self.key_value(states_BSD)
+        return split_heads(key, self.config.head_size), split_heads(value, self.config.head_size)
 
     def queries(self) -> tuple[ColumnParallelLinear, int]:
         """It returns the linear layer that queries come out of, and how many of its local rows make them."""
         return self.query.first()
 
 
-class DecoderBlock(ResidualBlock):
+class DecoderBlock(ResidualBlock, CachedLayer):
     """The block of a decoder is causal self-attention, cross-attention to the states of an encoder, then feed-forward
     (Vaswani et al. 2017, arXiv 1706.03762, 3.1)."""
 
@@ -92,6 +112,20 @@ class DecoderBlock(ResidualBlock):
         def ask(h_BTD: Tensor) -> Tensor:
             return self.cross_attention(h_BTD, states_BSD, draw, real_states_BS, real_BT)
 
-        x_BSD = self.add(x_BSD, self.attention_norm, attend, draw, "attention_residual")
-        x_BSD = self.add(x_BSD, self.cross_norm, ask, draw, "cross_residual")
-        return self.add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")
+        return self._branches(x_BSD, attend, ask, draw)
+
+    def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """It maps (B, T, D) -> (B, T, D) for the T tokens that follow those of the cache, and adds theirs to it."""
+
+        def attend(h_BTD: Tensor) -> Tensor:
+            return self.attention.decode(h_BTD, cache)
+
+        def ask(h_BTD: Tensor) -> Tensor:
+            return self.cross_attention.decode(h_BTD, cache)
+
+        return self._branches(x_BTD, attend, ask, None)
+
+    def _branches(self, x_BTD: Tensor, attend: Branch, ask: Branch, draw: MaskSeed | None) -> Tensor:
+        x_BTD = self.add(x_BTD, self.attention_norm, attend, draw, "attention_residual")
+        x_BTD = self.add(x_BTD, self.cross_norm, ask, draw, "cross_residual")
+        return self.add(x_BTD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")

@@ -18,6 +18,7 @@ from pretrain.models.context import Materials
 from pretrain.tasks.architecture import Architecture
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.text import TextCodec
+from pretrain.tasks.translator import Translator
 
 Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
 """It maps (outputs of the last layer, labels of a batch) -> the weighted sum of the loss over its targets, a scalar."""
@@ -74,4 +75,8 @@ class Task(ABC, Generic[Model]):
 
         `companion` returns a file that goes with the model, by its name (`Source.companions`).
         """
+        return None
+
+    def translator(self, model: Model, data: Any, companion: Callable[[str], bytes]) -> Translator | None:
+        """It returns how a model reads sentences and writes translations; none: it is none that translates."""
         return None

@@ -5,7 +5,7 @@ import shlex
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.shown import CommandLine
-from pretrain.commands.arguments import EXPORTS, add_model, count
+from pretrain.commands.arguments import EXPORTS, add_model, add_search, count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
         prog="surefoot evaluate",
         description="Run a trained model over its run's validation data, or over yours, in one process: the loss as "
         "validation in training has it, and for text also by byte and by word, which models with other tokenizers can "
-        "be compared by.",
+        "be compared by; of a model that translates also BLEU and chrF of its translations.",
         epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
     )
     add_model(parser, EXPORTS)
@@ -27,10 +27,22 @@ def parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--text", type=path_argument, metavar="FILE", help="a text as it is, UTF-8")
     where.add_argument(
+        "--source",
+        type=location_argument,
+        metavar="FILE",
+        help="sentences to be translated, a line each, with --target; as they are, also compressed",
+    )
+    where.add_argument(
         "--lm-eval",
         nargs="+",
         metavar="TASK",
         help="tasks of lm-evaluation-harness, which runs beside this on an export for Hugging Face",
+    )
+    parser.add_argument(
+        "--target",
+        type=location_argument,
+        metavar="FILE",
+        help="the translations of --source, line by line",
     )
     parser.add_argument(
         "--lm-eval-options",
@@ -45,5 +57,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the first N samples of the data (the run's evaluation.samples; with --data all)",
     )
+    add_search(parser)
+    parser.add_argument("--loss-only", action="store_true", help="do not translate")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

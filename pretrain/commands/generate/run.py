@@ -1,15 +1,14 @@
 """`surefoot generate` loads a model, tells which, and writes text."""
 
 import argparse
-import io
 import secrets
 import sys
-from collections.abc import Iterable
 from itertools import chain
 
 from data_pipeline.parsing import parsed_as, read_whole
-from data_pipeline.shown import shown, shown_lines
+from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
+from pretrain.commands.output import write
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import open_model
 from pretrain.inference.generate import continuation
@@ -57,22 +56,3 @@ def read_prompt(options: argparse.Namespace) -> str:
             return read_whole(options.file).decode()
         except OSError as error:
             raise ConfigurationError(f"--file {shown(options.file)}: {error.strerror}") from error
-
-
-def write(parts: Iterable[str]) -> None:
-    """It writes text to standard output as it comes.
-
-    A file or a pipe gets the text itself, in UTF-8. On a terminal line breaks and tabs are meant, all else that would
-    control it is spelled out, and the text ends with a line break.
-    """
-    terminal, last = sys.stdout.isatty(), "\n"
-    if not terminal and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="strict")
-    try:
-        for part in filter(None, parts):
-            sys.stdout.write(shown_lines(part) if terminal else part)
-            sys.stdout.flush()
-            last = part
-    finally:
-        if terminal and not last.endswith("\n"):
-            sys.stdout.write("\n")

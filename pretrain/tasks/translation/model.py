@@ -4,7 +4,7 @@ B  samples in a micro-batch, S  tokens of the source, T  tokens of the target, D
 
 Through the encoder flow (stream (B, S, D), source, inputs), through the decoder (stream (B, T, D), states (B, S, D),
 source, inputs): the ids go along, for every block must know what is padding, and a stage of a pipeline has nothing but
-what the one before it hands on.
+what the one before it hands on. In decoding the cache has what goes along, and layers of the decoder take the stream.
 """
 
 # Layers of a flow take and return a tuple, where those that they are made of take and return one tensor:
@@ -15,6 +15,7 @@ from torch import Tensor
 from data_pipeline.translation.batch import PADDING
 from parallel.pipeline import LayerSpec
 from pretrain.models.blocks import TransformerBlock
+from pretrain.models.cache import CachedLayer, KeyValueCache
 from pretrain.models.config import VocabularyConfig
 from pretrain.models.context import LayerContext
 from pretrain.models.cross_attention import DecoderBlock
@@ -58,12 +59,16 @@ class EncoderNorm(FinalNorm):
         return super().forward(x_BSD), *others
 
 
-class TargetEmbedding(TokenEmbedding):
+class TargetEmbedding(TokenEmbedding, CachedLayer):
     """It begins the stream of the decoder; that of the encoder becomes the states."""
 
     def forward(self, flow: Flow) -> Flow:
         states_BSD, source_BS, inputs_BT = flow
         return super().forward(inputs_BT), states_BSD, source_BS, inputs_BT
+
+    def decode(self, inputs_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """It maps (B, T) -> (B, T, D)."""
+        return super().forward(inputs_BT)
 
 
 class TargetBlock(DecoderBlock):
@@ -75,11 +80,15 @@ class TargetBlock(DecoderBlock):
         return y_BTD, states_BSD, source_BS, inputs_BT
 
 
-class TargetNorm(FinalNorm):
+class TargetNorm(FinalNorm, CachedLayer):
     """It normalizes what goes into the head, and hands nothing else on: flow -> (B, T, D)."""
 
     def forward(self, flow: Flow) -> Tensor:
         return super().forward(flow[0])
+
+    def decode(self, y_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """It maps (B, T, D) -> (B, T, D)."""
+        return super().forward(y_BTD)
 
 
 def translation_layers(

@@ -6,24 +6,12 @@ corpus, from 0 to 100. Both take text as people read it: no tokens, no lower cas
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-
-@dataclass(frozen=True)
-class Score:
-    """It is one metric of a corpus."""
-
-    name: str
-    """As keys have it: `bleu`, `chrf`."""
-    value: float
-    signature: str
-    """How it was computed, in sacrebleu's words: scores of other signatures are no scores to compare with."""
-    line: str
-    """All of it as sacrebleu prints it."""
+from pretrain.tasks.translator import Score
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Score, ...]:

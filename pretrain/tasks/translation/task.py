@@ -1,5 +1,7 @@
 """The task is translation with an encoder-decoder."""
 
+from collections.abc import Callable
+
 from data_pipeline.translation.config import TranslationConfig
 from data_pipeline.translation.source import TranslationSource
 from parallel.mesh import ParallelMesh
@@ -11,6 +13,8 @@ from pretrain.tasks.next_token import NextToken, Perplexity, UnsmoothedPerplexit
 from pretrain.tasks.task import Metric, Objective, Task
 from pretrain.tasks.translation.config import TranslatorConfig
 from pretrain.tasks.translation.model import translation_layers
+from pretrain.tasks.translation.translator import PairTranslator
+from pretrain.tasks.translator import Translator
 
 
 class Translation(Task[TranslatorConfig]):
@@ -41,3 +45,9 @@ class Translation(Task[TranslatorConfig]):
     def metrics(self, model: TranslatorConfig, mesh: ParallelMesh) -> tuple[Metric, ...]:
         """Validation reports the perplexity; training as well where its loss is that of validation."""
         return (UnsmoothedPerplexity() if model.label_smoothing else Perplexity(),)
+
+    def translator(
+        self, model: TranslatorConfig, data: TranslationConfig, companion: Callable[[str], bytes]
+    ) -> Translator:
+        """It reads and writes with the tokenizers of its data."""
+        return PairTranslator(data, companion)

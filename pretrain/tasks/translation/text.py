@@ -27,6 +27,11 @@ class PairCodec:
         for what is no text."""
         return [*self._source.encode(text), self._source.end_of_text]
 
+    def encode_target(self, text: str) -> list[int]:
+        """It returns the ids of a target, which the decoder is to say, the end of text behind them. Raises DataError
+        for what is no text."""
+        return [*self._target.encode(text), self.end_of_text]
+
     def decode(self, ids: Sequence[int]) -> str:
         """It returns the sentence up to the first end of text, if there is one, whatever a model has said.
 

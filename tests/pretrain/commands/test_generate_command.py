@@ -16,7 +16,7 @@ from support.training import Layout
 
 from parallel.mesh import ParallelMesh
 from pretrain.commands.__main__ import main
-from pretrain.commands.generate.run import write
+from pretrain.commands.output import write
 from pretrain.tasks.gpt.task import GPT
 
 ROOT = Path(__file__).parents[3]

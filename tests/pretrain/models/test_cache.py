@@ -56,7 +56,8 @@ def whole(model: LoadedModel, tokens_BT: Tensor) -> Tensor:
 def in_pieces(model: LoadedModel, tokens_BT: Tensor, pieces: tuple[int, ...]) -> Tensor:
     cache = KeyValueCache(SEQUENCE)
     parts = [
-        decode(model.layers, part, cache, part.shape[1]) for part in tokens_BT.split(list(pieces), dim=1)
+        decode(model.layers.layers, part, cache, part.shape[1])
+        for part in tokens_BT.split(list(pieces), dim=1)
     ]
     assert cache.length == tokens_BT.shape[1]
     return torch.cat(parts, dim=1)[..., :VOCABULARY]
@@ -116,7 +117,7 @@ def test_only_the_last_outputs_are_computed(alone: ParallelMesh) -> None:
     model = make_model(alone)
     seen = []
     hook = model.layers.layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    last = decode(model.layers, tokens(), KeyValueCache(SEQUENCE))
+    last = decode(model.layers.layers, tokens(), KeyValueCache(SEQUENCE))
     hook.remove()
     assert seen == [(3, 1, 32)]
     assert_equal(last[..., :VOCABULARY], whole(model, tokens())[:, -1:])
@@ -125,9 +126,9 @@ def test_only_the_last_outputs_are_computed(alone: ParallelMesh) -> None:
 def test_a_cache_that_was_cleared_is_as_new(alone: ParallelMesh) -> None:
     model = make_model(alone)
     cache = KeyValueCache(SEQUENCE)
-    decode(model.layers, tokens(), cache)
+    decode(model.layers.layers, tokens(), cache)
     cache.clear()
-    again = decode(model.layers, tokens()[:, 5:9], cache, 4)
+    again = decode(model.layers.layers, tokens()[:, 5:9], cache, 4)
     assert_equal(again[..., :VOCABULARY], whole(model, tokens()[:, 5:9]))
 
 
@@ -135,7 +136,7 @@ def test_a_cache_takes_no_more_than_it_has_room_for(alone: ParallelMesh) -> None
     model = make_model(alone)
     cache = KeyValueCache(19)
     with pytest.raises(AssertionError, match="20 tokens in a cache of 19"):
-        decode(model.layers, tokens(), cache)
+        decode(model.layers.layers, tokens(), cache)
 
 
 def test_queries_are_those_of_the_last_keys() -> None:
@@ -165,7 +166,7 @@ def test_training_goes_on_after_decoding(alone: ParallelMesh) -> None:
     """What decoding leaves behind, tables of positions among it, can be saved for a backward pass."""
     model = make_model(alone)
     rotary_table.cache_clear()
-    decode(model.layers, tokens(), KeyValueCache(SEQUENCE))
+    decode(model.layers.layers, tokens(), KeyValueCache(SEQUENCE))
     outputs = model.layers(tokens())
     assert isinstance(outputs, Tensor)
     outputs[..., :VOCABULARY].sum().backward()

@@ -1,0 +1,82 @@
+"""A model translates sentences, many at once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from data_pipeline.errors import DataError
+from pretrain.inference.model import LoadedModel
+from pretrain.inference.search import BeamSearch, Hypothesis, Search
+from pretrain.tasks.translator import Translator
+
+NOTHING = Hypothesis([], 0.0, 0.0)
+"""It is the translation of an empty line."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """It says how sentences are taken together."""
+
+    sentences: int = 64
+    """In a batch."""
+    ahead: int = 16
+    """So many batches are read before the first one is translated, so that each has sentences of like lengths."""
+
+
+class SentenceTranslator:
+    """It translates with one model."""
+
+    def __init__(
+        self, model: LoadedModel, translator: Translator, search: Search, batching: Batching
+    ) -> None:
+        self._model, self._translator = model, translator
+        self._search, self._batching = search, batching
+
+    def lines(self, lines: Iterable[tuple[str, str]], *, cut: bool) -> Iterator[tuple[str, Hypothesis]]:
+        """It yields each line and its translation; an empty one has an empty translation.
+
+        Lines come with their places. `cut` takes of one that is too long what the model was trained for.
+
+        Raises:
+            DataError: a line is too long.
+            CheckpointError: the model has diverged.
+        """
+        rest = iter(lines)
+        while some := list(islice(rest, self._batching.sentences * self._batching.ahead)):
+            sources = [self._source(place, line, cut=cut) for place, line in some]
+            translated = iter(self.tokens([tokens for tokens in sources if tokens]))
+            for (_, line), tokens in zip(some, sources, strict=True):
+                yield line, next(translated) if tokens else NOTHING
+
+    def tokens(self, sources: Sequence[Sequence[int]]) -> list[Hypothesis]:
+        """It returns the best translation of each source, given as tokens with its end.
+
+        Raises CheckpointError where the model has diverged.
+        """
+        by_length = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        found = [NOTHING] * len(sources)
+        size = self._batching.sentences
+        for start in range(0, len(sources), size):
+            rows = by_length[start : start + size]
+            layers, states = self._translator.read(self._model.layers, [sources[row] for row in rows])
+            search = BeamSearch(layers, states, self._translator.ends, self._search, self._model.mesh.tensor)
+            for row, hypotheses in zip(rows, search.run(), strict=True):
+                found[row] = hypotheses[0]
+        return found
+
+    def text(self, hypothesis: Hypothesis) -> str:
+        """It returns a translation as one line."""
+        return " ".join(self._translator.decode(hypothesis.tokens).splitlines())
+
+    def _source(self, place: str, line: str, *, cut: bool) -> list[int]:
+        if not line.strip():
+            return []
+        tokens, longest = self._translator.encode(line), self._translator.longest_source
+        if len(tokens) <= longest:
+            return tokens
+        if not cut:
+            raise DataError(
+                f"{place}: has {len(tokens)} tokens, its end included, but the model was trained for {longest}; "
+                "split the sentence, or translate its beginning with --cut"
+            )
+        return [*tokens[: longest - 1], tokens[-1]]
