@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from data_pipeline.translation.batch import PADDING, PairBatch
 from parallel.pipeline import SequentialLayers
 from pretrain.engine.build import model_parts
-from pretrain.models.depth import decoder_of, encoder_of, single_stack
+from pretrain.models.depth import Depth, decoder_of, encoder_of, single_stack
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.tasks.translation.config import TranslatorConfig
 
@@ -183,9 +183,21 @@ def test_other_initial_weights_go_by_the_branches_of_their_side() -> None:
         assert std == pytest.approx(expected, rel=0.03), name
 
 
-def test_factors_of_deepnorm_at_the_depths_of_the_paper() -> None:
-    """Rounded, from figure 2 of arXiv 2203.00555: 18 + 18 layers, and a stack of 12."""
-    assert encoder_of(18, 18).alpha == pytest.approx(0.81 * 18 ** (5 / 16))
-    assert encoder_of(18, 18).beta == pytest.approx(0.87 * 18 ** (-5 / 16))
-    assert (decoder_of(18).alpha, decoder_of(18).beta) == pytest.approx((54**0.25, 216**-0.25))
-    assert (single_stack(12).alpha, single_stack(12).beta) == pytest.approx((24**0.25, 96**-0.25))
+def moved(branches: int, stack: Depth) -> float:
+    """What the updates of a stack move its output by, at most, in the paper's units: its matrices of gain beta count
+    twice in each branch."""
+    return branches * 2 * (stack.beta / stack.alpha) ** 2
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(6, 6), (18, 18), (100, 100), (3, 24)])
+def test_factors_of_deepnorm_keep_updates_within_the_bound_of_the_paper(encoder: int, decoder: int) -> None:
+    """They are what its theory leaves (arXiv 2203.00555, 4): alpha beta = 2^(-1/2), and an update moves the output of a
+    stack by 1, that of the decoder by way of the encoder too: each cross-attention hands on beta^2 / alpha of what
+    moves there. Two digits are published for the encoder."""
+    first, second, alone = encoder_of(encoder, decoder), decoder_of(decoder), single_stack(encoder)
+    for stack, near in ((first, 0.01), (second, 1e-6), (alone, 1e-6)):
+        assert stack.alpha * stack.beta == pytest.approx(0.5**0.5, rel=near)
+    assert moved(3 * decoder, second) == pytest.approx(1)
+    assert moved(2 * encoder, alone) == pytest.approx(1)
+    through = decoder * second.beta**2 / second.alpha
+    assert through * moved(2 * encoder, first) == pytest.approx(1, rel=0.02)
