@@ -50,7 +50,8 @@ class Filter:
         if self._limits.drop_untranslated and source == target:
             return UNTRANSLATED
         if self._limits.drop_copies:
-            key = hashlib.blake2b(f"{source}\n{target}".encode(), digest_size=16).digest()
+            # With its length, for a source may hold any character that would stand between the two.
+            key = hashlib.blake2b(f"{len(source)} {source}{target}".encode(), digest_size=16).digest()
             if key in self._seen:
                 return COPY
             self._seen.add(key)

@@ -15,6 +15,7 @@ import zstandard
 
 from data_pipeline.__main__ import main
 from data_pipeline.text.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from data_pipeline.translation.filters import Filter, Limits
 
 WORDS = {"dog": "Hund", "cat": "Katze", "runs": "rennt", "sleeps": "schläft", "red": "rot", "old": "alt"}
 OPTIONS = ["--validation-fraction", "0.2", "--workers", "1"]
@@ -213,6 +214,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
         in capsys.readouterr().out
     )
     assert pairs(tmp_path / "some", "train") == list(zip(SOURCES, TARGETS, strict=True))
+
+
+def test_a_copy_has_the_same_two_sides() -> None:
+    """Sentences out of JSON may hold line ends."""
+    kept = Filter(Limits(max_length=None, max_ratio=None, drop_copies=True, drop_untranslated=False))
+    pairs = [("a\nb", "c"), ("a", "b\nc"), (" a", "b\nc"), ("a", "bc"), ("ab", "c")]
+    assert [kept.keeps_text(*pair) for pair in pairs] == [True, True, False, True, True]
 
 
 def test_translations_of_one_sentence_stay_in_one_split(tmp_path: Path) -> None:
