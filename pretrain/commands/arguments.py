@@ -1,7 +1,6 @@
 """Commands that use models have these arguments in common."""
 
 import argparse
-import math
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
@@ -9,6 +8,11 @@ from data_pipeline.shown import shown
 from pretrain.errors import ConfigurationError
 
 EXPORTS = "the folder of a checkpoint, of an export, or of Hugging Face's with a tokenizer of sentencepiece"
+
+LARGEST_COUNT = 2**31 - 1
+"""Of whatever is counted, nobody has as much; larger numbers are none to torch or to the standard library."""
+LARGEST_PENALTY = 10
+"""Lengths to powers far above it are too large or too small for float64."""
 
 
 def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a checkpoint") -> None:
@@ -62,14 +66,14 @@ def _is_empty_folder(path: Path) -> bool:
 def count(text: str) -> int:
     """It reads an argument that must be a whole number above zero."""
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    if not 1 <= number <= LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {LARGEST_COUNT}, not {number}")
     return number
 
 
 def penalty(text: str) -> float:
-    """It reads an argument that must be a finite number."""
+    """It reads the power of a length."""
     number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    if not abs(number) <= LARGEST_PENALTY:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"must be from -{LARGEST_PENALTY} to {LARGEST_PENALTY}, not {text}")
     return number

@@ -43,20 +43,19 @@ class SentenceTranslator:
         """
         rest = iter(lines)
         while some := list(islice(rest, self._batching.sentences * self._batching.ahead)):
-            sources = [self._source(place, line, cut=cut) for place, line in some]
-            translated = iter(self.tokens([tokens for tokens in sources if tokens]))
-            for (_, line), tokens in zip(some, sources, strict=True):
-                yield line, next(translated) if tokens else NOTHING
+            translated = self.tokens([self._source(place, line, cut=cut) for place, line in some])
+            for (_, line), hypothesis in zip(some, translated, strict=True):
+                yield line, hypothesis
 
     def tokens(self, sources: Sequence[Sequence[int]]) -> list[Hypothesis]:
-        """It returns the best translation of each source, given as tokens with its end.
+        """It returns the best translation of each source, given as tokens with its end; an empty line has none.
 
         Raises CheckpointError where the model has diverged.
         """
-        by_length = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        by_length = sorted(filter(sources.__getitem__, range(len(sources))), key=lambda i: len(sources[i]))
         found = [NOTHING] * len(sources)
         size = self._batching.sentences
-        for start in range(0, len(sources), size):
+        for start in range(0, len(by_length), size):
             rows = by_length[start : start + size]
             layers, states = self._translator.read(self._model.layers, [sources[row] for row in rows])
             search = BeamSearch(layers, states, self._translator.ends, self._search, self._model.mesh.tensor)

@@ -74,8 +74,8 @@ class Translator(ABC):
 
     @abstractmethod
     def pairs(self, batch: Batch) -> list[tuple[list[int], str]]:
-        """It returns the tokens of the sources of a batch, their ends included, and the translations as text; without
-        samples that are damaged."""
+        """It returns the tokens of the sources of a batch, their ends included and none of an empty line, and the
+        translations as text; without samples that are damaged."""
 
     @abstractmethod
     def scores(self, translations: Sequence[str], references: Sequence[str]) -> tuple[Score, ...]:

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--samples",
         type=count,
         metavar="N",
-        help="the first N samples of the data (the run's evaluation.samples; with --data all)",
+        help="the first N samples of prepared data (the run's evaluation.samples; with --data all)",
     )
     add_search(parser)
     parser.add_argument("--loss-only", action="store_true", help="do not translate")

@@ -25,10 +25,12 @@ from pretrain.tasks.translator import Score, Translator
 
 def run(options: argparse.Namespace) -> int:
     """It evaluates a model and prints the outcome."""
-    if options.lm_eval:
-        return run_lm_eval(options.model, options.lm_eval, options.lm_eval_options)
     if (options.source is None) != (options.target is None):
         raise ConfigurationError("--source and --target: one needs the other")
+    if options.samples and (options.text or options.source or options.lm_eval):
+        raise ConfigurationError("--samples: is for prepared data alone; leave it out")
+    if options.lm_eval:
+        return run_lm_eval(options.model, options.lm_eval, options.lm_eval_options)
     checkpoint = open_model(options.model)
     config = checkpoint.config
     task = TASKS[config.model.kind]

@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
         "that. On a terminal each line is translated as it comes.",
         epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
     )
-    add_model(parser)
+    add_model(parser, "the folder of a checkpoint, or of an export with tensors by our own names")
     add_search(parser)
     add = parser.add_argument
     add(

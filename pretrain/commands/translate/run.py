@@ -4,8 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from data_pipeline.preparing.documents import text_rows
+from data_pipeline.shards.storage import data_errors
 from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from pretrain.commands.output import write
@@ -39,11 +41,16 @@ def run(options: argparse.Namespace) -> int:
 
 def translated(translator: SentenceTranslator, options: argparse.Namespace) -> Iterator[str]:
     """It yields the lines of the output. Raises DataError for input that is no text, or too long."""
-    rows = text_rows(sys.stdin.buffer, "standard input")
-    for source, found in translator.lines(rows, cut=options.cut):
+    for source, found in translator.lines(read_lines(), cut=options.cut):
         text = translator.text(found)
         if options.json:
             facts = {"source": source, "translation": text}
             scores = {"log_probability": found.log_probability, "score": found.score}
             text = json.dumps(facts | scores, ensure_ascii=False)
         yield text + "\n"
+
+
+def read_lines() -> Iterator[tuple[str, str]]:
+    """It yields the lines of standard input, each with its place. Raises DataError where they cannot be read."""
+    with data_errors(Path("standard input")):
+        yield from text_rows(sys.stdin.buffer, "standard input")

@@ -32,6 +32,10 @@ class PairCodec:
         for what is no text."""
         return [*self._target.encode(text), self.end_of_text]
 
+    def is_blank(self, ids: Sequence[int]) -> bool:
+        """It tells whether a source, given as `encode` returns it, has no text or white space alone."""
+        return not self._source.decode(ids[:-1]).strip()
+
     def decode(self, ids: Sequence[int]) -> str:
         """It returns the sentence up to the first end of text, if there is one, whatever a model has said.
 

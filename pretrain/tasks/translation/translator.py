@@ -58,10 +58,13 @@ class PairTranslator(Translator):
     def pairs(self, batch: Batch) -> list[tuple[list[int], str]]:
         assert isinstance(batch, PairBatch)
         sides = zip(batch.source_BS.tolist(), batch.targets_BT.tolist(), strict=True)
-        return [
-            ([token for token in source if token != PADDING], self.decode(target))
+        real = (
+            ([token for token in source if token != PADDING], target)
             for source, target in sides
             if target[0] != PADDING
+        )
+        return [
+            ([] if self._codec.is_blank(source) else source, self.decode(target)) for source, target in real
         ]
 
     def scores(self, translations: Sequence[str], references: Sequence[str]) -> tuple[Score, ...]:

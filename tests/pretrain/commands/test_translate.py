@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,34 @@ def test_a_line_that_is_too_long(run: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("--length-penalty", "1e308"),
+        ("--length-penalty=-200",),
+        ("--length-penalty", "nan"),
+        ("--beam", 0),
+        ("--beam", 10**30),
+        ("--batch-size", 10**30),
+    ],
+)
+def test_numbers_that_cannot_be_computed_with_are_refused(
+    run: Path, words: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["translate", str(run), *map(str, words)])
+    assert "must be from" in capsys.readouterr().err
+
+
+def test_a_standard_input_that_cannot_be_read(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)) as unreadable:
+        monkeypatch.setattr(sys, "stdin", unreadable)
+        assert main(["translate", str(run)]) == 3
+    assert "standard input: Bad file descriptor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "told"), [(b"dog\nr\xffd\n", "line 2: not UTF-8"), (b"d\0og\n", "line 1: holds NUL bytes")]
 )
 def test_what_is_no_text_is_refused(run: Path, command: Command, text: bytes, told: str) -> None:
@@ -166,6 +195,16 @@ def test_scores_are_those_of_the_translations(run: Path, command: Command, tmp_p
     assert scores["targets"] > 30
 
 
+def test_a_blank_line_is_translated_to_nothing_in_scores_too(
+    run: Path, command: Command, tmp_path: Path
+) -> None:
+    texts = ["", sentence(30), " \t", sentence(40)]
+    _, translated, _ = command("translate", run, text="".join(f"{text}\n" for text in texts))
+    source, target = lines(tmp_path / "a", texts), lines(tmp_path / "b", translated.split("\n")[:4])
+    files = "--source", source, "--target", target
+    assert json.loads(command("evaluate", run, *files, "--json")[1])["chrf"]["value"] == pytest.approx(100)
+
+
 def test_validation_data_is_translated_too(run: Path, command: Command) -> None:
     code, found, _ = command("evaluate", run)
     assert code == 0
@@ -180,6 +219,9 @@ def test_pairs_that_cannot_be_evaluated(run: Path, command: Command, tmp_path: P
     code, _, told = command("evaluate", run, "--source", one)
     assert code == 2
     assert "--source and --target: one needs the other" in told
+    code, _, told = command("evaluate", run, "--source", one, "--target", one, "--samples", 1)
+    assert code == 2
+    assert "--samples: is for prepared data" in told
     code, _, told = command("evaluate", run, "--source", one, "--target", two)
     assert code == 3
     assert "has 1 lines" in told

@@ -9,10 +9,13 @@ from math import exp
 from pathlib import Path
 
 import pytest
+from support.training import Layout
+from support.translation import translation_config
 
 from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
 from pretrain.tasks.translation.scores import scores
 from pretrain.tasks.translation.text import PairCodec
+from pretrain.tasks.translation.translator import PairTranslator
 
 ENGLISH = ["two dogs run in the snow", "a man rides an old red bicycle", "children play by the water"]
 GERMAN = ["Zwei Hunde laufen im Schnee.", "Ein Mann fährt ein altes rotes Fahrrad.", "Kinder am Wasser"]
@@ -57,6 +60,14 @@ def test_anything_that_a_model_says_is_decoded(codec: PairCodec, tokenizers: dic
     assert codec.decode([*ids, *half]) == "Hund\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
     for token in range(target.vocabulary_size):
         codec.decode([token])
+
+
+def test_a_blank_source_is_nothing_to_be_translated(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
+    translator = PairTranslator(translation_config(Layout()).data, lambda name: tokenizers[name].model)
+    (tmp_path / "source").write_text("\ntwo dogs\n \t\n")
+    (tmp_path / "target").write_text("Zwei\nHunde\n\n")
+    (batch,) = translator.batches(str(tmp_path / "source"), str(tmp_path / "target"), 8)
+    assert translator.pairs(batch) == [([], "Zwei"), (translator.encode("two dogs"), "Hunde"), ([], "")]
 
 
 @pytest.mark.slow
