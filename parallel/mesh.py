@@ -50,6 +50,12 @@ class Axis:
     def last(self) -> bool:
         return self.rank == self.size - 1
 
+    def from_last(self, value: Any) -> Any:
+        """It returns the value of the last rank, on each. Values must be small plain objects: they are pickled."""
+        values = [value]
+        dist.broadcast_object_list(values, src=self.ranks[-1], group=self.group)
+        return values[0]
+
 
 @dataclass(frozen=True)
 class ParallelMesh:

@@ -28,6 +28,7 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import ConfigurationError, Preempted, TrainingDiverged
+from pretrain.evaluation.examples import ExampleSet, open_examples
 from pretrain.fault_injection.fault import Fault
 from pretrain.fault_injection.faults import make_fault
 from pretrain.ledger.describe import describe
@@ -64,6 +65,7 @@ class Parts:
     batches: Batches
     validation: ValidationSet | None
     """None: there is no validation data."""
+    examples: ExampleSet | None
     fault: Fault
     changes: dict[str, str]
     """Settings that have changed since the last session."""
@@ -142,6 +144,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     )
     compatibility = Compatibility.of(config, mesh, batches.fingerprint, in_words(changes))
     companions = agreed(mesh, lambda: {CONFIG: dump_config(config).encode(), **stream.companions})
+    examples = open_examples(config, mesh, companions, stack, notes.append) if validation else None
     if why := ledger.history.stopped:
         notes.append(f"the last session had given up: {why}")
     return Parts(
@@ -149,6 +152,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         mesh=mesh,
         batches=batches,
         validation=validation,
+        examples=examples,
         fault=fault,
         changes=changes,
         heartbeat=heartbeat,
@@ -214,6 +218,7 @@ def make_trainer(
         engine=parts.engine,
         batches=parts.batches,
         validation=parts.validation,
+        examples=parts.examples,
         checkpoints=checkpoints,
         rollback=rollback,
         watchdog=watchdog,

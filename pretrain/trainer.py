@@ -15,6 +15,7 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.engine import TrainEngine
 from pretrain.engine.targets import BatchesMissing
 from pretrain.errors import Preempted, RanksDisagree, TrainingDiverged
+from pretrain.evaluation.examples import ExampleSet
 from pretrain.evaluation.validate import validate
 from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.ledger import RunLedger
@@ -42,6 +43,7 @@ class Collaborators:
     engine: TrainEngine
     batches: Batches
     validation: ValidationSet | None
+    examples: ExampleSet | None
     checkpoints: CheckpointManager
     rollback: RollbackExecutor
     watchdog: Watchdog
@@ -64,6 +66,7 @@ class Trainer:
         self.engine = collaborators.engine
         self.batches = collaborators.batches
         self.validation = collaborators.validation
+        self.examples = collaborators.examples
         self.checkpoints = collaborators.checkpoints
         self.rollback = collaborators.rollback
         self.watchdog = collaborators.watchdog
@@ -221,13 +224,22 @@ class Trainer:
             )
 
     def _validate(self, state: TrainState, steps: ValidationSet) -> tuple[TrainState, bool]:
-        """Take the validation loss; return also whether that was broken off because a rank was asked to stop."""
+        """Take the validation loss, and examples where there are to be some; return also whether that was broken off
+        because a rank was asked to stop."""
+
+        def stop() -> bool:
+            self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
+            return self._asked_to_stop()
+
         self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
-        result = validate(self.engine.evaluator, steps, self._asked_to_stop)
+        result = validate(self.engine.evaluator, steps, stop)
+        if result and self.examples:
+            result = self.examples.add_to(result, self.engine.evaluator, stop)
         if result is None:
             return state, True
         self.validation_loss = result.loss
         self.metrics.validation(state.step, result.loss, result.targets, result.seconds, result.metrics)
+        self.metrics.examples(state.step, result.examples)
         if remark := self.watchdog.health.note_validation(state.step, result.loss):
             self.metrics.event(state.step, remark)
         return replace(state, validated=state.step), False

@@ -294,9 +294,15 @@ class ValidationSet:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for step in range(len(self)):
-            mine = self._share.of(self._numbers[step * self._global_batch :][: self._global_batch])
-            samples = [self._read(number) for number in mine.tolist()]
+            samples = [self._read(number) for number in self.numbers(step)]
             yield [self._collate(micro) for micro in self._share.micro_batches(samples)]
+
+    def numbers(self, step: int) -> list[int]:
+        """It returns which samples the rows of this rank's micro-batches of a step are, counted in the order of the
+        data; numbers beyond the last sample are padding."""
+        whole = self._numbers[step * self._global_batch :][: self._global_batch]
+        mine: list[int] = self._share.of(whole).tolist()
+        return mine
 
     def close(self) -> None:
         """It closes all files."""

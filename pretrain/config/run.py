@@ -72,12 +72,15 @@ class JournalConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Loss on the fixed validation set."""
+    """Loss and examples on the fixed validation set."""
 
     every_steps: int = Field(default=500, gt=0)
     """Steps between evaluations; the last step always evaluates."""
     samples: int | None = Field(default=None, gt=0)
     """Samples of the validation set that are used, the first ones; none: all."""
+    examples: int = Field(default=64, ge=0)
+    """Samples of the validation set, the first ones, that the model makes predictions for, where its task has any
+    (translation): their scores, such as BLEU, are metrics of validation, and TensorBoard shows some; 0: none."""
 
 
 class ProbesConfig(Section):

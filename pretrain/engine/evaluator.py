@@ -1,4 +1,5 @@
-"""Evaluation gives the mean loss and the sums of a task's metrics over batches of all ranks, in any layout.
+"""Evaluation gives the mean loss and the sums of a task's metrics over batches of all ranks, and what a model predicts,
+in any layout.
 
 An evaluator needs no optimizer: it shares the DeepSpeed engine of a TrainEngine, or has one of its own
 (`make_evaluator`).
@@ -18,6 +19,7 @@ from pretrain.backend.schedule import Schedule, make_schedule
 from pretrain.backend.setup import build_module, initialize_without_optimizer
 from pretrain.engine.parts import ModelParts
 from pretrain.engine.targets import normalise, share_of_loss, speaks_for_outputs
+from pretrain.tasks.examples import Choice, Inputs
 from pretrain.tasks.task import Metric, Objective
 
 
@@ -35,35 +37,57 @@ class Evaluation(NamedTuple):
 class MeasuredObjective:
     """DeepSpeed calls it in place of a task's objective, where outputs and labels meet: on the last stage alone.
 
-    While an evaluator asks for it, the loss is that of validation, and the sums of the metrics are gathered, too.
+    While an evaluator asks for it, it does something else with the outputs.
     """
 
     def __init__(self, objective: Objective, validation_loss: Objective, metrics: Sequence[Metric]) -> None:
         self.metrics = metrics
-        self._objective = objective
+        self._now = self._objective = objective
         self._validation_loss = validation_loss
-        self._sums: list[Tensor] | None = None
 
     def __call__(self, outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
-        if self._sums is None:
-            return self._objective(outputs, labels)
-        scaled, original = labels[: len(labels) // 2], labels[len(labels) // 2 :]
-        loss = self._validation_loss(outputs, scaled)
-        new = [metric.sums(outputs, original) for metric in self.metrics]
-        self._sums[:] = [a + b for a, b in zip(self._sums, new, strict=True)] if self._sums else new
-        return loss
+        return self._now(outputs, labels)
 
     @contextmanager
     def gathering(self) -> Iterator[list[Tensor]]:
-        """Within it, the list that it gives holds the sums of each metric over the micro-batches so far.
+        """Within it the loss is that of validation, and the list that it gives holds the sums of each metric over the
+        micro-batches so far.
 
         Labels must come twice then: as scaled for the loss, and behind them as the data has them, for the metrics.
         """
-        self._sums = []
+        sums: list[Tensor] = []
+
+        def measured(outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
+            scaled, original = labels[: len(labels) // 2], labels[len(labels) // 2 :]
+            loss = self._validation_loss(outputs, scaled)
+            new = [metric.sums(outputs, original) for metric in self.metrics]
+            sums[:] = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+            return loss
+
+        with self._doing(measured):
+            yield sums
+
+    @contextmanager
+    def keeping(self, choose: Choice) -> Iterator[list[Tensor]]:
+        """Within it there is no loss, and the list that it gives holds what is chosen of the outputs of each
+        micro-batch so far, on the host."""
+        kept: list[Tensor] = []
+
+        def chosen(outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
+            choice = choose(outputs)
+            kept.append(choice.cpu())
+            return torch.zeros((), device=choice.device)
+
+        with self._doing(chosen):
+            yield kept
+
+    @contextmanager
+    def _doing(self, instead: Objective) -> Iterator[None]:
+        self._now = instead
         try:
-            yield self._sums
+            yield
         finally:
-            self._sums = None
+            self._now = self._objective
 
 
 class Evaluator:
@@ -90,6 +114,13 @@ class Evaluator:
         # In a message of its own: gloo adds in an order that depends on a message's length.
         facts = self.mesh.agree_sum(torch.tensor([share_of_loss(self.mesh, loss)], dtype=torch.float64))
         return Evaluation(float(facts), targets, self._reduced(sums))
+
+    def predict(self, inputs: Sequence[Inputs], choose: Choice) -> Sequence[Tensor]:
+        """It runs micro-batches forward, together with as many on every other data rank, and returns what is chosen of
+        the outputs of each, on all ranks of this replica."""
+        with self._objective.keeping(choose) as kept:
+            self._schedule.evaluate([(each, ()) for each in inputs])
+        return self.mesh.pipeline.from_last(kept)
 
     @property
     def metrics(self) -> Sequence[Metric]:

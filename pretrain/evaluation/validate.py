@@ -9,6 +9,7 @@ from data_pipeline.errors import DataError
 from pretrain.engine.evaluator import Evaluation, Evaluator
 from pretrain.engine.targets import BatchesMissing
 from pretrain.runtime.agreement import guarded, raise_first
+from pretrain.tasks.examples import Example
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Validation:
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The task's, by name."""
+    examples: Sequence[Example] = ()
+    """What the model made of single samples, in the order of the data."""
 
 
 def validate(

@@ -8,6 +8,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -19,9 +20,12 @@ from pretrain.metrics.tensorboard import Curves, EventFiles, NoCurves, tagged
 from pretrain.run_folder import METRICS, TENSORBOARD
 from pretrain.runtime.throughput import Throughput, peak_tflops
 from pretrain.step import Action, StepReport, Verdict
+from pretrain.tasks.examples import Example
 from pretrain.tasks.task import Metric
 
 _RETRY_SECONDS = 60.0
+_SHOWN_EXAMPLES = 5
+"""Each has a tag of its own, so that TensorBoard shows what becomes of it from one validation to the next."""
 
 
 class MetricsLogger(ABC):
@@ -54,6 +58,10 @@ class MetricsLogger(ABC):
         """It is told of the mean loss per target on the validation set after a step, and of the task's metrics."""
 
     @abstractmethod
+    def examples(self, step: int, examples: Sequence[Example]) -> None:
+        """It shows some of what a model made of samples of the validation set after a step, in TensorBoard alone."""
+
+    @abstractmethod
     def event(self, step: int, text: str) -> None:
         """It tells something worth telling, in one line."""
 
@@ -82,6 +90,8 @@ class SilentLogger(MetricsLogger):
     def validation(
         self, step: int, loss: float, targets: int, seconds: float, metrics: Mapping[str, float]
     ) -> None: ...
+
+    def examples(self, step: int, examples: Sequence[Example]) -> None: ...
 
     def event(self, step: int, text: str) -> None: ...
 
@@ -176,9 +186,14 @@ class FileLogger(MetricsLogger):
             f"({targets:,} {self._targets} in {seconds:.1f} s)"
         )
 
+    def examples(self, step: int, examples: Sequence[Example]) -> None:
+        for number, example in enumerate(examples[:_SHOWN_EXAMPLES], start=1):
+            lines = [f"{name:10}  {shown(text)}" for name, text in asdict(example).items()]
+            self._write_text(f"valid/example_{number}", lines, step)
+
     def event(self, step: int, text: str) -> None:
         self._say(f"step {step}: {(line := shown(masked(text)))}")
-        self._curves_guard.attempt(lambda: self._curves.text("run/events", line, step + self._undone))
+        self._write_text("run/events", [line], step)
 
     def close(self) -> None:
         for sink in (self._curves, self._metrics, self._console):
@@ -190,6 +205,9 @@ class FileLogger(MetricsLogger):
 
     def _draw(self, scalars: Mapping[str, float], step: int) -> None:
         self._curves_guard.attempt(lambda: self._curves.scalars(scalars, step + self._undone))
+
+    def _write_text(self, tag: str, lines: Sequence[str], step: int) -> None:
+        self._curves_guard.attempt(lambda: self._curves.text(tag, lines, step + self._undone))
 
     def _say(self, text: str) -> None:
         self._console_guard.attempt(lambda: self._console.say(text))

@@ -85,7 +85,7 @@ class Curves(Protocol):
 
     def histogram(self, tag: str, values: Sequence[float], step: int) -> None: ...
 
-    def text(self, tag: str, text: str, step: int) -> None: ...
+    def text(self, tag: str, lines: Sequence[str], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -113,9 +113,10 @@ class EventFiles:
         if finite.size:
             self._write(summary.histogram(tag, finite, _BINS), step)
 
-    def text(self, tag: str, text: str, step: int) -> None:
+    def text(self, tag: str, lines: Sequence[str], step: int) -> None:
+        """It writes lines of which each is one, as `shown` makes them."""
         # As code: TensorBoard would take the text for Markdown, with links and images that browsers fetch.
-        self._write(summary.text(tag, f"    {text}"), step)
+        self._write(summary.text(tag, "\n".join(f"    {line}" for line in lines)), step)
 
     def close(self) -> None:
         if self._file is not None:
@@ -143,6 +144,6 @@ class NoCurves:
 
     def histogram(self, tag: str, values: Sequence[float], step: int) -> None: ...
 
-    def text(self, tag: str, text: str, step: int) -> None: ...
+    def text(self, tag: str, lines: Sequence[str], step: int) -> None: ...
 
     def close(self) -> None: ...

@@ -17,6 +17,7 @@ from parallel.pipeline import LayerSpec
 from pretrain.models.context import Materials
 from pretrain.tasks.architecture import Architecture
 from pretrain.tasks.config import TaskConfig
+from pretrain.tasks.examples import Examples
 from pretrain.tasks.text import TextCodec
 from pretrain.tasks.translator import Translator
 
@@ -69,6 +70,16 @@ class Task(ABC, Generic[Model]):
     def metrics(self, model: Model, mesh: ParallelMesh) -> tuple[Metric, ...]:
         """It returns what validation reports beside the loss."""
         return ()
+
+    def examples(
+        self, model: Model, data: Any, mesh: ParallelMesh, companion: Callable[[str], bytes]
+    ) -> Examples[Any] | None:
+        """It returns what makes predictions for samples of the validation set; none: its models predict nothing that
+        people would read.
+
+        `companion` is that of `text`; it raises DataError for a file that there is not.
+        """
+        return None
 
     def text(self, model: Model, data: Any, companion: Callable[[str], bytes]) -> TextCodec | None:
         """It returns how a model reads and writes text; none: it is none that continues text.

@@ -12,7 +12,9 @@ from pretrain.models.depth import decoder_of, encoder_of
 from pretrain.tasks.next_token import NextToken, Perplexity, UnsmoothedPerplexity
 from pretrain.tasks.task import Metric, Objective, Task
 from pretrain.tasks.translation.config import TranslatorConfig
+from pretrain.tasks.translation.examples import Translations
 from pretrain.tasks.translation.model import translation_layers
+from pretrain.tasks.translation.text import PairCodec
 from pretrain.tasks.translation.translator import PairTranslator
 from pretrain.tasks.translator import Translator
 
@@ -51,3 +53,14 @@ class Translation(Task[TranslatorConfig]):
     ) -> Translator:
         """It reads and writes with the tokenizers of its data."""
         return PairTranslator(data, companion)
+
+    def examples(
+        self,
+        model: TranslatorConfig,
+        data: TranslationConfig,
+        mesh: ParallelMesh,
+        companion: Callable[[str], bytes],
+    ) -> Translations:
+        """They are translations by greedy search."""
+        vocabulary, longest = model.target_vocabulary_size, data.max_target_length
+        return Translations(PairCodec(companion), vocabulary, longest, mesh.tensor)

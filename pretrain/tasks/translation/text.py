@@ -8,7 +8,7 @@ from data_pipeline.translation.source import SOURCE_TOKENIZER, TARGET_TOKENIZER
 
 
 class PairCodec:
-    """It turns sentences of the source into ids, and ids of the target into sentences.
+    """It turns sentences of the source into ids, and ids of either side into sentences.
 
     Both tokenizers are lossless: what data was made of comes back character by character, nothing is normalised.
     """
@@ -16,30 +16,48 @@ class PairCodec:
     def __init__(self, companion: Callable[[str], bytes]) -> None:
         """`companion` returns a tokenizer by its name in checkpoints. Raises DataError for what is none."""
         self._source, self._target = (
-            Tokenizer(companion(name), name) for name in (SOURCE_TOKENIZER, TARGET_TOKENIZER)
+            _Side(Tokenizer(companion(name), name)) for name in (SOURCE_TOKENIZER, TARGET_TOKENIZER)
         )
-        self.end_of_text = self._target.end_of_text
+        self.end_of_text = self._target.tokenizer.end_of_text
         """It begins what the decoder reads, and ends what it says."""
-        self._spells = [length > 0 for length in self._target.byte_lengths]
 
     def encode(self, text: str) -> list[int]:
         """It returns the ids of a source with the end of text behind them, as the encoder reads them. Raises DataError
         for what is no text."""
-        return [*self._source.encode(text), self._source.end_of_text]
+        return self._source.encode(text)
 
     def encode_target(self, text: str) -> list[int]:
         """It returns the ids of a target, which the decoder is to say, the end of text behind them. Raises DataError
         for what is no text."""
-        return [*self._target.encode(text), self.end_of_text]
+        return self._target.encode(text)
 
     def is_blank(self, ids: Sequence[int]) -> bool:
         """It tells whether a source, given as `encode` returns it, has no text or white space alone."""
         return not self._source.decode(ids[:-1]).strip()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """It returns the sentence up to the first end of text, if there is one, whatever a model has said.
+        """It returns the sentence of the target up to its first end of text, if there is one, whatever a model says.
 
         Ids that stand for no text are left out, and bytes that make no character become the replacement character.
         """
-        said = takewhile(lambda token: token != self.end_of_text, ids)
-        return self._target.decode([t for t in said if 0 <= t < len(self._spells) and self._spells[t]])
+        return self._target.decode(ids)
+
+    def decode_source(self, ids: Sequence[int]) -> str:
+        """It does the same for the source."""
+        return self._source.decode(ids)
+
+
+class _Side:
+    """It is one side of a pair."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._spells = [length > 0 for length in tokenizer.byte_lengths]
+        """Of each id, whether it stands for text."""
+
+    def encode(self, text: str) -> list[int]:
+        return [*self.tokenizer.encode(text), self.tokenizer.end_of_text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        said = takewhile(lambda token: token != self.tokenizer.end_of_text, ids)
+        return self.tokenizer.decode([t for t in said if 0 <= t < len(self._spells) and self._spells[t]])

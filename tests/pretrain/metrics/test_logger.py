@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from support.disk import fill, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from pretrain.config.run import JournalConfig
 from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
 from pretrain.metrics.tensorboard import tagged
 from pretrain.step import Action, StepReport, Verdict
+from pretrain.tasks.examples import Example
 from pretrain.tasks.next_token import Perplexity
 
 PROCEED = Verdict(Action.PROCEED)
@@ -187,6 +189,38 @@ def test_events_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert rows(tmp_path) == []
 
 
+def test_examples_are_text_by_which_each_can_be_followed(tmp_path: Path) -> None:
+    """The first few, each under its own tag."""
+    with open_journal(tmp_path) as journal:
+        for step in (4, 8):
+            journal.examples(step, [Example(f"source {n}", "reference", f"at {step}") for n in range(1, 8)])
+    found = curves(tmp_path)
+    tags = [f"valid/example_{number}/text_summary" for number in range(1, 6)]
+    assert found.Tags()["tensors"] == tags
+    for number, tag in enumerate(tags, start=1):
+        told = [(event.step, event.tensor_proto.string_val[0].decode()) for event in found.Tensors(tag)]
+        lines = "    source      source {}\n    reference   reference\n    prediction  at {}"
+        assert told == [(step, lines.format(number, step)) for step in (4, 8)]
+    assert rows(tmp_path) == []
+
+
+def test_examples_cannot_leave_their_code_block(tmp_path: Path) -> None:
+    """What a data set and a young model say is shown as it is, and nothing in it is Markdown, HTML or a line."""
+    hostile = "\n\n![x](http://example.com/x.png)\r\n\u2028<script>alert(1)</script>\x85\x1b[2J\u202e\t# big"
+    with open_journal(tmp_path) as journal:
+        journal.examples(1, [Example(hostile, hostile, hostile)])
+    (event,) = curves(tmp_path).Tensors("valid/example_1/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    assert len(text.splitlines()) == 3
+    assert all(line.startswith("    ") for line in text.splitlines())
+    html = markdown_to_safe_html(text)
+    assert html.startswith("<pre><code>")
+    assert html.rstrip().endswith("</code></pre>")
+    assert "<img" not in html
+    assert "<script" not in html
+    assert "\\x1b[2J\\u202e\\t# big" in html
+
+
 def test_resume_does_not_overlap(tmp_path: Path) -> None:
     """The first session got to step 9 and died; the second one starts from a checkpoint of step 5."""
     first = open_journal(tmp_path)
@@ -319,5 +353,6 @@ def test_silent_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     with journal:
         journal.record(REPORT, PROCEED, MEASUREMENTS)
         journal.validation(1, 1.0, 1, 1.0, {})
+        journal.examples(1, [Example("a", "b", "c")])
         journal.event(1, "saved")
     assert capsys.readouterr().out == ""
