@@ -5,6 +5,11 @@ so that any few runs after one another have short and long samples alike: a step
 next, and its micro-batches little padding. Which samples a window has is a matter of chance as it is without; how they
 are arranged follows from their lengths.
 
+Runs are counted through all epochs: where an epoch ends within a run the next one begins with what is missing of it,
+both of middling lengths. So a run is a micro-batch in every epoch, however many samples there are; were runs counted
+anew in each, from the second epoch on a micro-batch would have the end of one run, short samples say, and the beginning
+of the next, of long ones.
+
 N  samples
 K  sides of a sample that are padded, such as source and target
 """
@@ -49,21 +54,29 @@ class Arrangement:
         return self._mapped(epoch, offsets, np.argsort)
 
     def _mapped(self, epoch: int, values: Integers, within: Callable[[Integers], Integers]) -> Integers:
-        numbers, inside = np.divmod(values, self._size)
-        mapped = np.empty_like(values)
+        begun = self._begun(epoch)
+        numbers, mapped = (values + begun) // self._size, np.empty_like(values)
         for number in np.unique(numbers).tolist():
-            here = numbers == number
-            mapped[here] = number * self._size + within(self._window(epoch, number))[inside[here]]
+            here, first = numbers == number, max(number * self._size - begun, 0)
+            mapped[here] = first + within(self._window(epoch, number))[values[here] - first]
         return mapped
+
+    def _begun(self, epoch: int) -> int:
+        """It counts the samples that the epoch before has had of the run that this one begins with."""
+        return epoch * len(self._buckets.lengths_NK) % self._buckets.size
 
     def _arranged(self, epoch: int, number: int) -> Integers:
         """It returns for each place of a window the offset in that window."""
-        first = number * self._size
-        offsets = np.arange(first, min(first + self._size, len(self._buckets.lengths_NK)))
+        begun, size = self._begun(epoch), self._buckets.size
+        first, stop = max(number * self._size - begun, 0), (number + 1) * self._size - begun
+        offsets = np.arange(first, min(stop, len(self._buckets.lengths_NK)))
         order = by_length(self._buckets.lengths_NK[self._shuffled(epoch, offsets)])
-        size = self._buckets.size
-        runs = dealt(-(-len(order) // size), epoch + number).tolist()
-        return np.concatenate([order[run * size : (run + 1) * size] for run in runs])
+        missing = min(-begun % size, len(order)) if number == 0 else 0
+        runs, rest = divmod(len(order) - missing, size)
+        # What makes no whole run is taken out of the middle.
+        short, middle, long = np.split(order, np.array([0, missing + rest]) + runs // 2 * size)
+        whole = np.concatenate([short, long]).reshape(runs, size)[dealt(runs, epoch + number)]
+        return np.concatenate([middle[:missing], whole.ravel(), middle[missing:]])
 
 
 def dealt(runs: int, start: int) -> Integers:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from data_pipeline.config import DataConfig
 from data_pipeline.reading.buckets import Integers
 from data_pipeline.shards.dataset import Sample
@@ -26,8 +28,13 @@ class BatchShare:
 
     def together(self, order: Integers) -> Integers:
         """It returns a global batch so that neighbours in `order` come to lie in one micro-batch of one rank, and what
-        follows it is read by the other ranks at the same time: they do not wait for the longest of all."""
-        return order.reshape(-1, self._size, self._micro_batch).swapaxes(1, 2).reshape(-1)
+        follows it is read by the other ranks at the same time: they do not wait for the longest of all.
+
+        That of the middle comes first, on rank 0, however many there are: probes look at the first one alone.
+        """
+        groups = order.reshape(-1, self._size, self._micro_batch)
+        group, rank = divmod(groups.shape[0] * self._size // 2, self._size)
+        return np.roll(groups, (-group, -rank), axis=(0, 1)).swapaxes(1, 2).reshape(-1)
 
     def micro_batches(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
         """It cuts this rank's part of a global batch."""

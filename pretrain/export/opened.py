@@ -10,6 +10,7 @@ from torch import Tensor
 from data_pipeline.parsing import read_whole
 from data_pipeline.shown import shown
 from pretrain.checkpoint.certificate import Certificate
+from pretrain.checkpoint.lifecycle import candidates
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.checkpoint.tensor_file import TensorFile
@@ -18,7 +19,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError
 from pretrain.export.foreign import SETTINGS, WEIGHTS, ForeignFolder
 from pretrain.inference.model import TensorSource
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CHECKPOINTS, CONFIG
 
 
 class Usable(Protocol):
@@ -116,3 +117,13 @@ def open_model(where: Path) -> Usable:
     if (where / WEIGHTS).exists():
         return Folder(where, load_config(where / CONFIG), PlainFile(where / WEIGHTS))
     return open_sealed(where)
+
+
+def told(where: Path, model: Usable) -> str:
+    """It says which model was opened by `where`, and what is newer, where that names a run alone."""
+    text = f"{shown(model.folder)} ({'certified' if model.certificate else 'not certified'})"
+    if (where / CHECKPOINTS).is_dir():
+        newest = candidates(where / CHECKPOINTS).sealed[0]
+        if str(newest) != model.folder.name:
+            text += f"; {newest} is newer, and not certified"
+    return text

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data_pipeline.batches import Batch
-from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
 from parallel.mesh import ParallelMesh
 from pretrain.commands.evaluate.given import given
 from pretrain.commands.evaluate.harness import run_lm_eval
 from pretrain.errors import ConfigurationError
-from pretrain.export.opened import Usable, open_model
+from pretrain.export.opened import Usable, open_model, told
 from pretrain.inference.evaluate import Evaluation, evaluate
 from pretrain.inference.model import load_model
 from pretrain.inference.search import Search
@@ -35,8 +34,7 @@ def run(options: argparse.Namespace) -> int:
     config = checkpoint.config
     task = TASKS[config.model.kind]
     measure = task.source.measure(checkpoint.companion)
-    certified = "certified" if checkpoint.certificate else "not certified"
-    print(f"surefoot evaluate: {shown(checkpoint.folder)} ({certified})", file=sys.stderr)
+    print(f"surefoot evaluate: {told(options.model, checkpoint)}", file=sys.stderr)
     with given(checkpoint, options) as data:
         model = load_model(
             config.model, config.data, config.precision.dtype, checkpoint.tensors, ParallelMesh.alone()

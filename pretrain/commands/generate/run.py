@@ -10,7 +10,7 @@ from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from pretrain.commands.output import write
 from pretrain.errors import ConfigurationError
-from pretrain.export.opened import open_model
+from pretrain.export.opened import open_model, told
 from pretrain.inference.generate import continuation
 from pretrain.inference.model import load_model
 from pretrain.inference.sampling import Sampling
@@ -31,8 +31,7 @@ def run(options: argparse.Namespace) -> int:
             f"{shown(checkpoint.folder)}: holds a model of kind {config.model.kind}, which is none that writes text"
         )
     seed = secrets.randbelow(SEEDS) if options.seed is None else options.seed
-    certified = "certified" if checkpoint.certificate else "not certified"
-    print(f"surefoot generate: {shown(checkpoint.folder)} ({certified}), --seed {seed}", file=sys.stderr)
+    print(f"surefoot generate: {told(options.model, checkpoint)}, --seed {seed}", file=sys.stderr)
     model = load_model(
         config.model, config.data, config.precision.dtype, checkpoint.tensors, ParallelMesh.alone()
     )

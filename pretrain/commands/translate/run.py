@@ -12,7 +12,7 @@ from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from pretrain.commands.output import write
 from pretrain.errors import ConfigurationError
-from pretrain.export.opened import open_model
+from pretrain.export.opened import open_model, told
 from pretrain.inference.model import load_model
 from pretrain.inference.search import Search
 from pretrain.inference.translate import Batching, SentenceTranslator
@@ -28,8 +28,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigurationError(
             f"{shown(checkpoint.folder)}: holds a model of kind {config.model.kind}, which is none that translates"
         )
-    certified = "certified" if checkpoint.certificate else "not certified"
-    print(f"surefoot translate: {shown(checkpoint.folder)} ({certified})", file=sys.stderr)
+    print(f"surefoot translate: {told(options.model, checkpoint)}", file=sys.stderr)
     model = load_model(
         config.model, config.data, config.precision.dtype, checkpoint.tensors, ParallelMesh.alone()
     )

@@ -87,3 +87,16 @@ def test_what_is_left_out_for_good_does_not_come_again(position: int) -> None:
     assert len(left) == 480
     far = Skips.of(order, skips.state()).draws_at(position + np.arange(1990, 2000))
     assert far.tolist() == skips.draws_at(position + np.arange(2000))[-10:].tolist()
+
+
+@given(samples=st.integers(40, 700), size=st.integers(2, 9))
+def test_a_run_is_whole_in_every_epoch(samples: int, size: int) -> None:
+    """Runs are counted from the first sample of the first epoch, as micro-batches are."""
+    lengths_N = np.random.default_rng(samples).integers(1, 100, samples)
+    buckets = Buckets(lengths_N[:, None].astype(np.int32), size)
+    order = SampleOrder(1, (SourceShape("a", samples, buckets=buckets),))
+    found = order.locate(np.arange(4 * samples // size * size))
+    spread = np.ptp(lengths_N[found.index].reshape(-1, size), axis=1)
+    # Lengths are up to 99, and a run has some size / window of them; twice as many where an epoch ends in it.
+    assert np.median(spread) <= 99 * size / min(samples, RUNS * size) * 4 + 1
+    assert (spread > 50).mean() <= 0.02

@@ -77,7 +77,7 @@ def test_every_pair_once_an_epoch_under_any_ranks_and_resume_points(
 
 
 def test_a_micro_batch_is_the_same_whichever_rank_reads_it(data: Path) -> None:
-    """And all ranks read like lengths at the same time."""
+    """And all ranks read like lengths at the same time, those of the middle first."""
     plan = pairs_config(data)
     one = {tuple(pair_numbers([batch])) for batches, _ in steps_from(plan, None, 1, 5) for batch in batches}
     three = {tuple(pair_numbers([batch])) for batches, _ in steps_from(plan, None, 3, 5) for batch in batches}
@@ -86,7 +86,19 @@ def test_a_micro_batch_is_the_same_whichever_rank_reads_it(data: Path) -> None:
         ranks = [stack.enter_context(closing(open_stream(plan, rank, 3))) for rank in range(3)]
         steps = [next(stream) for stream in ranks]
     longest = [[batch.source_BS.shape[1] for batch in step] for step in steps]
-    assert max(first for first, _ in longest) <= min(second for _, second in longest)
+    assert min(first for first, _ in longest) >= max(second for _, second in longest)
+
+
+def test_the_first_micro_batch_is_that_of_the_middle_for_any_number_of_ranks(data: Path) -> None:
+    plan = pairs_config(data, micro_batch_size=4)
+    firsts = set()
+    for size in (1, 2, 3, 6):
+        with closing(open_stream(plan, 0, size)) as stream:
+            firsts.add(tuple(pair_numbers(next(stream)[:1])))
+    assert len(firsts) == 1
+    with closing(open_stream(plan)) as stream:
+        lengths = [batch.source_BS.shape[1] for batch in next(stream)]
+    assert sorted(lengths)[2] <= lengths[0] <= sorted(lengths)[3]
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 3)])
@@ -192,9 +204,9 @@ def test_at_most_15_percent_of_multi30k_is_padding(
         words += [f"--{side}", str(raw / f"train.{language}.gz")]
         words += [f"--validation-{side}", str(raw / f"val.{language}.gz")]
     assert main(words) == 0
-    settings: dict[str, object] = {"micro_batch_size": 64, "global_batch_size": 256, "bucket_size": 64}
+    settings: dict[str, object] = {"micro_batch_size": 64, "global_batch_size": 128, "bucket_size": 64}
     plan = pairs_config(tmp_path / "data", max_source_length=64, max_target_length=64, **settings)
-    steps = [batches for batches, _ in steps_from(plan, None, 1, 29_000 // 256)]
+    steps = [batches for batches, _ in steps_from(plan, None, 1, 3 * 29_000 // 128)]
     tokens = [sum(batch.tokens for batch in step) for step in steps]
     padding, spread = (
         padding_of([batch for step in steps for batch in step]),
@@ -202,8 +214,8 @@ def test_at_most_15_percent_of_multi30k_is_padding(
     )
     with capsys.disabled():
         print(
-            f"\nMulti30k, micro-batches of 64 pairs, steps of 256: {padding:.1%} of the tokens are padding, a step has "
-            f"{np.mean(tokens):,.0f} tokens with a standard deviation of {spread:.1%}"
+            f"\nMulti30k, micro-batches of 64 pairs, steps of 128, three epochs: {padding:.1%} of the tokens are "
+            f"padding, a step has {np.mean(tokens):,.0f} tokens with a standard deviation of {spread:.1%}"
         )
     assert padding <= 0.15
-    assert spread <= 0.1
+    assert spread <= 0.2

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from support.translation import translation_config
 
 from data_pipeline.__main__ import main as prepare
 from parallel.mesh import ParallelMesh
+from pretrain.checkpoint.certificate import CERTIFICATE
 from pretrain.commands.__main__ import main
 from pretrain.config.run import RunConfig
 
@@ -62,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, alone: ParallelMesh) -> Path:
     }
     base = translation_config(Layout(tensor=2), sizes).model_dump(mode="json")
     changes: dict[str, Any] = {
-        "run": {"folder": str(folder), "steps": 150},
+        "run": {"folder": str(folder), "steps": 250},
         "data": {
             "sources": [{"path": str(folder / "data")}],
             "max_source_length": LONGEST,
@@ -72,8 +74,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, alone: ParallelMesh) -> Path:
         },
         "optimizer": {"learning_rate": 5e-3},
         "schedule": {"warmup_steps": 20},
-        "checkpoint": {"every_steps": 150},
-        "evaluation": {"every_steps": 150},
+        "checkpoint": {"every_steps": 250},
+        "evaluation": {"every_steps": 250},
         "journal": {"console": "none", "tensorboard": False},
     }
     config = RunConfig.model_validate(
@@ -239,3 +241,14 @@ def test_an_export_translates(run: Path, command: Command, tmp_path: Path) -> No
     assert command("export", run, "--to", "safetensors", "--out", tmp_path / "out")[0] == 0
     text = "dog runs red\nold cat\n"
     assert command("translate", tmp_path / "out", text=text)[1] == command("translate", run, text=text)[1]
+
+
+def test_a_newer_checkpoint_is_told(run: Path, command: Command, tmp_path: Path) -> None:
+    """What is used is the newest certified one, which may be old after a run that was stopped."""
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    newest = newest_checkpoint(tmp_path, "run")
+    newer = Path(shutil.copytree(newest, newest.with_name("step00000260-a2")))
+    (newer / CERTIFICATE).unlink()
+    told = command("translate", copied)[2]
+    assert told == f"surefoot translate: {newest} (certified); {newer.name} is newer, and not certified\n"
+    assert "is newer" not in command("translate", newest)[2]
