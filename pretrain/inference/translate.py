@@ -3,14 +3,21 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 from data_pipeline.errors import DataError
 from pretrain.inference.model import LoadedModel
 from pretrain.inference.search import BeamSearch, Hypothesis, Search
 from pretrain.tasks.translator import Translator
 
+Item = TypeVar("Item")
+
 NOTHING = Hypothesis([], 0.0, 0.0)
 """It is the translation of an empty line."""
+
+
+MOST_SEQUENCES = 1024
+"""A search goes on with no more at the same time, of however many sentences: each takes memory for its cache."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class Batching:
     """It says how sentences are taken together."""
 
     sentences: int = 64
-    """In a batch."""
+    """In a batch; fewer where the beam is wide (`MOST_SEQUENCES`)."""
     ahead: int = 16
     """So many batches are read before the first one is translated, so that each has sentences of like lengths."""
 
@@ -38,14 +45,19 @@ class SentenceTranslator:
         Lines come with their places. `cut` takes of one that is too long what the model was trained for.
 
         Raises:
-            DataError: a line is too long.
+            DataError: a line is no text or too long; those before it have been yielded.
             CheckpointError: the model has diverged.
         """
-        rest = iter(lines)
-        while some := list(islice(rest, self._batching.sentences * self._batching.ahead)):
-            translated = self.tokens([self._source(place, line, cut=cut) for place, line in some])
-            for (_, line), hypothesis in zip(some, translated, strict=True):
-                yield line, hypothesis
+        encoded = ((line, self._source(place, line, cut=cut)) for place, line in lines)
+        problem: DataError | None = None
+        while problem is None:
+            some, problem = until_problem(islice(encoded, self._batching.sentences * self._batching.ahead))
+            if not some:
+                break
+            translated = self.tokens([source for _, source in some])
+            yield from zip((line for line, _ in some), translated, strict=True)
+        if problem:
+            raise problem
 
     def tokens(self, sources: Sequence[Sequence[int]]) -> list[Hypothesis]:
         """It returns the best translation of each source, given as tokens with its end; an empty line has none.
@@ -54,7 +66,7 @@ class SentenceTranslator:
         """
         by_length = sorted(filter(sources.__getitem__, range(len(sources))), key=lambda i: len(sources[i]))
         found = [NOTHING] * len(sources)
-        size = self._batching.sentences
+        size = max(min(self._batching.sentences, MOST_SEQUENCES // self._search.beam), 1)
         for start in range(0, len(by_length), size):
             rows = by_length[start : start + size]
             layers, states = self._translator.read(self._model.layers, [sources[row] for row in rows])
@@ -79,3 +91,14 @@ class SentenceTranslator:
                 "split the sentence, or translate its beginning with --cut"
             )
         return [*tokens[: longest - 1], tokens[-1]]
+
+
+def until_problem(items: Iterable[Item]) -> tuple[list[Item], DataError | None]:
+    """It returns the items before the first one that raises DataError, and that error; none: there is none."""
+    found: list[Item] = []
+    try:
+        for item in items:
+            found.append(item)  # one by one: those before the problem are kept
+    except DataError as error:
+        return found, error
+    return found, None

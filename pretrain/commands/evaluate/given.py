@@ -74,7 +74,10 @@ def text_batches(checkpoint: Usable, path: Path) -> Iterator[Batch]:
     config = checkpoint.config
     codec = TASKS[config.model.kind].text(config.model, config.data, checkpoint.companion)
     if codec is None:
-        raise ConfigurationError(f"--text: a model of kind {config.model.kind} reads no text; give it --data")
+        raise ConfigurationError(
+            f"--text: a model of kind {config.model.kind} reads no text of its own; give it --data, or --source and "
+            "--target"
+        )
     try:
         with parsed_as(DataError, f"--text {path}"):
             tokens = codec.encode(read_whole(path, LARGEST_TEXT).decode())

@@ -21,6 +21,7 @@ from parallel.mesh import ParallelMesh
 from pretrain.checkpoint.certificate import CERTIFICATE
 from pretrain.commands.__main__ import main
 from pretrain.config.run import RunConfig
+from pretrain.tasks.translation.translator import PairTranslator
 
 WORDS = {"dog": "Hund", "cat": "Katze", "runs": "rennt", "sleeps": "schläft", "red": "rot", "old": "alt"}
 SENTENCES = 300
@@ -116,6 +117,25 @@ def test_how_lines_are_batched_is_not_seen(run: Path, command: Command, words: t
     assert command("translate", run, *words, text=text)[1] == command("translate", run, text=text)[1]
 
 
+def test_a_wide_beam_takes_fewer_sentences_at_once(
+    run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sequences are what takes memory."""
+    seen: list[int] = []
+    read = PairTranslator.read
+
+    def noted(self: PairTranslator, model: Any, sources: Any) -> Any:
+        seen.append(len(sources))
+        return read(self, model, sources)
+
+    monkeypatch.setattr(PairTranslator, "read", noted)
+    text = "dog\ncat\nred cat\nold dog\n"
+    assert command("translate", run, "--beam", 500, text=text)[0] == 0
+    assert seen == [2, 2]
+    command("translate", run, text=text)
+    assert seen[2:] == [4]
+
+
 def test_empty_lines_stay_where_they_are(run: Path, command: Command) -> None:
     _, found, _ = command("translate", run, text="\ndog runs red\n  \n\nold cat sleeps")
     assert [bool(line) for line in found.split("\n")] == [False, True, False, False, True, False]
@@ -135,7 +155,8 @@ def test_scores_come_as_json(run: Path, command: Command) -> None:
 def test_a_line_that_is_too_long(run: Path, command: Command) -> None:
     long = "dog runs red\n" + "dog " * LONGEST + "\n"
     code, found, told = command("translate", run, text=long)
-    assert (code, found) == (3, "")
+    assert code == 3
+    assert len(found.splitlines()) == 1, "what stands before it is translated"
     assert "standard input, line 2: has " in told
     assert f"the model was trained for {LONGEST}" in told
     code, found, _ = command("translate", run, "--cut", text=long)
