@@ -184,7 +184,7 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
 
 def main() -> None:
     parser = command_line(__doc__, ARMS, LEARNING_RATES, "translation-depth")
-    parser.set_defaults(seeds=[0, 1], steps=400, micro_batch_size=16, validation_samples=256)
+    parser.set_defaults(seeds=[0, 1], micro_batch_size=16, validation_samples=256)
     corpus = Path(os.environ.get("SUREFOOT_DATA", "data")) / "translation/multi30k"
     parser.add_argument(
         "--corpus", type=Path, default=corpus, help="folder with train and val, .en.gz and .de.gz"

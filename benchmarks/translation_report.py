@@ -76,7 +76,7 @@ def outcomes_table(summaries: Sequence[DepthSummary]) -> str:
 def cells_table(summaries: Sequence[DepthSummary]) -> str:
     """Every cell with what the last look saw; entropies are means, in brackets that of the least head."""
     head = ["arm", "LR", "seed", "outcome", "final loss", "validation loss", "source gain"]
-    head += [*KINDS.values(), "TEV mean", "TEV std", "seconds"]
+    head += [*KINDS.values(), "TEV mean", "TEV std"]
     rows = []
     for one in summaries:
         for run in sorted(one.runs, key=lambda run: (run.learning_rate, run.seed)):
@@ -87,7 +87,7 @@ def cells_table(summaries: Sequence[DepthSummary]) -> str:
             ]
             tev = [f"{run.last(name):.3f}" for name in ("tev_mean", "tev_std")]
             row = [one.arm, f"{run.learning_rate:g}", str(run.seed), one.outcome(run)]
-            rows.append([*row, *(f"{loss:.3f}" for loss in losses), *entropy, *tev, f"{run.seconds:.0f}"])
+            rows.append([*row, *(f"{loss:.3f}" for loss in losses), *entropy, *tev])
     return table(head, rows)
 
 
