@@ -3,6 +3,7 @@
 python benchmarks/translation_depth.py    writes them; this module is imported by it and does nothing by itself
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,8 +66,11 @@ def outcomes_table(summaries: Sequence[DepthSummary]) -> str:
     """What became of every cell, and its final loss, seed by seed."""
 
     def cell(one: DepthSummary, rate: float) -> str:
-        found = [f"{one.outcome(run)} {run.final_loss:.2f}" for run in one.at(rate)]
-        return ", ".join(found) or "not run"
+        groups = itertools.groupby(one.at(rate), key=one.outcome)
+        losses = [
+            f"{outcome} {', '.join(f'{run.final_loss:.2f}' for run in runs)}" for outcome, runs in groups
+        ]
+        return "; ".join(losses) or "not run"
 
     rates = rates_of(summaries)
     head = ["at LR", *(f"{rate:g}" for rate in rates)]
