@@ -17,8 +17,11 @@ OWNERS = {
     "deepspeed": ("pretrain.backend.*",),
     "megatron": ("parallel.megatron",),
     "webdataset": ("data_pipeline.shards.*",),
+    "jiwer": ("pretrain.tasks.speech.scores",),
     "sacrebleu": ("pretrain.tasks.translation.scores",),
     "sentencepiece": ("data_pipeline.text.tokenizer",),
+    "soundfile": ("data_pipeline.speech.audio",),
+    "soxr": ("data_pipeline.speech.audio",),
     "torch.utils.tensorboard": ("pretrain.metrics.*",),
     "tensorboard": ("pretrain.metrics.*",),
     "transformers": ("pretrain.export.*",),
@@ -66,8 +69,8 @@ LAUNCH_MAY_IMPORT = (
 that they stay so)."""
 
 
-ON_TEXT = {"text": ("data_pipeline.translation.*",)}
-"""Sentences are text, tokenized by its room."""
+ON_TEXT = {"text": ("data_pipeline.translation.*", "data_pipeline.speech.*")}
+"""Sentences and transcripts are text, tokenized by its room."""
 
 ROOMS = {
     **{f"pretrain.tasks.{path.name}": REGISTRIES for path in folders("pretrain/tasks")},

@@ -95,6 +95,10 @@ class SampleOrder:
             lengths_NK[mine] = all_NK[found.index[mine]]
         return by_length(lengths_NK)
 
+    def chances(self, draws: Integers) -> NDArray[np.uint64]:
+        """It returns a number for each draw, by which its sample may be altered: no two runs with other seeds agree."""
+        return _mix(draws.astype(np.uint64) + _round_keys(_key("chance", self.seed))[0])
+
     def _turns(self, draws: Integers) -> tuple[Integers, Integers]:
         """It returns the source of each draw, and how many draws of that source come before it."""
         if len(self.sources) == 1:

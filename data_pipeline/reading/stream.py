@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 import numpy as np
@@ -214,10 +214,12 @@ class BatchStream(Generic[ManifestType, BatchType]):
         draws = self._skips.draws_at(position + np.arange(self._data.global_batch_size))
         alike = self._order.by_length(draws)
         dealt = draws if alike is None else draws[self._share.together(alike)]
-        mine = self._order.locate(self._share.of(dealt))
-        datasets = self._mixture.datasets
+        draws_here = self._share.of(dealt)
+        mine, datasets = self._order.locate(draws_here), self._mixture.datasets
+        places = zip(mine.source.tolist(), mine.index.tolist(), strict=True)
         samples = [
-            datasets[d].read(i) for d, i in zip(mine.source.tolist(), mine.index.tolist(), strict=True)
+            replace(datasets[source].read(index), chance=chance)
+            for (source, index), chance in zip(places, self._order.chances(draws_here).tolist(), strict=True)
         ]
         batches = [self._collate(micro) for micro in self._share.micro_batches(samples)]
         return _Step(batches, dealt.tolist())

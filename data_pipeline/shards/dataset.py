@@ -33,6 +33,9 @@ class Sample:
     shard: str = ""
     number: int = 0
     """In the shard, from 0."""
+    chance: int | None = None
+    """What a training sample may be altered by: it follows from seed and draw alone, whoever reads it when. None in
+    validation, where nothing is left to chance."""
 
     @property
     def place(self) -> str:

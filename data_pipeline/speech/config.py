@@ -1,0 +1,75 @@
+"""These are the keys of `[data]` for a run that reads recorded speech and what was said."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipeline.config import DataConfig
+
+Speed = Annotated[float, Field(ge=0.5, le=2.0)]
+
+
+class AugmentationConfig(BaseModel):
+    """How training samples are altered by chance; validation hears them as they are.
+
+    What becomes of a sample follows from the seed and its place in the data order alone, in every layout.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    speeds: tuple[Speed, ...] = Field(default=(1.0,), min_length=1, max_length=100)
+    """Speed perturbation (Ko et al. 2015): each sample is played at one of these speeds, as [0.9, 1.0, 1.1]."""
+    frequency_masks: int = Field(default=0, ge=0, le=100)
+    """SpecAugment (arXiv 1904.08779): bands of mel bins that are masked."""
+    frequency_width: int = Field(default=27, ge=0)
+    """Mel bins of the widest band."""
+    time_masks: int = Field(default=0, ge=0, le=1000)
+    """SpecAugment: spans of frames that are masked."""
+    time_width: int = Field(default=100, ge=0)
+    """Frames of the longest span."""
+    time_share: float = Field(default=0.15, ge=0, le=1)
+    """Most of an utterance that one span masks (arXiv 1912.05533: masks adapt to its length)."""
+
+
+class SpeechConfig(DataConfig):
+    """Sources, what is computed of the audio, and batch sizes; the order follows from sources, bucket size and seed."""
+
+    kind: Literal["speech"] = Field(default="speech", repr=False)
+    sample_rate: int = Field(default=16_000, ge=1_000, le=768_000)
+    """Samples a second of the prepared audio."""
+    max_seconds: float = Field(gt=0, le=86_400, examples=[20.0])
+    """Seconds of the longest utterance; longer ones in the shards are refused."""
+    mel_bins: int = Field(default=80, ge=4, le=1024)
+    """Mel filters: numbers in a frame."""
+    window_seconds: float = Field(default=0.025, gt=0, le=1)
+    """Audio that a frame is computed from."""
+    hop_seconds: float = Field(default=0.01, gt=0, le=1)
+    """Time from a frame to the next."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    bucket_size: int = Field(default=64, gt=0)
+    """Utterances of like lengths that come one after another; micro_batch_size or a multiple of it pads least. The
+    order follows from it, so it stays what it is for the whole run."""
+
+    @property
+    def window(self) -> int:
+        """It counts the samples that a frame is computed from."""
+        return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def hop(self) -> int:
+        """It counts the samples from a frame to the next."""
+        return round(self.hop_seconds * self.sample_rate)
+
+    def frames(self, samples: int) -> int:
+        """It counts the frames of so many samples of audio: those whose window lies within it, and one at least."""
+        return max(1 + (samples - self.window) // self.hop, 1)
+
+    @property
+    def max_frames(self) -> int:
+        """It counts the frames of the longest utterance at its slowest."""
+        return self.frames(round(self.max_seconds * self.sample_rate / min(1.0, *self.augmentation.speeds)))
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """It is what the longest utterance has: how long they are on average is known when the data is open."""
+        return self.max_frames
