@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-BLANK = 0
-"""The id that stands for no unit in what a model says (CTC's blank); in transcripts it is padding."""
+from data_pipeline.speech.units import BLANK as BLANK  # what a model is to know of units
 
 
 @dataclass(frozen=True)
