@@ -3,7 +3,7 @@
 A kind of data adds the keys of its own in a subclass, in the `config.py` of its room.
 """
 
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -64,6 +64,9 @@ class DataConfig(BaseModel):
     """Folder for shards of remote sources; none: `surefoot` in the user's cache folder."""
     damaged_sample_budget: int = Field(default=0, ge=0)
     """Damaged samples that a run may skip (their loss is masked) before it stops with exit code 3."""
+
+    ragged: ClassVar[bool] = False
+    """Whether samples differ in length, and with them the micro-batches of a step in shape."""
 
     @property
     def tokens_per_sample(self) -> int:

@@ -27,6 +27,10 @@ class MaskSeed:
         """It returns the seed for a tensor that every tensor rank holds whole: they must drop the same entries."""
         return derive_seed(self.seed, site)
 
+    def chance(self, site: str) -> float:
+        """It returns a number in [0, 1) to decide by, the same on all tensor ranks."""
+        return (self.replicated(site) >> 10) / 2**53
+
     def sharded(self, site: str) -> int:
         """It returns the seed for a tensor that is cut over the tensor axis: each rank drops its own entries."""
         return derive_seed(self.seed, site, self.tensor_rank)

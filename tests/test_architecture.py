@@ -18,6 +18,7 @@ OWNERS = {
     "megatron": ("parallel.megatron",),
     "webdataset": ("data_pipeline.shards.*",),
     "jiwer": ("pretrain.tasks.speech.scores",),
+    "rapidfuzz": ("pretrain.tasks.speech.objective",),
     "sacrebleu": ("pretrain.tasks.translation.scores",),
     "sentencepiece": ("data_pipeline.text.tokenizer",),
     "soundfile": ("data_pipeline.speech.audio",),

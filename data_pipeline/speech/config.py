@@ -1,6 +1,6 @@
 """These are the keys of `[data]` for a run that reads recorded speech and what was said."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,6 +49,8 @@ class SpeechConfig(DataConfig):
     bucket_size: int = Field(default=64, gt=0)
     """Utterances of like lengths that come one after another; micro_batch_size or a multiple of it pads least. The
     order follows from it, so it stays what it is for the whole run."""
+
+    ragged: ClassVar[bool] = True
 
     @property
     def window(self) -> int:

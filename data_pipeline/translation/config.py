@@ -1,6 +1,6 @@
 """These are the keys of `[data]` for a run that reads pairs of sentences."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class TranslationConfig(DataConfig):
     bucket_size: int = Field(default=64, gt=0)
     """Pairs of like lengths that come one after another; micro_batch_size or a multiple of it pads least. The order
     follows from it, so it stays what it is for the whole run."""
+
+    ragged: ClassVar[bool] = True
 
     @property
     def tokens_per_sample(self) -> int:

@@ -250,14 +250,15 @@ def rotary_table(length: int, head_size: int, base: float, device: torch.device)
 
     See Su et al. 2021, arXiv 2104.09864.
     """
-    angles = position_angles(length, head_size, base, device)
+    positions_S = torch.arange(length, device=device, dtype=torch.float64)
+    angles = position_angles(positions_S, head_size, base)
     return angles.cos().float(), angles.sin().float()
 
 
-def position_angles(length: int, size: int, base: float, device: torch.device) -> Tensor:
-    """It returns the angles position / base^(2i/size), (length, ceil(size / 2)), float64."""
-    frequencies = base ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
-    return torch.outer(torch.arange(length, device=device, dtype=torch.float64), frequencies)
+def position_angles(positions: Tensor, size: int, base: float) -> Tensor:
+    """It maps positions (..., S), float64, to the angles position / base^(2i/size), (..., S, ceil(size / 2))."""
+    frequencies = base ** (-torch.arange(0, size, 2, device=positions.device, dtype=torch.float64) / size)
+    return positions[..., None] * frequencies
 
 
 def rotate(x_BNSK: Tensor, cosine_SK: Tensor, sine_SK: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class ResidualBlock(nn.Module, ABC):
         self.name = name
         self.streams = context.streams
         self.dropout = context.config.dropout
+        self.layer_drop = context.config.layer_drop
         self.recompute = context.config.activation_checkpointing
         self.norm_after = context.config.norm_placement in ("post", "deepnorm")
         self.residual_factor = context.residual_factor
@@ -75,13 +76,16 @@ class ResidualBlock(nn.Module, ABC):
     def forward(self, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
         """It maps (B, S, D) -> (B, S, D)."""
         draw = self.streams.draw(self.name) if self.training else None
+        y_BSD: Tensor
         if self.recompute and torch.is_grad_enabled():
             # Masks come from `draw`, which is handed over: there is no random state to keep.
-            y: Tensor = checkpoint(
-                self.run, draw, x_BSD, *others, use_reentrant=False, preserve_rng_state=False
-            )
-            return y
-        return self.run(draw, x_BSD, *others)
+            y_BSD = checkpoint(self.run, draw, x_BSD, *others, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BSD = self.run(draw, x_BSD, *others)
+        if draw and draw.chance("layer_drop") < self.layer_drop:
+            # Chosen and not skipped: all ranks take part in its collectives, and all its weights have a gradient, 0.
+            return torch.where(torch.zeros((), dtype=torch.bool, device=x_BSD.device), y_BSD, x_BSD)
+        return y_BSD
 
     def add(
         self,

@@ -29,6 +29,18 @@ class AttentionConfig(Section):
     """Dropout on the attention probabilities."""
 
 
+class CapeConfig(Section):
+    """Continuous augmented positional embeddings (arXiv 2106.03143): sinusoidal positions that training moves, so that
+    a model learns distances. Each sequence is shifted and stretched, each of its positions shifted by itself."""
+
+    global_shift: float = Field(default=1000.0, ge=0)
+    """Positions by which a sequence is shifted at most, back or forth."""
+    local_shift: float = Field(default=0.5, ge=0)
+    """Positions by which one of them is shifted at most, back or forth."""
+    global_scale: float = Field(default=1.0, ge=1)
+    """A sequence is stretched at most so many times, or pressed together; 1 does neither."""
+
+
 class BlockConfig(Section):
     """Attention, feed-forward, norms and initial weights of Transformer blocks are made from these keys."""
 
@@ -39,9 +51,11 @@ class BlockConfig(Section):
     attention: AttentionConfig
     activation: Literal["gelu", "swiglu"] = "gelu"
     """Feed-forward activation."""
-    positions: Literal["rotary", "learned", "sinusoidal"] = "rotary"
-    """Position information: rotary embedding of queries and keys, a learned table, or the fixed one of Vaswani et al.
-    2017 (arXiv 1706.03762, 3.5), which is added to the embedding times sqrt(d)."""
+    positions: Literal["rotary", "learned", "sinusoidal", "cape"] = "rotary"
+    """Position information: rotary embedding of queries and keys, a learned table, the fixed one of Vaswani et al. 2017
+    (arXiv 1706.03762, 3.5), which is added to the embedding times sqrt(d), or that one moved by chance (`cape`)."""
+    cape: CapeConfig = CapeConfig()
+    """How far `cape` moves positions in training."""
     rotary_base: float = Field(default=10_000.0, gt=0)
     """Base of the rotary frequencies."""
     normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
@@ -56,6 +70,9 @@ class BlockConfig(Section):
     """Biases in linear and LayerNorm layers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the embedding and on each residual branch."""
+    layer_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which a block is left out of one micro-batch in training (arXiv 1909.11556). It is computed all
+    the same, for the same collectives on every rank."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of initial weights; for residual projections divided by the square root of the number of
     residual branches, sqrt(2 layers) (GPT-2). With `deepnorm` that of embeddings and head alone."""
@@ -91,6 +108,16 @@ class BlockConfig(Section):
         if self.activation == "gelu":
             return 4 * self.hidden_size
         return -(-8 * self.hidden_size // 3 // 64) * 64
+
+
+NOT_IN_WEIGHTS = {
+    "dropout": True,
+    "layer_drop": True,
+    "cape": True,
+    "activation_checkpointing": True,
+    "attention": {"dropout", "down_projection"},
+}
+"""Keys of blocks that a resumed run may change, as pydantic's `exclude` takes them."""
 
 
 class DepthConfig(Section):

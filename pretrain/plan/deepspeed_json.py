@@ -44,9 +44,10 @@ def derive(config: RunConfig, batch: BatchEquation, parameters: int) -> Json:
     # Sums of many micro-batches lose small gradients in bf16; without ZeRO, DeepSpeed cannot accumulate in fp32.
     accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.parallel.zero_stage else {}
     parallel = config.parallel
-    # Between stages DeepSpeed (0.19.8) can cut over tensor-parallel ranks only one tensor that has a gradient.
+    # Between stages DeepSpeed (0.19.8) can cut over tensor-parallel ranks only one tensor that has a gradient, and does
+    # so for ever in the shape that the first one had.
     cut = parallel.tensor > 1 and parallel.pipeline > 1
-    uncut = cut and config.model.outline(config.data).handed_on > 1
+    uncut = cut and (config.data.ragged or config.model.outline(config.data).handed_on > 1)
     pipeline = {"pipeline": {"pipe_partitioned": False, "grad_partitioned": False}} if uncut else {}
     return {
         "train_batch_size": batch.samples,

@@ -7,7 +7,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
 from pretrain.errors import Problem
-from pretrain.models.config import TransformerConfig, VocabularyConfig
+from pretrain.models.config import NOT_IN_WEIGHTS, TransformerConfig, VocabularyConfig
 from pretrain.models.outline import Outline
 from pretrain.models.rules import block_problems, vocabulary_divides
 from pretrain.tasks.config import TaskConfig
@@ -23,11 +23,7 @@ class GPTConfig(VocabularyConfig, TransformerConfig, TaskConfig):
     data_section: ClassVar[type[DataConfig]] = TextConfig
     loss_unit: ClassVar[str] = "nats per token"
     targets: ClassVar[str] = "tokens"
-    changeable: ClassVar[Mapping[str, Any]] = {
-        "dropout": True,
-        "activation_checkpointing": True,
-        "attention": {"dropout", "down_projection"},
-    }
+    changeable: ClassVar[Mapping[str, Any]] = NOT_IN_WEIGHTS
 
     def outline(self, data: TextConfig) -> Outline:
         """It lists embedding, positions, blocks, final norm and head."""

@@ -10,7 +10,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.translation.config import TranslationConfig
 from parallel.config import ParallelConfig
 from pretrain.errors import Problem
-from pretrain.models.config import BlockConfig, TransformerConfig, VocabularyConfig
+from pretrain.models.config import NOT_IN_WEIGHTS, BlockConfig, TransformerConfig, VocabularyConfig
 from pretrain.models.outline import Outline
 from pretrain.models.rules import block_problems, vocabulary_divides
 from pretrain.tasks.config import TaskConfig
@@ -41,12 +41,7 @@ class TranslatorConfig(BlockConfig, TaskConfig):
     data_section: ClassVar[type[DataConfig]] = TranslationConfig
     loss_unit: ClassVar[str] = "nats per token"
     targets: ClassVar[str] = "tokens"
-    changeable: ClassVar[Mapping[str, Any]] = {
-        "dropout": True,
-        "activation_checkpointing": True,
-        "label_smoothing": True,
-        "attention": {"dropout", "down_projection"},
-    }
+    changeable: ClassVar[Mapping[str, Any]] = {**NOT_IN_WEIGHTS, "label_smoothing": True}
 
     @cached_property
     def encoder(self) -> TransformerConfig:
