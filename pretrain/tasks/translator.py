@@ -5,7 +5,6 @@ B  sources, S  tokens of the longest, D  hidden size
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from data_pipeline.batches import Batch
 from parallel.pipeline import SequentialLayers
 from pretrain.models.cache import EncoderStates
+from pretrain.tasks.scores import Score
 
 
 class Ends(NamedTuple):
@@ -25,19 +25,6 @@ class Ends(NamedTuple):
     """No translation has it, such as padding: the model was never asked what follows it."""
     longest: int
     """Tokens of the longest translation, its end included."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """It is one metric of a corpus of translations."""
-
-    name: str
-    """As keys have it: `bleu`, `chrf`."""
-    value: float
-    signature: str
-    """How it was computed: scores of other signatures are no scores to compare with."""
-    line: str
-    """All of it in one line."""
 
 
 class Translator(ABC):

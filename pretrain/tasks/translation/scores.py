@@ -11,7 +11,7 @@ from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from pretrain.tasks.translator import Score
+from pretrain.tasks.scores import Score
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Score, ...]:

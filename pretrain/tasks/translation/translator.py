@@ -19,10 +19,11 @@ from data_pipeline.translation.corpus import Pair, ParallelCorpus, RawFiles
 from data_pipeline.translation.sentences import Ids
 from parallel.pipeline import SequentialLayers
 from pretrain.models.cache import EncoderStates
+from pretrain.tasks.scores import Score
 from pretrain.tasks.translation.decoding import EncoderDecoder
 from pretrain.tasks.translation.scores import scores
 from pretrain.tasks.translation.text import PairCodec
-from pretrain.tasks.translator import Ends, Score, Translator
+from pretrain.tasks.translator import Ends, Translator
 
 
 class PairTranslator(Translator):
