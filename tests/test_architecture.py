@@ -19,6 +19,7 @@ OWNERS = {
     "webdataset": ("data_pipeline.shards.*",),
     "jiwer": ("pretrain.tasks.speech.scores",),
     "rapidfuzz": ("pretrain.tasks.speech.objective",),
+    "kenlm": ("pretrain.tasks.speech.language_model",),
     "sacrebleu": ("pretrain.tasks.translation.scores",),
     "sentencepiece": ("data_pipeline.text.tokenizer",),
     "soundfile": ("data_pipeline.speech.audio",),

@@ -15,6 +15,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.source import TargetMeasure
 from pretrain.inference.model import LoadedModel
 from pretrain.tasks.registry import TASKS
+from pretrain.tasks.scores import Scoring
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,13 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LoadedModel, batches: Iterable[Batch], measure: TargetMeasure[Any] | None = None
+    model: LoadedModel,
+    batches: Iterable[Batch],
+    measure: TargetMeasure[Any] | None = None,
+    scoring: Scoring | None = None,
 ) -> Evaluation:
-    """It runs all batches through a model. Raises DataError where no target counts."""
+    """It runs all batches through a model, and lets `measure` and `scoring` see them. Raises DataError where no target
+    counts."""
     task, device = TASKS[model.settings.kind], model.mesh.device
     loss_of = task.validation_loss(model.settings, model.mesh)
     metrics = task.metrics(model.settings, model.mesh)
@@ -54,6 +59,8 @@ def evaluate(
             sums[number] = sums[number] + new if len(sums[number]) else new
         if measure:
             measure.add(batch)
+        if scoring:
+            scoring.add(batch, outputs)
     if not targets:
         raise DataError(
             "there is no target to be evaluated: the data is empty, or all its samples are damaged"

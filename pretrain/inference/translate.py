@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
 from pretrain.inference.model import LoadedModel
 from pretrain.inference.search import BeamSearch, Hypothesis, Search
+from pretrain.tasks.scores import Score, Scoring
 from pretrain.tasks.translator import Translator
 
 Item = TypeVar("Item")
@@ -91,6 +93,24 @@ class SentenceTranslator:
                 "split the sentence, or translate its beginning with --cut"
             )
         return [*tokens[: longest - 1], tokens[-1]]
+
+
+class TranslationScoring(Scoring):
+    """It translates the sources of all batches together, so that each goes along with others of its length."""
+
+    def __init__(self, sentences: SentenceTranslator, translator: Translator) -> None:
+        self._sentences, self._translator = sentences, translator
+        self._pairs: list[tuple[list[int], str]] = []
+
+    def add(self, batch: Batch, outputs: Any) -> None:
+        """It notes sources and translations; outputs follow from translations of people, and tell nothing."""
+        self._pairs += self._translator.pairs(batch)
+
+    def scores(self) -> Sequence[Score]:
+        """It returns those of the model's own translations."""
+        hypotheses = self._sentences.tokens([source for source, _ in self._pairs])
+        texts = [self._sentences.text(hypothesis) for hypothesis in hypotheses]
+        return self._translator.scores(texts, [text for _, text in self._pairs])
 
 
 def until_problem(items: Iterable[Item]) -> tuple[list[Item], DataError | None]:

@@ -8,6 +8,7 @@ EXPECTED: Mapping[str, str] = {
     "recorded elsewhere": "the last digits of the golden runs go by the processor and by torch's build",
     "SUREFOOT_DATA does not name": "real text is no part of the repository",
     "lm_eval is installed": "what is tested is that it is missed by name",
+    "kenlm is not installed": "it is optional, and has to be compiled; the search is tested without it",
     "apex is installed here": "what is tested is that it can be done without",
     "no IPv6 on this machine": "containers often have none, and nothing of ours asks for it",
 }
