@@ -306,6 +306,10 @@ class ValidationSet:
         mine: list[int] = self._share.of(whole).tolist()
         return mine
 
+    def places(self) -> list[str]:
+        """It returns where the samples of all steps of this rank lie, for people; empty for padding."""
+        return [self._place(number) for step in range(len(self)) for number in self.numbers(step)]
+
     def close(self) -> None:
         """It closes all files."""
         self._mixture.close()
@@ -313,6 +317,17 @@ class ValidationSet:
     def _read(self, number: int) -> Sample:
         if number >= self._samples:
             return Sample("padding")
+        dataset, place = self._locate(number)
+        return self._mixture.datasets[dataset].read(place)
+
+    def _place(self, number: int) -> str:
+        if number >= self._samples:
+            return ""
+        dataset, place = self._locate(number)
+        shard, within = self._mixture.datasets[dataset].place(place)
+        return Sample(self._mixture.datasets[dataset].name, shard=shard, number=within).place
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """It returns the number of the dataset, and of the sample in it."""
         dataset = int(np.searchsorted(self._ends, number, side="right"))
-        first = int(self._ends[dataset - 1]) if dataset else 0
-        return self._mixture.datasets[dataset].read(number - first)
+        return dataset, number - (int(self._ends[dataset - 1]) if dataset else 0)

@@ -13,6 +13,8 @@ LARGEST_COUNT = 2**31 - 1
 """Of whatever is counted, nobody has as much; larger numbers are none to torch or to the standard library."""
 LARGEST_PENALTY = 10
 """Lengths to powers far above it are too large or too small for float64."""
+LARGEST_WEIGHT = 1000
+"""Of a language model, and of a word: far above it nothing else counts."""
 
 
 def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a checkpoint") -> None:
@@ -26,27 +28,45 @@ def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a c
     )
 
 
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """It declares how translations are found."""
+def add_beam(parser: argparse.ArgumentParser, default: str) -> None:
+    """It declares how wide the search is; `default` says how wide by itself."""
     parser.add_argument(
-        "--beam", type=count, default=5, metavar="N", help="hypotheses side by side; 1: greedy (%(default)s)"
+        "--beam", type=count, metavar="N", help=f"hypotheses side by side; 1: greedy ({default})"
     )
+
+
+def add_length_penalty(parser: argparse.ArgumentParser) -> None:
+    """It declares how translations are compared."""
     parser.add_argument(
         "--length-penalty",
         type=penalty,
-        default=1.0,
         metavar="A",
         help="compare log-probabilities over the number of tokens to the power A; more prefers longer translations "
-        "(%(default)s)",
+        "(1.0)",
     )
+
+
+def add_language_model(parser: argparse.ArgumentParser) -> None:
+    """It declares what takes part in the search for transcripts."""
+    add = parser.add_argument
+    add(
+        "--lm",
+        type=path_argument,
+        metavar="FILE",
+        help="language model of words: ARPA, also compressed, or a binary file of kenlm's (needs kenlm)",
+    )
+    add("--lm-weight", type=weight, metavar="W", help="add W times its log-probability of the words (0.5)")
+    add("--word-bonus", type=weight, metavar="B", help="with --lm, add B for each word, in nats (1.5)")
 
 
 def check_paths(options: argparse.Namespace) -> None:
     """It looks at paths before torch is imported, which takes seconds; whoever opens them says the rest.
 
-    Raises ConfigurationError for a model that is not there, and for an `--out` that is.
+    Raises ConfigurationError for a model that is not there, for an `--out` that is, and for a file that is to be
+    written into a folder that is not.
     """
     model, out = getattr(options, "model", None), getattr(options, "out", None)
+    alignments = getattr(options, "alignments", None)
     if model is not None and not model.is_dir():
         run = str(model).rpartition("@")[0]
         if model.exists():
@@ -56,6 +76,10 @@ def check_paths(options: argparse.Namespace) -> None:
     if out is not None and (out.is_symlink() or out.exists()) and not _is_empty_folder(out):
         raise ConfigurationError(
             f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
+        )
+    if alignments is not None and not alignments.parent.is_dir():
+        raise ConfigurationError(
+            f"--alignments {shown(alignments)}: there is no folder {shown(alignments.parent)}"
         )
 
 
@@ -76,4 +100,12 @@ def penalty(text: str) -> float:
     number = float(text)
     if not abs(number) <= LARGEST_PENALTY:  # nor is NaN
         raise argparse.ArgumentTypeError(f"must be from -{LARGEST_PENALTY} to {LARGEST_PENALTY}, not {text}")
+    return number
+
+
+def weight(text: str) -> float:
+    """It reads what something counts in a score."""
+    number = float(text)
+    if not abs(number) <= LARGEST_WEIGHT:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}, not {text}")
     return number

@@ -1,7 +1,7 @@
 """What a task says of how good its predictions are, compared with references."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,3 +33,8 @@ class Scoring(ABC):
     @abstractmethod
     def scores(self) -> Sequence[Score]:
         """It returns the scores of all batches so far; none where there was nothing to score."""
+
+    def alignments(self, names: Sequence[str]) -> Iterator[str]:
+        """It yields predictions beside what was said, as lines; `names` are those of all rows so far. Here there are
+        none."""
+        yield from ()

@@ -19,6 +19,7 @@ from pretrain.tasks.architecture import Architecture
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.examples import Examples
 from pretrain.tasks.text import TextCodec
+from pretrain.tasks.transcriber import Decoding, Transcriber
 from pretrain.tasks.translator import Translator
 
 Objective = Callable[[Any, tuple[Tensor, ...]], Tensor]
@@ -90,4 +91,13 @@ class Task(ABC, Generic[Model]):
 
     def translator(self, model: Model, data: Any, companion: Callable[[str], bytes]) -> Translator | None:
         """It returns how a model reads sentences and writes translations; none: it is none that translates."""
+        return None
+
+    def transcriber(
+        self, model: Model, data: Any, companion: Callable[[str], bytes], decoding: Decoding
+    ) -> Transcriber | None:
+        """It returns how a model hears recordings and writes transcripts; none: it is none that transcribes.
+
+        Raises ConfigurationError and DataError for a language model that cannot be read.
+        """
         return None

@@ -1,7 +1,7 @@
 """`surefoot evaluate` opens what a model is to be evaluated on."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -31,6 +31,8 @@ class Given:
     name: str
     batches: Iterable[Batch]
     baseline: Baseline | None
+    places: Sequence[str] = ()
+    """Where the samples of prepared data lie, row by row; empty for padding."""
 
 
 @contextmanager
@@ -64,7 +66,8 @@ def given(checkpoint: Usable, options: argparse.Namespace) -> Iterator[Given]:
         check_companions(checkpoint, held_out)
         name = ", ".join(shown(entry.path) for entry in data.validation or data.sources)
         batches = chain.from_iterable(held_out)
-        yield Given(f"validation data of {name}", batches, held_out.baseline if held_out.whole else None)
+        baseline = held_out.baseline if held_out.whole else None
+        yield Given(f"validation data of {name}", batches, baseline, held_out.places())
     finally:
         held_out.close()
 

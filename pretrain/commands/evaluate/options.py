@@ -5,7 +5,14 @@ import shlex
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.shown import CommandLine
-from pretrain.commands.arguments import EXPORTS, add_model, add_search, count
+from pretrain.commands.arguments import (
+    EXPORTS,
+    add_beam,
+    add_language_model,
+    add_length_penalty,
+    add_model,
+    count,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,10 +21,28 @@ def parser() -> argparse.ArgumentParser:
         prog="surefoot evaluate",
         description="Run a trained model over its run's validation data, or over yours, in one process: the loss as "
         "validation in training has it, and for text also by byte and by word, which models with other tokenizers can "
-        "be compared by; of a model that translates also BLEU and chrF of its translations.",
+        "be compared by. Of a model that translates also BLEU and chrF of its translations, of one that transcribes "
+        "the error rates of its transcripts, by words and by characters.",
         epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
     )
     add_model(parser, EXPORTS)
+    add_data(parser)
+    add_beam(parser, "translations 5, transcripts 16")
+    add_length_penalty(parser)
+    add_language_model(parser)
+    parser.add_argument(
+        "--alignments",
+        type=path_argument,
+        metavar="FILE",
+        help="write transcripts there, word below word with what was said",
+    )
+    parser.add_argument("--loss-only", action="store_true", help="do not translate or transcribe")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """It declares what a model is evaluated on."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--data",
@@ -57,7 +82,3 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the first N samples of prepared data (the run's evaluation.samples; with --data all)",
     )
-    add_search(parser)
-    parser.add_argument("--loss-only", action="store_true", help="do not translate")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser

@@ -5,21 +5,23 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from data_pipeline.batches import Batch
+from data_pipeline.errors import DataError
+from data_pipeline.files import replace_file
+from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
 from parallel.mesh import ParallelMesh
 from pretrain.commands.evaluate.given import given
 from pretrain.commands.evaluate.harness import run_lm_eval
+from pretrain.commands.evaluate.scoring import scoring_of
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable, open_model, told
 from pretrain.inference.evaluate import Evaluation, evaluate
 from pretrain.inference.model import load_model
-from pretrain.inference.search import Search
-from pretrain.inference.translate import Batching, SentenceTranslator
 from pretrain.tasks.registry import TASKS
-from pretrain.tasks.translator import Score, Translator
+from pretrain.tasks.scores import Score
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,21 +37,16 @@ def run(options: argparse.Namespace) -> int:
     task = TASKS[config.model.kind]
     measure = task.source.measure(checkpoint.companion)
     print(f"surefoot evaluate: {told(options.model, checkpoint)}", file=sys.stderr)
+    scored = scoring_of(checkpoint, options)
     with given(checkpoint, options) as data:
         model = load_model(
             config.model, config.data, config.precision.dtype, checkpoint.tensors, ParallelMesh.alone()
         )
-        pairs: list[tuple[list[int], str]] = []
-        translator = None
-        if not options.loss_only:
-            translator = task.translator(config.model, config.data, checkpoint.companion)
-        found = evaluate(model, noted(data.batches, translator, pairs), measure)
-    scores: Sequence[Score] = ()
-    if translator:
-        search = Search(options.beam, options.length_penalty)
-        sentences = SentenceTranslator(model, translator, search, Batching())
-        hypotheses = sentences.tokens([source for source, _ in pairs])
-        scores = translator.scores([sentences.text(h) for h in hypotheses], [text for _, text in pairs])
+        scoring = scored(model) if scored else None
+        found = evaluate(model, data.batches, measure, scoring)
+        scores = scoring.scores() if scoring else ()
+        if scoring and options.alignments:
+            write_lines(options.alignments, scoring.alignments(data.places))
     baseline = data.baseline or (measure.baseline() if measure and options.text else None)
     if options.json:
         print(json.dumps(document(checkpoint, data.name, found, baseline, scores), indent=2))
@@ -58,14 +55,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def noted(
-    batches: Iterable[Batch], translator: Translator | None, pairs: list[tuple[list[int], str]]
-) -> Iterator[Batch]:
-    """It yields the batches, and notes sources and translations of each where the model translates."""
-    for batch in batches:
-        if translator:
-            pairs += translator.pairs(batch)
-        yield batch
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """It writes a file. Raises DataError."""
+    try:
+        replace_file(path, "".join(lines))
+    except OSError as error:
+        raise DataError(f"--alignments {shown(path)}: {error.strerror}") from error
 
 
 def document(
@@ -82,7 +77,10 @@ def document(
         "loss_unit": checkpoint.config.model.loss_unit,
         "targets": found.targets,
         **found.metrics,
-        **{score.name: {"value": score.value, "signature": score.signature} for score in scores},
+        **{
+            score.name: {"value": finite(score.value), "signature": score.signature, **score.counts}
+            for score in scores
+        },
         **{f"{unit}s": count for unit, count in found.units.items()},
         **{f"loss_per_{unit}": loss for unit, loss in per_unit.items()},
         **{f"perplexity_per_{unit}": exponential(loss) for unit, loss in per_unit.items()},

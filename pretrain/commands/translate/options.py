@@ -3,7 +3,7 @@
 import argparse
 
 from data_pipeline.shown import CommandLine
-from pretrain.commands.arguments import add_model, add_search, count
+from pretrain.commands.arguments import add_beam, add_length_penalty, add_model, count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
     )
     add_model(parser, "the folder of a checkpoint, or of an export with tensors by our own names")
-    add_search(parser)
+    add_beam(parser, "5")
+    add_length_penalty(parser)
     add = parser.add_argument
     add(
         "--batch-size",

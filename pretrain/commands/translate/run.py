@@ -11,10 +11,10 @@ from data_pipeline.shards.storage import data_errors
 from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from pretrain.commands.output import write
+from pretrain.commands.searches import search_of
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import open_model, told
 from pretrain.inference.model import load_model
-from pretrain.inference.search import Search
 from pretrain.inference.translate import Batching, SentenceTranslator
 from pretrain.tasks.registry import TASKS
 
@@ -33,8 +33,7 @@ def run(options: argparse.Namespace) -> int:
         config.model, config.data, config.precision.dtype, checkpoint.tensors, ParallelMesh.alone()
     )
     batching = Batching(1, 1) if sys.stdin.isatty() else Batching(options.batch_size)
-    search = Search(options.beam, options.length_penalty)
-    write(translated(SentenceTranslator(model, translator, search, batching), options))
+    write(translated(SentenceTranslator(model, translator, search_of(options), batching), options))
     return 0
 
 

@@ -35,7 +35,9 @@ class NGrams:
         try:
             open_regular(path, follow=True).close()  # kenlm would wait for what comes through a pipe
             self._model = kenlm.Model(str(path), config)
-        except OSError as error:  # of kenlm 0.3.0 for all that is wrong with the content, with names of its own sources
+        except (
+            OSError
+        ) as error:  # of kenlm 0.3.0 for all that is wrong with the content, with names of its own sources
             why = error.strerror or str(error).rpartition(" threw ")[2].removesuffix(")")
             raise DataError(f"language model {shown(path)}: {shown(why)}") from error
 

@@ -137,6 +137,9 @@ REFUSED = {
     "no data": (("--data", "TMP"), 3, "manifest.json"),
     "a secret": (("--data", "https://user:secret@host/x"), 2, "must have no user, password or query"),
     "other data": (("--data", "TMP/other"), 3, "tokenizer"),
+    "a search": (("--beam", "3"), 2, "--beam: means nothing for a model of kind gpt; leave it out"),
+    "a search for nothing": (("--loss-only", "--beam", "3"), 2, "means nothing with --loss-only"),
+    "alignments of text": (("--alignments", "TMP/file"), 2, "--alignments: means nothing for"),
 }
 
 

@@ -116,6 +116,7 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
         ("evaluate", "nope@step00000001-a1"): "nope: there is no such folder",
         ("weights", "full/file"): "full/file: is a file",
         ("convert", "full", "--out", "full"): "--out full: is there already",
+        ("evaluate", "full", "--alignments", "none/file"): "--alignments none/file: there is no folder none",
         ("export", "full", "--to", "safetensors", "--out", "full"): "--out full: is there already",
     }
     program = (

@@ -242,6 +242,9 @@ def test_pairs_that_cannot_be_evaluated(run: Path, command: Command, tmp_path: P
     code, _, told = command("evaluate", run, "--source", one)
     assert code == 2
     assert "--source and --target: one needs the other" in told
+    code, _, told = command("evaluate", run, "--lm", one)
+    assert code == 2
+    assert "--lm: means nothing for a model of kind translation" in told
     code, _, told = command("evaluate", run, "--source", one, "--target", one, "--samples", 1)
     assert code == 2
     assert "--samples: is for prepared data" in told
@@ -256,6 +259,12 @@ def test_pairs_that_cannot_be_evaluated(run: Path, command: Command, tmp_path: P
         "evaluate", run, "--source", lines(tmp_path / "none", []), "--target", tmp_path / "none"
     )
     assert code == 3
+
+
+def test_a_translator_does_not_transcribe(run: Path, command: Command, tmp_path: Path) -> None:
+    code, found, told = command("transcribe", run, tmp_path / "audio.wav")
+    assert (code, found) == (2, "")
+    assert "holds a model of kind translation, which is none that transcribes" in told
 
 
 def test_an_export_translates(run: Path, command: Command, tmp_path: Path) -> None:
