@@ -1,10 +1,13 @@
 """These are the keys of `[data]` for a run that reads recorded speech and what was said."""
 
+from math import ceil
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from data_pipeline.config import DataConfig
+from data_pipeline.speech.mel import most_mel_bins
 
 Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
@@ -39,18 +42,46 @@ class SpeechConfig(DataConfig):
     """Samples a second of the prepared audio."""
     max_seconds: float = Field(gt=0, le=86_400, examples=[20.0])
     """Seconds of the longest utterance; longer ones in the shards are refused."""
-    mel_bins: int = Field(default=80, ge=4, le=1024)
-    """Mel filters: numbers in a frame."""
     window_seconds: float = Field(default=0.025, gt=0, le=1)
-    """Audio that a frame is computed from."""
+    """Audio that a frame is computed from, 2 samples at least."""
+    mel_bins: int = Field(default=80, ge=4, le=1024)
+    """Mel filters: numbers in a frame. The longer a window, the more of them it can tell apart."""
     hop_seconds: float = Field(default=0.01, gt=0, le=1)
-    """Time from a frame to the next."""
+    """Time from a frame to the next, 1 sample at least."""
     augmentation: AugmentationConfig = AugmentationConfig()
     bucket_size: int = Field(default=64, gt=0)
     """Utterances of like lengths that come one after another; micro_batch_size or a multiple of it pads least. The
     order follows from it, so it stays what it is for the whole run."""
 
     ragged: ClassVar[bool] = True
+
+    @field_validator("window_seconds", "hop_seconds")
+    @classmethod
+    def _has_samples(cls, seconds: float, info: ValidationInfo) -> float:
+        least = 2 if info.field_name == "window_seconds" else 1
+        rate = info.data.get("sample_rate")
+        if rate and round(seconds * rate) < least:
+            raise PydanticCustomError(
+                "too_few_samples",
+                "must be at least {seconds} at {rate} Hz: {least} samples of audio",
+                {"least": least, "seconds": f"{least / rate:g}", "rate": rate},
+            )
+        return seconds
+
+    @field_validator("mel_bins")
+    @classmethod
+    def _are_told_apart(cls, mel_bins: int, info: ValidationInfo) -> int:
+        if not {"sample_rate", "window_seconds"} <= info.data.keys():
+            return mel_bins
+        window = round(info.data["window_seconds"] * info.data["sample_rate"])
+        if (most := most_mel_bins(info.data["sample_rate"], window, mel_bins)) < mel_bins:
+            raise PydanticCustomError(
+                "too_many_mel_bins",
+                "must be at most {most} with a window of {window} samples, for each filter to have a frequency of its "
+                "transform in it; or make data.window_seconds longer",
+                {"most": most, "window": window},
+            )
+        return mel_bins
 
     @property
     def window(self) -> int:
@@ -69,7 +100,7 @@ class SpeechConfig(DataConfig):
     @property
     def max_frames(self) -> int:
         """It counts the frames of the longest utterance at its slowest."""
-        return self.frames(round(self.max_seconds * self.sample_rate / min(1.0, *self.augmentation.speeds)))
+        return self.frames(ceil(self.max_seconds * self.sample_rate / min(1.0, *self.augmentation.speeds)))
 
     @property
     def tokens_per_sample(self) -> int:
