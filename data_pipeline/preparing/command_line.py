@@ -84,6 +84,18 @@ def at_least(least: float) -> Callable[[str], float]:
     return number
 
 
+def number_in(least: float, most: float) -> Callable[[str], float]:
+    """It returns what reads a number from `least` to `most`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not from {least:g} to {most:g}")
+        return value
+
+    return number
+
+
 def _fail(message: object, code: int) -> int:
     print(f"surefoot prepare: error: {shown_lines(masked(message))}", file=sys.stderr)
     return code

@@ -6,7 +6,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LINES = 5
 """Plain lines that a task prints on its way."""
@@ -16,16 +23,17 @@ class Advance(Protocol):
     """It tells how far a task is."""
 
     def __call__(self, done: int) -> None:
-        """It is told that `done` more bytes are done."""
+        """It is told that so much more is done."""
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
-    """It shows the progress of a task of `total` bytes on standard error."""
+def progress(title: str, total: int, *, in_bytes: bool = True) -> Iterator[Advance]:
+    """It shows the progress of a task of `total` bytes, or other things, on standard error."""
     if not sys.stderr.isatty():
         yield _PlainProgress(title, total)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    done = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)

@@ -7,7 +7,6 @@ unnoticed. Nothing is ever unpickled or extracted.
 """
 
 import hashlib
-import io
 import mmap
 import os
 import re
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.files import open_regular
 from data_pipeline.parsing import parsed_as
+from data_pipeline.shards.arrays import parsed_array
 from data_pipeline.shards.storage import data_errors
 from data_pipeline.shown import shown
 
@@ -66,7 +66,7 @@ class ShardIndex:
         Raises DataError when it is no such index.
         """
         with parsed_as(DataError, name):
-            rows = _array(content, cls.dtype(len(fields)), samples)
+            rows = parsed_array(content, cls.dtype(len(fields)), (samples,))
             _check_rows(rows, size)
         return cls(fields, rows)
 
@@ -74,20 +74,6 @@ class ShardIndex:
         """It writes an index file."""
         with path.open("wb") as file:
             np.save(file, self.rows, allow_pickle=False)
-
-
-def _array(content: bytes, dtype: np.dtype[np.void], rows: int) -> NDArray[np.void]:
-    """It returns the rows of a `.npy` file. Only its header is parsed: nothing is unpickled, and no memory is taken for
-    what the header alone says is there."""
-    file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not an index of a shard")
-    shape, by_columns, found = np.lib.format.read_array_header_1_0(file)
-    if found != dtype or shape != (rows,) or by_columns:
-        raise ValueError(f"not an index of {rows} samples")
-    if len(content) != file.tell() + rows * dtype.itemsize:
-        raise ValueError(f"{len(content)} bytes are not those of {rows} rows")
-    return np.frombuffer(content, dtype, offset=file.tell())
 
 
 def _check_rows(rows: NDArray[np.void], shard_bytes: int) -> None:

@@ -12,6 +12,17 @@ from data_pipeline.speech.mel import most_mel_bins
 Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
+def most_units(samples: int, sample_rate: int, frame_seconds: float) -> int:
+    """It counts the whole frames of `frame_seconds` in so many samples: as many units, with blanks between equal ones,
+    an utterance has at most."""
+    return samples // frame_samples(sample_rate, frame_seconds)
+
+
+def frame_samples(sample_rate: int, frame_seconds: float) -> int:
+    """It counts the samples that an utterance has for each of its units, at least."""
+    return max(round(frame_seconds * sample_rate), 1)
+
+
 class AugmentationConfig(BaseModel):
     """How training samples are altered by chance; validation hears them as they are.
 
@@ -106,3 +117,18 @@ class SpeechConfig(DataConfig):
     def tokens_per_sample(self) -> int:
         """It is what the longest utterance has: how long they are on average is known when the data is open."""
         return self.max_frames
+
+    def aligns(self, stride: int, frame_seconds: float, longest_seconds: float) -> bool:
+        """It tells whether a model with an output for every `stride` frames has, for each utterance, as many outputs as
+        that has units and blanks between equal ones, however fast it is played.
+
+        `frame_seconds` and `longest_seconds` are what a manifest says. The shortest utterance of each number of units
+        is looked at: more audio has no fewer outputs. A model whose outputs come less often than every `frame_seconds`
+        of the fastest audio falls short sooner or later; one with a stride below the hops in a window may as well, for
+        a window must lie within the audio, so that the last hops have no frame of their own.
+        """
+        step, fastest = frame_samples(self.sample_rate, frame_seconds), max(1.0, *self.augmentation.speeds)
+        most = most_units(round(longest_seconds * self.sample_rate), self.sample_rate, frame_seconds)
+        return all(
+            -(-self.frames(int(units * step / fastest)) // stride) >= units for units in range(1, most + 1)
+        )

@@ -44,7 +44,7 @@ class SpeechManifest(Manifest):
     """Of the longest utterance."""
     frame_seconds: Seconds
     """Every utterance has as many units, and blanks between equal ones, as there are whole frames of so many seconds
-    in it, at most: a model whose outputs come at least as often can align all of them."""
+    in it (`most_units` of config.py), at most; `SpeechConfig.aligns` tells whether a model has as many outputs."""
     unit_total: Count
     """Units of all transcripts together."""
     units: UnitsEntry

@@ -122,7 +122,7 @@ class CharacterUnits(Units):
         except KeyError:
             outside = dict.fromkeys(char for char in text if char not in self._ids)
             listed = ", ".join(f"{shown(char)!r}" for char in outside)
-            raise ValueError(f"characters that are no units: {listed}") from None
+            raise ValueError(f"has characters that are no units: {listed}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """It returns the characters in a row."""

@@ -206,7 +206,7 @@ class Bomb:
 def test_a_pickled_index_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     content = saved(np.array([Bomb(mark)], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="not an index"):
+    with pytest.raises(DataError, match="not an array"):
         parse_index(content, samples=1)
     assert not mark.exists()
     np.load(io.BytesIO(content), allow_pickle=True)
