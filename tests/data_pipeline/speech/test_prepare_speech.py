@@ -1,6 +1,5 @@
 """`surefoot prepare speech` from corpora of all formats to shards, and what it leaves out or refuses."""
 
-import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 import webdataset
-from support.speech import RATE, encoded, tone, wav, write_manifest
+from support.speech import RATE, tone, wav, write_manifest
 
 from data_pipeline.__main__ import main
 from data_pipeline.speech.prepare import held_out
 from data_pipeline.speech.units import read_units
-from data_pipeline.text.tokenizer import train_tokenizer
 
 SPEAKERS = ("ann", "bob", "eve", "joe")
 OPTIONS = ("--workers", "1", "--sample-rate", RATE, "--seed", 1)
@@ -125,9 +123,7 @@ def test_without_speakers_whole_recordings_are_held_out(tmp_path: Path) -> None:
     for number in range(10):
         (tmp_path / f"raw/{number}.wav").write_bytes(wav(tone(2.0, 300 + number)))
     parts = [
-        row(f"{number}.wav", "part", offset=half, duration=1.0)
-        for number in range(10)
-        for half in (0.0, 1.0)
+        row(f"{number}.wav", "part", offset=half, duration=1.0) for number in range(10) for half in (0.0, 1.0)
     ]
     assert run(tmp_path / "out", "--manifest", listed(tmp_path, parts), "--validation-fraction", 0.25) == 0
     first, second, *others = [samples_N for _, samples_N in utterances(tmp_path / "out", "validation")]
