@@ -132,6 +132,13 @@ def _remove_abandoned(path: Path) -> None:
                 os.close(lock)
 
 
+def copy_file(old: BufferedReader, path: Path) -> None:
+    """Write what is left to read of an open file to a new one. Raises OSError."""
+    with create_file(path) as new:
+        while block := old.read(_READ_BYTES):
+            write_all(new.fileno(), block)  # a disk that is nearly full takes a part, and says nothing
+
+
 def temporary_name(name: str) -> str:
     """It returns a name, which nobody can foresee, for what is to be called `name` once it is complete."""
     return f".{name}.{secrets.token_hex(8)}.tmp"

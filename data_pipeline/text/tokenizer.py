@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,6 +63,20 @@ class Tokenizer:
             return cls(read_whole(path), str(path))
         except OSError as error:
             raise DataError(f"{shown(path)}: cannot read the tokenizer: {error.strerror}") from error
+
+    @classmethod
+    def of_model(cls, companion: Callable[[str], bytes], name: str, vocabulary_size: int) -> "Tokenizer":
+        """It reads the file that a model with a vocabulary of this size is used with; `companion` returns one by name.
+
+        Raises DataError, also for a tokenizer of more ids: the model has no rows for those.
+        """
+        tokenizer = cls(companion(name), name)
+        if tokenizer.vocabulary_size > vocabulary_size:
+            raise DataError(
+                f"{name}: has {tokenizer.vocabulary_size} ids, but the model's vocabulary has {vocabulary_size}; use "
+                "the tokenizer that the model was trained with"
+            )
+        return tokenizer
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return Tokenizer, (self.model,)

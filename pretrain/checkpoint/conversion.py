@@ -20,7 +20,7 @@ from pretrain.checkpoint.rank_files import (
     write_companion,
     write_rank_state,
 )
-from pretrain.checkpoint.saved_tensors import Cut, SavedTensors
+from pretrain.checkpoint.saved_tensors import Cut, SavedTensors, read_from
 from pretrain.checkpoint.sealed import SealedCheckpoint
 from pretrain.checkpoint.tensor_file import TensorEntry, TensorFileWriter
 from pretrain.config.loader import dump_config
@@ -41,7 +41,8 @@ def convert(source: SealedCheckpoint, config: RunConfig, data: int, checkpoints:
     layout = layout_of(config, data)
     folder = checkpoints / source.manifest.tag
     folder.mkdir(parents=True)
-    state = read_rank_state(source.folder, 0)
+    with read_from(source.folder):
+        state = read_rank_state(source.folder, 0)
     companions = {name: source.companion(name) for name in companions_of(source.manifest)}
     companions[CONFIG] = dump_config(config).encode()
     files: dict[str, FileRecord] = {}

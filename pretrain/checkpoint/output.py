@@ -1,5 +1,6 @@
 """What is made of checkpoints is put into a folder of its own, which appears complete or not at all."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from pretrain.checkpoint.lifecycle import space_problem
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.runtime.units import in_units
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def written(out: Path, size: int) -> Iterator[Path]:
@@ -17,7 +20,7 @@ def written(out: Path, size: int) -> Iterator[Path]:
 
     Raises:
         ConfigurationError: `out` is there already.
-        CheckpointError: there is no room, or the disk refuses.
+        CheckpointError: there is no room, or the disk refuses. What is read within raises an error of its own.
     """
     try:
         with new_folder(out.absolute()) as folder:
@@ -27,4 +30,5 @@ def written(out: Path, size: int) -> Iterator[Path]:
     except FileExistsError as error:
         raise ConfigurationError(f"--out {shown(out)}: {error.strerror}; choose another folder") from error
     except OSError as error:
-        raise CheckpointError(f"--out {shown(out)}: {error.strerror}; {in_units(size)} are needed") from error
+        need = f"; {in_units(size)} are needed" if error.errno in NO_ROOM else ""
+        raise CheckpointError(f"--out {shown(out)}: {error.strerror}{need}") from error

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from data_pipeline.shown import shown
 from parallel.partition import share_runs
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.tensor_file import SUFFIX, TensorFile
@@ -137,7 +138,7 @@ class SavedTensors:
             kind, _, place = key.partition("/")
             name, _, start = place.partition("@")
             if name not in self.manifest.tensors or not (start or "0").isdecimal():
-                raise CheckpointError(f"{file.path}: {key} is nothing of the model")
+                raise CheckpointError(f"{file.path}: {shown(key)} is nothing of the model")
             shares = self._runs.setdefault((name, kind), {})
             shares.setdefault(rank, []).append(Run(int(start or 0), entry.size, file, key))
 
@@ -173,11 +174,11 @@ class SavedTensors:
 
 @contextmanager
 def read_from(path: Path) -> Iterator[None]:
-    """It turns an OSError into Unreadable, which names the file."""
+    """It turns an OSError into Unreadable, which names the file: `path`, or one in it."""
     try:
         yield
     except OSError as error:
-        raise Unreadable(f"{path}: {error.strerror}") from error
+        raise Unreadable(f"{shown(error.filename or path)}: {error.strerror}") from error
 
 
 def _is_whole(runs: list[Run], length: int) -> bool:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.program import command_parser, commands_in, package_of, run_program
-from data_pipeline.shown import masked, shown_lines
+from data_pipeline.shown import masked, shown, shown_lines
 from pretrain.commands.arguments import check_paths
-from pretrain.errors import DATA_EXIT_CODE, SurefootError
+from pretrain.errors import DATA_EXIT_CODE, CheckpointError, SurefootError
 from pretrain.runtime.startup import check_current_folder, open_standard_streams
 
 ROOM = Path(__file__).parent
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "surefoot",
         "Use trained models.",
-        "exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, 130 interrupted",
+        "exit codes: 0 done, 2 configuration or command line, 3 data, 4 no usable checkpoint, or no room, "
+        "130 interrupted",
         commands_in(ROOM, "options.py"),
         "COMMAND",
     )
@@ -43,6 +44,18 @@ def main(arguments: Sequence[str]) -> int:
     except (SurefootError, DataError) as error:
         print(f"surefoot {name}: error: {shown_lines(masked(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, SurefootError) else DATA_EXIT_CODE
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        why = shown(str(error).partition("\n")[0])
+        print(f"surefoot {name}: error: the memory does not suffice: {why}", file=sys.stderr)
+        return CheckpointError.exit_code
+
+
+def lacks_memory(error: Exception) -> bool:
+    """It tells whether memory was asked for in vain; of the CPU's torch says so in words alone."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 if __name__ == "__main__":  # worker processes import this file again and need none of it

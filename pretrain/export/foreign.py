@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from data_pipeline.parsing import parse_json, parsed_as, read_whole
 from data_pipeline.shown import shown
+from pretrain.checkpoint.saved_tensors import read_from
 from pretrain.checkpoint.tensor_file import TensorFile
 from pretrain.config.loader import validated
 from pretrain.config.run import RunConfig
@@ -85,7 +86,8 @@ class ForeignFolder:
 
         Raises CheckpointError where tensors are missing, too many, or not of the shape that the settings give them.
         """
-        return ForeignTensors(self, self.architecture.tensors(model), outline)
+        with parsed_as(CheckpointError, self.folder):
+            return ForeignTensors(self, self.architecture.tensors(model), outline)
 
 
 class ForeignTensors:
@@ -104,11 +106,14 @@ class ForeignTensors:
         """These are our names, in the order of the layers."""
         return list(self._maps)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """It returns the shape of a tensor."""
+        return self._outline.tensors[name].shape
+
     def read(self, name: str) -> Tensor:
-        """It returns a tensor. Raises OSError, and CheckpointError where a file has changed meanwhile."""
+        """It returns a tensor. Raises CheckpointError where a file has changed meanwhile, or cannot be read."""
         pair = self._maps[name]
-        parts = [self._found[theirs] for theirs in pair.theirs]
-        tensor = pair.join([file.read(there).float() for file, there in parts]).contiguous()
+        tensor = pair.join([_read(*self._found[theirs]).float() for theirs in pair.theirs]).contiguous()
         rows = self._outline.tensors[name].shape[0]
         padding = rows - len(tensor)
         return F.pad(tensor, (0, 0, 0, padding)) if padding else tensor
@@ -176,7 +181,12 @@ class ForeignTensors:
 def _same(one: tuple[TensorFile, str], other: tuple[TensorFile, str]) -> bool:
     """It tells whether two tensors of files are equal."""
     (file, name), (other_file, other_name) = one, other
-    return torch.equal(file.read(name), other_file.read(other_name))
+    return torch.equal(_read(file, name), _read(other_file, other_name))
+
+
+def _read(file: TensorFile, name: str) -> Tensor:
+    with read_from(file.path):
+        return file.read(name)
 
 
 def _architecture(folder: Path, settings: Table) -> tuple[str, Architecture[Any]]:

@@ -29,6 +29,7 @@ from pretrain.checkpoint.rank_files import (
     write_companion,
     write_rank_state,
 )
+from pretrain.checkpoint.saved_tensors import read_from
 from pretrain.checkpoint.tensor_file import TensorEntry, TensorFileWriter
 from pretrain.config.loader import count, dump_config, validated
 from pretrain.config.run import RunConfig
@@ -87,12 +88,16 @@ def import_huggingface(folder: Path, out: Path, settings: Table) -> RunConfig:
 
 
 def check_companions(folder: Path, companions: Mapping[str, bytes]) -> None:
-    """It raises DataError where the model's folder has another tokenizer, say, than the data was made with."""
+    """It raises DataError where the model's folder has another tokenizer, say, than the data was made with, and
+    CheckpointError where it cannot be read."""
     for name, content in companions.items():
-        if (folder / name).is_file() and read_whole(folder / name) != content:
-            raise DataError(
-                f"{shown(folder / name)} is another one than the data was made with; prepare it with this"
-            )
+        path = folder / name
+        if not path.is_file():
+            continue
+        with read_from(path):
+            own = read_whole(path)
+        if own != content:
+            raise DataError(f"{shown(path)} is another one than the data was made with; prepare it with this")
 
 
 def beginning_of(config: RunConfig) -> Beginning:
@@ -110,7 +115,7 @@ def write_checkpoint(
 ) -> None:
     """It writes a sealed checkpoint of step 0, of one rank, which a run in any layout goes on from.
 
-    Raises OSError, and CheckpointError where a file of the model has changed meanwhile.
+    Raises OSError, and CheckpointError where a file of the model has changed meanwhile, or cannot be read.
     """
     tag = create_folder(checkpoints, 0)
     folder, companions = (

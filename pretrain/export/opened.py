@@ -12,6 +12,7 @@ from data_pipeline.shown import shown
 from pretrain.checkpoint.certificate import Certificate
 from pretrain.checkpoint.lifecycle import candidates
 from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.saved_tensors import read_from
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.checkpoint.tensor_file import TensorFile
 from pretrain.config.loader import load_config
@@ -96,9 +97,14 @@ class PlainFile:
         """These are the names of all tensors."""
         return self._file.entries.keys()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """It returns the shape of a tensor."""
+        return self._file.entries[name].shape
+
     def read(self, name: str) -> Tensor:
-        """It returns a tensor. Raises CheckpointError and OSError."""
-        return self._file.read(name).float()
+        """It returns a tensor. Raises CheckpointError."""
+        with read_from(self._file.path):
+            return self._file.read(name).float()
 
 
 def open_model(where: Path) -> Usable:

@@ -41,9 +41,10 @@ def next_tokens(
     The model sees no more tokens than at once in training, `window`: positions beyond have no row in a table, or were
     never trained. Once they are full, it goes on with the latter half of them, which it computes anew.
     """
-    cache = KeyValueCache(window)
     seen = list(prompt)
     new = seen[-window:]
+    # A model that was trained for long texts has more room in its window than memory, where little is written.
+    cache = KeyValueCache(min(window, len(new) + limit))
     for _ in range(limit):
         if cache.length + len(new) > window:
             cache.clear()

@@ -38,6 +38,9 @@ class TensorSource(Protocol):
     def names(self) -> Collection[str]:
         """These are the names of all tensors, each that of a layer in the outline, a dot, and its name in the layer."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """It returns the shape of a tensor."""
+
     def read(self, name: str) -> Tensor:
         """It returns a tensor, whole."""
 
@@ -61,13 +64,31 @@ def load_model(
     Raises:
         CheckpointError: the tensors are not those of this model.
     """
+    outline = settings.outline(data)
+    check_tensors(outline, source)
     layers = build_layers(settings, data, mesh, seed=None)
     place(layers, DTYPES[dtype], mesh.device)
-    fill(layers, settings.outline(data), source)
+    fill(layers, outline, source)
     for layer in find_spectral_layers(layers):
         layer.norms.materialise(layer.weight)
         layer.fold()
     return LoadedModel(settings, data, mesh, layers.eval())
+
+
+def check_tensors(outline: Outline, source: TensorSource) -> None:
+    """It compares names and shapes of tensors with those of a model, of which nothing is built yet: settings that no
+    tensors go with may ask for any number of layers, and for more memory than there is.
+
+    Raises:
+        CheckpointError: there are others than the model has, by name or shape.
+    """
+    expected, names = outline.tensors, set(source.names)
+    pairs = (("lacks", sorted(expected.keys() - names)), ("has", sorted(names - expected.keys())))
+    if faults := [f"it {verb} {listed(found)}" for verb, found in pairs if found]:
+        raise CheckpointError(f"these are not the tensors of the model: {'; '.join(faults)}")
+    for name, size in expected.items():
+        if (shape := source.shape(name)) != size.shape:
+            raise CheckpointError(f"{name}: has shape {shape}, but {size.shape} in this model")
 
 
 def build_layers(
@@ -120,23 +141,9 @@ def named_tensors(layers: SequentialLayers, outline: Outline) -> Iterator[tuple[
 
 @torch.no_grad()
 def fill(layers: SequentialLayers, outline: Outline, source: TensorSource) -> None:
-    """It copies all tensors into a model, one at a time.
-
-    Raises:
-        CheckpointError: there are others than the model has, by name or shape.
-    """
-    targets = dict(named_tensors(layers, outline))
-    missing, surplus = sorted(targets.keys() - set(source.names)), sorted(set(source.names) - targets.keys())
-    pairs = (("lacks", missing), ("has", surplus))
-    if faults := [f"it {verb} {listed(names)}" for verb, names in pairs if names]:
-        raise CheckpointError(f"these are not the tensors of the model: {'; '.join(faults)}")
-    for name, target in targets.items():
-        tensor = source.read(name)
-        if tensor.shape != target.shape:
-            raise CheckpointError(
-                f"{name}: has shape {tuple(tensor.shape)}, but {tuple(target.shape)} in this model"
-            )
-        target.copy_(tensor)
+    """It copies all tensors into a model, one at a time. Raises CheckpointError where one cannot be read."""
+    for name, target in named_tensors(layers, outline):
+        target.copy_(source.read(name))
 
 
 def listed(names: list[str]) -> str:

@@ -10,9 +10,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from support.disk import fill, small_disk
 
 from data_pipeline import files
 from data_pipeline.files import (
+    copy_file,
     create_file,
     exchange,
     last_lines,
@@ -259,3 +261,17 @@ def test_what_a_killed_process_has_left_goes_and_what_a_living_one_fills_stays(t
             assert first != second
         (first / "a").write_text("a")
     assert (tmp_path / "out/a").exists()
+
+
+def test_a_copy_is_whole_or_fails(tmp_path: Path) -> None:
+    """The last write of a copy gets a part of its bytes onto a disk that is nearly full, and does not fail."""
+    (tmp_path / "old").write_bytes(os.urandom(100_000))
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        with open_regular(tmp_path / "old") as old:
+            copy_file(old, disk / "new")
+        assert (disk / "new").read_bytes() == (tmp_path / "old").read_bytes()
+        (disk / "room").write_bytes(bytes(80_000))
+        fill(disk)
+        (disk / "room").unlink()
+        with open_regular(tmp_path / "old") as old, pytest.raises(OSError, match="No space"):
+            copy_file(old, disk / "other")

@@ -20,6 +20,9 @@ class Held:
     def names(self) -> Collection[str]:
         return self.tensors.keys()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
     def read(self, name: str) -> Tensor:
         return self.tensors[name].clone()
 

@@ -104,8 +104,11 @@ class MadeUp:
     def names(self) -> Collection[str]:
         return self.config.model.outline(self.config.data).tensors.keys()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.config.model.outline(self.config.data).tensors[name].shape
+
     def read(self, name: str) -> Tensor:
-        return torch.ones(self.config.model.outline(self.config.data).tensors[name].shape)
+        return torch.ones(self.shape(name))
 
 
 def peak_of_export(config: RunConfig, tokenizer: bytes, out: Path, peak: Any) -> None:

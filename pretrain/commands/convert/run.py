@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import shutil
+import os
 import socket
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline.files import create_file, open_regular, replace_file
+from data_pipeline.files import copy_file, open_regular, replace_file
 from data_pipeline.paths import escaped
 from data_pipeline.shown import shown
 from pretrain.checkpoint.compatibility import architecture_of
@@ -16,11 +16,12 @@ from pretrain.checkpoint.conversion import convert, in_words
 from pretrain.checkpoint.lifecycle import update_latest, write_readme
 from pretrain.checkpoint.manifest import CheckpointLayout
 from pretrain.checkpoint.output import written
+from pretrain.checkpoint.saved_tensors import read_from
 from pretrain.checkpoint.sealed import SealedCheckpoint, open_sealed
 from pretrain.config.loader import changed_settings, dump_config, load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError
-from pretrain.ledger.file import LedgerFile
+from pretrain.ledger.file import LedgerFile, read_ledger
 from pretrain.ledger.record import Kind, record
 from pretrain.plan.plan import plan
 from pretrain.run_folder import CHECKPOINTS, CONFIG, LEDGER, METRICS
@@ -37,9 +38,8 @@ def run(options: argparse.Namespace) -> int:
         replace_file(folder / CONFIG, dump_config(config))
         copy_history(source, folder)
         append_conversion(source, layout, folder / LEDGER)
-    print(
-        f"{options.out}: {source.manifest.tag} in {in_words(layout)}; `surefoot train {options.out}` goes on with it"
-    )
+    out = shown(options.out)
+    print(f"{out}: {source.manifest.tag} in {in_words(layout)}; `surefoot train {out}` goes on with it")
     return 0
 
 
@@ -75,12 +75,16 @@ def wanted(source: SealedCheckpoint, options: argparse.Namespace) -> tuple[RunCo
 def copy_history(source: SealedCheckpoint, folder: Path) -> None:
     """It copies what the run has recorded, as far as that is there: the new one goes on with it.
 
-    Raises OSError.
+    Raises OSError, and CheckpointError where it cannot be read.
     """
     for name in (LEDGER, METRICS):
-        if source.run_folder and (source.run_folder / name).exists():
-            with open_regular(source.run_folder / name) as old, create_file(folder / name) as new:
-                shutil.copyfileobj(old, new)
+        if source.run_folder and os.path.lexists(path := source.run_folder / name):
+            with read_from(path):
+                if name == LEDGER:
+                    read_ledger(path)  # a fault is told by its name, and not by that of the copy
+                old = open_regular(path)
+            with old:
+                copy_file(old, folder / name)
 
 
 def append_conversion(source: SealedCheckpoint, layout: CheckpointLayout, path: Path) -> None:

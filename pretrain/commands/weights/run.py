@@ -45,13 +45,13 @@ def run(options: argparse.Namespace) -> int:
         tensors = [asdict(one) for one in found]
         print(json.dumps({"checkpoint": str(checkpoint.folder), "tensors": tensors}, indent=1))
         return 0
-    width = max(map(len, checkpoint.tensors.names), default=0)
+    width = max((len(shown(name)) for name in checkpoint.tensors.names), default=0)
     for one in found:
         shape = " x ".join(map(str, one.shape)) or "1"
-        kind = "" if one.kind == WEIGHT else f"  {one.kind}"
+        kind = "" if one.kind == WEIGHT else f"  {shown(one.kind)}"
         norm = "not finite" if one.norm is None else f"{one.norm:.6g}"
         print(
-            f"{one.name:{width}}  {shape:>14}  {one.dtype:4}  {norm:>12}  {one.sha256[:SHOWN_DIGITS]}{kind}"
+            f"{shown(one.name):{width}}  {shape:>14}  {one.dtype:4}  {norm:>12}  {one.sha256[:SHOWN_DIGITS]}{kind}"
         )
     return 0
 

@@ -96,7 +96,7 @@ class StockDecoder(Architecture[GPTConfig]):
                 f"the checkpoint holds no {TOKENIZER_FILE}, since none lay beside the data, and a model of "
                 "Hugging Face's has one; `--to safetensors` needs none"
             )
-        text = Tokenizer(companions[TOKENIZER_FILE])
+        text = Tokenizer.of_model(companions.__getitem__, TOKENIZER_FILE, model.vocabulary_size)
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), text.end_of_text)
         settings = self._settings(model, data)
         earlier = {old: settings[new] for old, new in self.keys.earlier.items()}

@@ -37,4 +37,5 @@ class GPT(Task[GPTConfig]):
 
     def text(self, model: GPTConfig, data: TextConfig, companion: Callable[[str], bytes]) -> TextCodec:
         """It reads and writes with the tokenizer of its data."""
-        return TokenizedText(Tokenizer(companion(TOKENIZER_FILE)), data.sequence_length)
+        tokenizer = Tokenizer.of_model(companion, TOKENIZER_FILE, model.vocabulary_size)
+        return TokenizedText(tokenizer, data.sequence_length)

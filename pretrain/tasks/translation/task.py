@@ -52,7 +52,7 @@ class Translation(Task[TranslatorConfig]):
         self, model: TranslatorConfig, data: TranslationConfig, companion: Callable[[str], bytes]
     ) -> Translator:
         """It reads and writes with the tokenizers of its data."""
-        return PairTranslator(data, companion)
+        return PairTranslator(codec_of(model, companion), data)
 
     def examples(
         self,
@@ -63,4 +63,9 @@ class Translation(Task[TranslatorConfig]):
     ) -> Translations:
         """They are translations by greedy search."""
         vocabulary, longest = model.target_vocabulary_size, data.max_target_length
-        return Translations(PairCodec(companion), vocabulary, longest, mesh.tensor)
+        return Translations(codec_of(model, companion), vocabulary, longest, mesh.tensor)
+
+
+def codec_of(model: TranslatorConfig, companion: Callable[[str], bytes]) -> PairCodec:
+    """It returns what turns the sentences of a model into ids and back. Raises DataError."""
+    return PairCodec(companion, (model.source_vocabulary_size, model.target_vocabulary_size))

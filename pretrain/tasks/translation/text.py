@@ -13,10 +13,14 @@ class PairCodec:
     Both tokenizers are lossless: what data was made of comes back character by character, nothing is normalised.
     """
 
-    def __init__(self, companion: Callable[[str], bytes]) -> None:
-        """`companion` returns a tokenizer by its name in checkpoints. Raises DataError for what is none."""
+    def __init__(self, companion: Callable[[str], bytes], sizes: tuple[int, int]) -> None:
+        """`companion` returns a tokenizer by its name in checkpoints; `sizes` are those of the model's vocabularies.
+
+        Raises DataError for what is none, or has more ids than the model.
+        """
         self._source, self._target = (
-            _Side(Tokenizer(companion(name), name)) for name in (SOURCE_TOKENIZER, TARGET_TOKENIZER)
+            _Side(Tokenizer.of_model(companion, name, size))
+            for name, size in zip((SOURCE_TOKENIZER, TARGET_TOKENIZER), sizes, strict=True)
         )
         self.end_of_text = self._target.tokenizer.end_of_text
         """It begins what the decoder reads, and ends what it says."""

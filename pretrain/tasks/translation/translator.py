@@ -3,7 +3,7 @@
 B  sources, S  tokens of the longest
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -29,9 +29,8 @@ from pretrain.tasks.translator import Ends, Translator
 class PairTranslator(Translator):
     """It translates from the source's language into the target's."""
 
-    def __init__(self, data: TranslationConfig, companion: Callable[[str], bytes]) -> None:
-        """`companion` returns a tokenizer by its name in checkpoints. Raises DataError for what is none."""
-        self._codec = PairCodec(companion)
+    def __init__(self, codec: PairCodec, data: TranslationConfig) -> None:
+        self._codec = codec
         end = self._codec.end_of_text
         self.ends = Ends(end, end, PADDING, data.max_target_length)
         self.longest_source = data.max_source_length

@@ -20,7 +20,7 @@ from pretrain.commands.__main__ import main
 from pretrain.config.loader import load_config
 from pretrain.ledger.file import read_ledger
 from pretrain.ledger.record import Kind
-from pretrain.run_folder import LEDGER
+from pretrain.run_folder import LEDGER, METRICS
 
 ROOT = Path(__file__).parents[3]
 BEFORE, AFTER = Layout(tensor=2), Layout(pipeline=2, accumulation=3)
@@ -107,6 +107,12 @@ def flip_a_bit(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def link_metrics(folder: Path) -> None:
+    metrics = folder.parents[1] / METRICS
+    metrics.rename(metrics.with_name("elsewhere"))
+    metrics.symlink_to("elsewhere")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...], int, str]] = {
     "a damaged source": (flip_a_bit, (), 4, "SHA-256 differs"),
     "a condemned one": (
@@ -153,6 +159,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...], int, str]] =
         ("", "--set", 'optimizer={kind = "sgd", learning_rate = 0.1}'),
         2,
         "optimizer.kind = sgd",
+    ),
+    "metrics that cannot be read": (
+        link_metrics,
+        (),
+        4,
+        "copy/metrics.jsonl: is a symbolic link, and none is followed here\n",
+    ),
+    "a changed ledger": (
+        lambda folder: (folder.parents[1] / LEDGER).write_bytes(b"\xff\n"),
+        (),
+        4,
+        "copy/ledger.jsonl:1: ",
     ),
     "a key that there is not": (lambda folder: None, ("", "--set", "run.step=1"), 2, "run.steps"),
 }

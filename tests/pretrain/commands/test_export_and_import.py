@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import keyword
 import re
 import shutil
+import string
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -20,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from data_pipeline.text.batch import TokenBatch
 from data_pipeline.text.source import TextSource
-from data_pipeline.text.tokenizer import Tokenizer
+from data_pipeline.text.tokenizer import Tokenizer, train_tokenizer
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.commands.__main__ import main
 from pretrain.config.loader import load_config
@@ -134,8 +136,16 @@ def test_an_export_is_used_like_the_checkpoint(
         (lambda out: (out / "tokenizer.model").unlink(), r"tokenizer\.model: No such file"),
         (lambda out: (out / "model.safetensors").write_bytes(b"\0"), "model.safetensors"),
         (lambda out: (out / "config.toml").unlink(), "config.toml"),
+        (
+            lambda out: other_tokenizer(out / "tokenizer.model"),
+            "tokenizer.model: has 600 ids, but the model's",
+        ),
+        (
+            lambda out: widened(out / "config.toml"),
+            r"embedding\.weight: has shape .*10000000\) in this model",
+        ),
     ],
-    ids=["tokenizer", "tensors", "settings"],
+    ids=["tokenizer", "tensors", "settings", "other-tokenizer", "other-settings"],
 )
 def test_a_damaged_export_is_told(
     damage: Callable[[Path], object],
@@ -147,8 +157,19 @@ def test_a_damaged_export_is_told(
     assert main(["export", f"{finished}/test", "--to", "safetensors", "--out", f"{tmp_path}/out"]) == 0
     damage(tmp_path / "out")
     capsys.readouterr()
-    assert main(["generate", f"{tmp_path}/out", "--prompt", "the run"]) in (2, 4)
+    assert main(["generate", f"{tmp_path}/out", "--prompt", "the run"]) in (2, 3, 4)
     assert re.search(words, capsys.readouterr().err)
+
+
+def other_tokenizer(path: Path) -> None:
+    """It puts one there that has more ids than the model has rows."""
+    texts = [f"{number} {word}" for number in range(300) for word in ("keeps", "pieces", "of", "its", "own")]
+    path.write_bytes(train_tokenizer([*texts, string.printable * 9, *keyword.kwlist], 600).model)
+
+
+def widened(path: Path) -> None:
+    """It asks for a model that no memory holds."""
+    path.write_text(re.sub("(?m)^hidden_size = .*", "hidden_size = 10000000", path.read_text()))
 
 
 # Import

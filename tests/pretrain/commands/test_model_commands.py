@@ -23,13 +23,20 @@ def parser():
     parser.add_argument("--height", type=int)
     return parser
 '''
-RUN = """from data_pipeline.errors import DataError
+RUN = """import torch
+from data_pipeline.errors import DataError
 from pretrain.errors import CheckpointError
 def run(options):
     if options.height == 1:
         raise DataError("no water\\x1b[2J at https://user:secret@host/x")
     if options.height == 2:
         raise CheckpointError("no waves")
+    if options.height == 3:
+        torch.empty(2**50, dtype=torch.uint8)
+    if options.height == 4:
+        bytes(2**50)
+    if options.height == 5:
+        torch.zeros(1) @ torch.zeros(2)
     return 7
 """
 
@@ -69,6 +76,18 @@ def test_a_command_is_run(
     add("import_", "raise ImportError", "raise ImportError")
     assert main(["waves", *words]) == code
     assert capsys.readouterr().err == (f"surefoot waves: error: {told}\n" if told else "")
+
+
+@pytest.mark.parametrize("height", ["3", "4"])
+def test_lack_of_memory_is_no_fault_of_ours(
+    add: Callable[[str, str, str], None], height: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every model meets it that is too large; all other errors of torch are ours."""
+    add("waves", OPTIONS, RUN)
+    assert main(["waves", "--height", height]) == 4
+    assert capsys.readouterr().err.startswith("surefoot waves: error: the memory does not suffice")
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        main(["waves", "--height", "5"])
 
 
 @pytest.mark.parametrize(

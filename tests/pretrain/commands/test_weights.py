@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.distributed import run_distributed
 from support.runs import run_config, run_to_end
 from support.training import Layout
 
+from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.commands.__main__ import main
 from pretrain.commands.weights.run import norm_of
@@ -54,6 +56,21 @@ def test_a_conversion_changes_none(run: Path, tmp_path: Path, capsys: pytest.Cap
     )
     capsys.readouterr()
     assert listed(capsys, str(run)) == listed(capsys, str(tmp_path / "out"))
+
+
+def test_names_do_not_control_a_terminal(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(open_sealed(run).folder, tmp_path / open_sealed(run).folder.name))
+    manifest = json.loads((copied / MANIFEST).read_text())
+    for path in copied.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes().replace(b'"exp_avg/', b'"\\u001b[/'))
+        manifest["files"][path.name]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    assert main(["weights", str(copied), "--moments"]) == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert r"  \x1b[" in told
 
 
 def test_what_is_not_finite_has_no_norm() -> None:

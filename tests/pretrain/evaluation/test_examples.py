@@ -30,7 +30,7 @@ from pretrain.evaluation.examples import dealt_out, open_examples
 from pretrain.evaluation.validate import Validation
 from pretrain.tasks.registry import TASKS
 from pretrain.tasks.translation.examples import MORE, TIMES_SOURCE, Translations
-from pretrain.tasks.translation.text import PairCodec
+from pretrain.tasks.translation.task import codec_of
 
 SAMPLES = 7
 """Of 11: data ranks cannot share them evenly."""
@@ -79,7 +79,7 @@ def one_by_one(config: RunConfig, model: nn.Module) -> list[str]:
     """What greedy search finds, written down as one does: sentence by sentence, without padding."""
     found = {}
     with held_out(config) as validation:
-        codec = PairCodec(validation.companions.__getitem__)
+        codec = codec_of(config.model, validation.companions.__getitem__)
         for step, batches in enumerate(validation):
             rows = [pair for batch in batches for pair in zip(batch.source_BS, batch.inputs_BT, strict=True)]
             for number, (source_S, inputs_T) in zip(validation.numbers(step), rows, strict=True):

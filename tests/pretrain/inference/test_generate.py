@@ -110,3 +110,8 @@ def test_characters_are_not_cut_at_the_limit(
 def test_nothing_is_text_too(model: LoadedModel, tokenizer: Tokenizer) -> None:
     assert text_of(model, tokenizer, "the run", DRAWN, limit=0) == []
     assert text_of(model, tokenizer, "", Sampling(temperature=2.0))
+
+
+def test_a_large_window_takes_no_more_memory_than_is_written(model: LoadedModel) -> None:
+    wide = list(next_tokens(model, 10**15, PROMPT, Sampler(DRAWN), 5))
+    assert wide == list(next_tokens(model, len(PROMPT) + 5, PROMPT, Sampler(DRAWN), 5))

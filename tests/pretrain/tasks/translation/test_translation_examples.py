@@ -22,7 +22,7 @@ CAT, DOG = TOKENIZER.encode("Katze"), TOKENIZER.encode("Hund")
 
 
 def make_task(alone: ParallelMesh, longest: int = 100) -> Translations:
-    return Translations(PairCodec(lambda name: TOKENIZER.model), SIZE, longest, alone.tensor)
+    return Translations(PairCodec(lambda name: TOKENIZER.model, (SIZE, SIZE)), SIZE, longest, alone.tensor)
 
 
 def make_batch(*pairs: tuple[str, str]) -> PairBatch:

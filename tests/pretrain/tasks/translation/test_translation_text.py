@@ -18,6 +18,7 @@ from pretrain.tasks.translation.text import PairCodec
 from pretrain.tasks.translation.translator import PairTranslator
 
 ENGLISH = ["two dogs run in the snow", "a man rides an old red bicycle", "children play by the water"]
+SIZE = 300
 GERMAN = ["Zwei Hunde laufen im Schnee.", "Ein Mann fährt ein altes rotes Fahrrad.", "Kinder am Wasser"]
 HYPOTHESES = [
     "Zwei Hunde rennen im Schnee.",
@@ -29,12 +30,12 @@ HYPOTHESES = [
 @pytest.fixture(scope="module")
 def tokenizers() -> dict[str, Tokenizer]:
     sides = {"source.model": ENGLISH, "target.model": GERMAN}
-    return {name: train_tokenizer(texts * 5, 300) for name, texts in sides.items()}
+    return {name: train_tokenizer(texts * 5, SIZE) for name, texts in sides.items()}
 
 
 @pytest.fixture
 def codec(tokenizers: dict[str, Tokenizer]) -> PairCodec:
-    return PairCodec(lambda name: tokenizers[name].model)
+    return PairCodec(lambda name: tokenizers[name].model, (SIZE, SIZE))
 
 
 def test_either_side_has_its_tokenizer(codec: PairCodec, tokenizers: dict[str, Tokenizer]) -> None:
@@ -62,8 +63,8 @@ def test_anything_that_a_model_says_is_decoded(codec: PairCodec, tokenizers: dic
         codec.decode([token])
 
 
-def test_a_blank_source_is_nothing_to_be_translated(tokenizers: dict[str, Tokenizer], tmp_path: Path) -> None:
-    translator = PairTranslator(translation_config(Layout()).data, lambda name: tokenizers[name].model)
+def test_a_blank_source_is_nothing_to_be_translated(codec: PairCodec, tmp_path: Path) -> None:
+    translator = PairTranslator(codec, translation_config(Layout()).data)
     (tmp_path / "source").write_text("\ntwo dogs\n \t\n")
     (tmp_path / "target").write_text("Zwei\nHunde\n\n")
     (batch,) = translator.batches(str(tmp_path / "source"), str(tmp_path / "target"), 8)
@@ -81,7 +82,7 @@ def test_sentences_of_multi30k_come_back_as_they_were() -> None:
         for name in ("train", "test_2016_flickr")
     )
     tokenizer = train_tokenizer(train, 4000)
-    codec = PairCodec(lambda name: tokenizer.model)
+    codec = PairCodec(lambda name: tokenizer.model, (4000, 4000))
     assert len(train) == 29_000
     assert [codec.decode(codec.encode(sentence)) for sentence in [*train, *test]] == [*train, *test]
 
