@@ -113,7 +113,9 @@ def read_audio(path: Path, form: AudioForm, span: Span = WHOLE) -> Audio:
             if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
                 raise AudioRefused("has a sample rate that no recording has", f"{file.samplerate} Hz")
             first, frames = _extent(file, span, form.longest_seconds)
-            channel = form.channel if span.channel is None else span.channel
+            channel = span.channel
+            if channel is None and file.channels > 1:
+                channel = form.channel
             mono_N = _mono(file, first, frames, channel)
             changes = list(_changes(file, form.sample_rate, channel))
     if not np.isfinite(mono_N).all():

@@ -33,7 +33,7 @@ class SpeechCollator:
 
     def __init__(self, manifest: SpeechManifest, data: SpeechConfig) -> None:
         self._manifest = manifest
-        self._most = round(manifest.longest_seconds * manifest.sample_rate)
+        self._most = most_samples(manifest)
         self._features = LogMel(data)
         self._augmentation = Augmentation(data.augmentation, manifest.sample_rate)
         self._silence_TM = torch.zeros(1, data.mel_bins)
@@ -66,6 +66,11 @@ class SpeechCollator:
         speed = self._augmentation.speed(sample.chance)
         features_TM = normalized(self._features(self._augmentation.perturbed(audio_N, speed)))
         return self._augmentation.masked(features_TM, sample.chance), units
+
+
+def most_samples(manifest: SpeechManifest) -> int:
+    """It counts the samples of audio of the longest utterance."""
+    return round(manifest.longest_seconds * manifest.sample_rate)
 
 
 def decode_units(content: memoryview, count: int) -> NDArray[np.uint16]:

@@ -20,8 +20,9 @@ from data_pipeline.shards.arrays import parsed_array
 from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.shards.storage import data_errors
 from data_pipeline.source import Buckets, Source
+from data_pipeline.speech.audio import decode_flac
 from data_pipeline.speech.batch import SpeechBatch
-from data_pipeline.speech.collate import SpeechCollator, decode_units
+from data_pipeline.speech.collate import SpeechCollator, decode_units, most_samples
 from data_pipeline.speech.config import SpeechConfig
 from data_pipeline.speech.manifest import SpeechManifest
 from data_pipeline.speech.units import UNITS_FILES, Units, parse_units
@@ -79,11 +80,15 @@ class SpeechSource(Source[SpeechManifest, SpeechConfig, SpeechBatch]):
         return Buckets(_lengths(dataset)[:, :1], data.bucket_size)
 
     def describer(self, dataset: Dataset[SpeechManifest]) -> Callable[[Sample], str]:
-        """It returns what tells transcripts, with the units that lie beside the dataset."""
-        units = _units_beside(dataset)
+        """It returns what tells seconds and transcripts, with the units that lie beside the dataset."""
+        units, manifest = _units_beside(dataset), dataset.manifest
 
         def describe(sample: Sample) -> str:
-            return units.decode(decode_units(sample.fields[1], units.count).tolist())
+            flac, stored = sample.fields
+            seconds = (
+                len(decode_flac(flac, manifest.sample_rate, most_samples(manifest))) / manifest.sample_rate
+            )
+            return f"{seconds:.2f} s: {units.decode(decode_units(stored, units.count).tolist())}"
 
         return describe
 

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import webdataset
-from support.speech import RATE, tone, wav, write_manifest
+from support.speech import RATE, encoded, tone, wav, write_manifest
 
 from data_pipeline.__main__ import main
 from data_pipeline.speech.prepare import held_out
-from data_pipeline.speech.units import read_units
+from data_pipeline.speech.units import CharacterUnits, read_units
+from data_pipeline.text.tokenizer import train_tokenizer
 
 SPEAKERS = ("ann", "bob", "eve", "joe")
 OPTIONS = ("--workers", "1", "--sample-rate", RATE, "--seed", 1)
@@ -88,6 +92,7 @@ def test_a_manifest_becomes_shards(tmp_path: Path, rows: list[dict[str, object]]
     assert not (out / "validation").exists()
 
 
+@pytest.mark.slow
 def test_the_same_is_made_by_any_number_of_workers(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     for workers in (1, 2):
         assert run(tmp_path / f"{workers}", "--manifest", listed(tmp_path, rows), "--workers", workers) == 0
@@ -141,3 +146,287 @@ def test_what_is_held_out_is_at_most_the_share_but_something() -> None:
             assert count <= share * sum(groups.values()) or chosen == {"speaker 0"}
             assert chosen
     assert len({held_out(groups, 0.2, seed) for seed in range(5)}) > 1
+
+
+def test_validation_is_what_is_named(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    words = ["--manifest", listed(tmp_path, rows[:15], "a.jsonl")]
+    words += [
+        "--validation-manifest",
+        listed(tmp_path, rows[15:19], "b.jsonl"),
+        listed(tmp_path, rows[19:], "c.jsonl"),
+    ]
+    assert run(tmp_path / "out", *words, "--alphabet", "number 0123456789") == 0
+    assert transcripts(tmp_path / "out") == [f"number {number}" for number in range(15)]
+    assert transcripts(tmp_path / "out", "validation") == [f"number {number}" for number in range(15, 20)]
+
+
+def test_one_voice_cannot_be_held_out(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--manifest", listed(tmp_path, rows[::4])]
+    assert run(tmp_path / "out", *words) == 3
+    assert "all 5 utterances are of one speaker or recording" in capsys.readouterr().err
+    assert run(tmp_path / "out", *words, "--validation-fraction", 0) == 0
+
+
+def test_copies_are_counted(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stay: what is given is not for us to judge. One is there with another transcript, and is none."""
+    train = listed(tmp_path, [*rows, rows[3], rows[3], {**rows[3], "text": "number 1"}], "a.jsonl")
+    assert (
+        run(tmp_path / "out", "--manifest", train, "--validation-manifest", listed(tmp_path, rows[:4])) == 0
+    )
+    said = capsys.readouterr().out
+    assert re.search(
+        r"out/train: 23 utterances .*, 2 that were there before \(same audio, same transcript\)\n", said
+    )
+    assert re.search(r"out/validation: 4 utterances .*, 4 that are in train as well\n", said)
+    assert summary(tmp_path / "out")["repeated"] == {"train": 2, "validation": 0}
+
+
+# Transcripts
+
+
+def test_transcripts_are_spelled_alike(tmp_path: Path) -> None:
+    corpus(tmp_path / "raw", 2)
+    rows = [row("0.wav", " Two\twords\u00a0here "), row("1.wav", "cafe\u0301 \u0130")]
+    words = ["--manifest", listed(tmp_path, rows), "--validation-fraction", 0]
+    assert run(tmp_path / "out", *words) == 0
+    assert transcripts(tmp_path / "out") == ["Two words here", "caf\u00e9 \u0130"]
+    assert run(tmp_path / "low", *words, "--lowercase") == 0
+    assert transcripts(tmp_path / "low") == ["two words here", "caf\u00e9 i\u0307"]
+
+
+def test_pieces_are_units_too(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    words = ["--manifest", listed(tmp_path, rows), "--validation-fraction", 0]
+    assert run(tmp_path / "out", *words, "--units", "pieces", "--vocabulary-size", 280) == 0
+    assert transcripts(tmp_path / "out") == [f"number {number}" for number in range(20)]
+    assert manifest(tmp_path / "out")["units"] == {
+        "file": "units.model",
+        "sha256": manifest(tmp_path / "out")["units"]["sha256"],
+        "count": 280,
+    }
+    assert manifest(tmp_path / "out")["unit_total"] < 20 * len("number 1")
+
+
+def test_units_can_be_those_of_other_data(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    """Of a file of either kind, also of a tokenizer for text."""
+    words = ["--manifest", listed(tmp_path, rows), "--validation-fraction", 0]
+    files = {
+        "units.json": CharacterUnits("abcdefghijklmnopqrstuvwxyz 0123456789").content,
+        "tokenizer.model": train_tokenizer(["number one two 3 4 5"] * 9, 280).model,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert run(tmp_path / f"out-{name}", *words, "--units", tmp_path / name) == 0
+        file = manifest(tmp_path / f"out-{name}")["units"]["file"]
+        assert (tmp_path / f"out-{name}" / file).read_bytes() == content
+        assert transcripts(tmp_path / f"out-{name}") == [f"number {number}" for number in range(20)]
+    (tmp_path / "none").write_bytes(b"{}")
+    assert run(tmp_path / "out", *words, "--units", tmp_path / "none") == 3
+
+
+def test_all_that_decides_is_recorded(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    words = ["--manifest", listed(tmp_path, rows)]
+    assert run(tmp_path / "out", *words) == 0
+    for others in (
+        ["--sample-rate", 16_000],
+        ["--channel", 0],
+        ["--max-seconds", 30],
+        ["--units", "pieces"],
+        ["--alphabet", "number 0123456789"],
+        ["--lowercase"],
+        ["--frame-seconds", 0.04],
+        ["--left-out-budget", 0.5],
+        ["--validation-fraction", 0.5],
+        ["--shard-samples", 9],
+        ["--seed", 2],
+        ["--validation-manifest", listed(tmp_path, rows, "other.jsonl")],
+    ):
+        assert run(tmp_path / "out", *words, *others) == 2, others
+
+
+# What is left out
+
+
+BAD: dict[str, tuple[bytes | None, dict[str, object], str]] = {
+    "silent": (wav(np.zeros(8000, np.int16)), {}, "is silent"),
+    "empty": (wav(np.zeros(0, np.int16)), {}, "holds no audio"),
+    "nothing": (b"", {}, "is an empty file"),
+    "missing": (None, {}, "cannot be read: No such file or directory"),
+    "cut": (wav(tone(1.0))[:-5000], {}, "is cut: it is shorter than its header says"),
+    "broken": (encoded(tone(1.0), "FLAC", "PCM_16")[:-500], {}, "is damaged, or no audio"),
+    "text": (b"one two three four", {}, "is no WAV, FLAC or Ogg"),
+    "long": (wav(tone(5.1)), {}, "is longer than 5 s"),
+    "nan": (encoded(np.full(8000, np.nan, np.float32), "WAV", "FLOAT"), {}, "no numbers (NaN or infinite)"),
+    "outside": (wav(tone(1.0)), {"text": "number \u03c0"}, "has characters that are no units"),
+    "unsaid": (wav(tone(1.0)), {"text": "  "}, "has no transcript"),
+    "untold": (wav(tone(1.0)), {"text": None}, "has no transcript"),
+    "control": (wav(tone(1.0)), {"text": "a\u001bb"}, "has a transcript with control characters"),
+    "quick": (wav(tone(0.2)), {}, "is too short for its transcript, with 0.033 s a unit"),
+    "beyond": (wav(tone(1.0)), {"offset": 0.5, "duration": 2.0}, "ends before the span that is meant"),
+}
+"""Name -> file, what its row has, and the reason."""
+
+
+def spoiled(folder: Path, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """It returns rows with one of each kind among them, that cannot be used."""
+    for name, (content, _, _) in BAD.items():
+        if content is not None:
+            (folder / "raw" / name).write_bytes(content)
+    return [
+        *rows[:10],
+        *(row(name, **{"text": "number 1", **keys}) for name, (_, keys, _) in BAD.items()),
+        *rows[10:],
+    ]
+
+
+STRICT = ["--max-seconds", 5, "--alphabet", "number 0123456789", "--validation-fraction", 0]
+
+
+def test_each_bad_utterance_is_named_with_its_reason_and_nothing_else_is_lost(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = listed(tmp_path, spoiled(tmp_path, rows))
+    assert run(tmp_path / "out", "--manifest", path, *STRICT, "--left-out-budget", 0.5) == 0
+    printed = capsys.readouterr()
+    assert transcripts(tmp_path / "out") == [f"number {number}" for number in range(20)]
+    for name, (_, _, reason) in BAD.items():
+        (line,) = [line for line in printed.err.splitlines() if f" {name} ({path}, line" in line]
+        assert line.startswith("left out: ")
+        assert reason in line
+    left_out = summary(tmp_path / "out")["left_out"]["train"]
+    assert sum(left_out.values()) == len(BAD)
+    for reason, count in left_out.items():
+        assert f"left out {count}: {reason}" in printed.out
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_more_than_the_budget_ends_the_command(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    bad = [row for row in spoiled(tmp_path, rows) if row["audio_filepath"] == name]
+    path = listed(tmp_path, [*rows, *bad])
+    assert run(tmp_path / "out", "--manifest", path, *STRICT) == 3
+    said = capsys.readouterr().err
+    assert "1 of 21 utterances cannot be used so far, more than --left-out-budget 0.01 allows: 1 " in said
+    assert f"(first {name} ({path}, line 21" in said
+    assert BAD[name][2] in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_done_to_audio_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "raw").mkdir()
+    stereo = np.stack([tone(1.0, 300), tone(1.0, 400)], 1)
+    loud = (1.5 * np.sin(np.arange(8000) / 9)).astype(np.float32)
+    files = {
+        "plain": wav(tone(1.0)),
+        "stereo": wav(stereo),
+        "fast": wav(tone(1.0, rate=16_000), 16_000),
+        "slow": wav(tone(1.0, 100, rate=4_000), 4_000),
+        "loud": encoded(loud, "WAV", "FLOAT"),
+        "deep": encoded(tone(1.0, 600), "FLAC", "PCM_24"),
+        "lossy": encoded(tone(1.0), "OGG", "VORBIS"),
+    }
+    for name, content in files.items():
+        (tmp_path / "raw" / name).write_bytes(content)
+    path = listed(tmp_path, [row(name) for name in files])
+    assert run(tmp_path / "out", "--manifest", path, "--validation-fraction", 0) == 0
+    assert summary(tmp_path / "out")["changes"]["train"] == {
+        "of 2 channels their mean taken": 1,
+        "resampled from 16000 Hz": 1,
+        "resampled from 4000 Hz": 1,
+        "rounded to 16 bits": 2,
+        "clipped": 1,
+    }
+    assert "1 of 2 channels their mean taken, 1 resampled from 16000 Hz" in capsys.readouterr().out
+    assert run(tmp_path / "left", "--manifest", path, "--validation-fraction", 0, "--channel", 1) == 0
+    (_, second_N) = list(utterances(tmp_path / "left"))[1]
+    assert np.array_equal(second_N, stereo[:, 1])
+
+
+def test_a_split_without_utterances_says_why(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw/silent").write_bytes(wav(np.zeros(8000, np.int16)))
+    words = [
+        "--manifest",
+        listed(tmp_path, rows),
+        "--validation-manifest",
+        listed(tmp_path, [row("silent", "number 1")], "v"),
+    ]
+    assert run(tmp_path / "out", *words, "--left-out-budget", 0.9) == 3
+    assert "the validation split has no utterance (1 left out: is silent)" in capsys.readouterr().err
+    (tmp_path / "none.jsonl").touch()
+    assert run(tmp_path / "out", "--manifest", tmp_path / "none.jsonl") == 3
+    assert "the corpora of the train split list no utterance" in capsys.readouterr().err
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "name a corpus with --manifest, --librispeech, --kaldi, --lhotse"),
+        (
+            ["--manifest", "x", "--alphabet", "ab", "--units", "pieces"],
+            "--alphabet is for --units characters",
+        ),
+        (["--manifest", "x", "--sample-rate", "96000"], "96000 is not from 1000 to 65535"),
+        (["--manifest", "x", "--channel", "-1"], "-1 is below 0"),
+        (["--manifest", "x", "--max-seconds", "nan"], "nan is not from 0.1 to 86400"),
+        (["--manifest", "x", "--frame-seconds", "0"], "0 is not from 0.001 to 1"),
+        (["--manifest", "x", "--vocabulary-size", "70000"], "70000 is above 65536"),
+        (["--manifest", "x", "--left-out-budget", "1"], "1 is not in [0, 1)"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "out", *words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_nothing_that_is_read_is_replaced(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = listed(tmp_path, rows)
+    elsewhere = write_manifest(
+        tmp_path / "list.jsonl", [{**one, "audio_filepath": f"raw/{one['audio_filepath']}"} for one in rows]
+    )
+    assert run(tmp_path / "raw", "--manifest", path, "--overwrite") == 2
+    assert f"holds the source {path}" in capsys.readouterr().err
+    assert run(tmp_path / "raw", "--manifest", elsewhere, "--overwrite") == 2
+    assert f"holds audio that is read, in {tmp_path / 'raw'}; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "raw/0.wav").exists()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("SUREFOOT_DATA"), reason="SUREFOOT_DATA does not name a folder with speech"
+)
+def test_spoken_digits_are_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recordings of the Free Spoken Digit Dataset; the indexes 0 to 4 are the usual test split."""
+    archive = Path(os.environ["SUREFOOT_DATA"]) / "speech/fsdd.tar"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "raw", filter="data")
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    lists: dict[bool, list[dict[str, object]]] = {True: [], False: []}
+    for path in sorted((tmp_path / "raw").rglob("*.wav")):
+        digit, speaker, index = path.stem.split("_")
+        lists[int(index) < 5].append(row(str(path), names[int(digit)], speaker=speaker))
+    words = [
+        "--manifest",
+        listed(tmp_path, lists[False], "a"),
+        "--validation-manifest",
+        listed(tmp_path, lists[True], "b"),
+    ]
+    assert run(tmp_path / "out", *words) == 0
+    train, validation = manifest(tmp_path / "out"), manifest(tmp_path / "out", "validation")
+    assert (train["samples"], validation["samples"]) == (2243, 250)
+    assert summary(tmp_path / "out")["left_out"]["train"].popitem()[1] == 7
+    assert train["units"]["count"] == 1 + len({*"".join(names)})
+    assert "250 utterances of 0.03 hours at 8000 Hz" in capsys.readouterr().out
