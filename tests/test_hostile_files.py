@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from support.hostile import ODD, anything, changed_bytes, changed_json, changed_value, confined
 from support.numbered_data import write_split
 from support.pairs import pairs_config, write_pairs
+from support.speech import DIGITS, speech_config, tone, wav, write_speech
 from support.training import Layout, make_config
 
 from data_pipeline.errors import DataError
@@ -36,6 +37,12 @@ from data_pipeline.preparing.record import TargetExists, make_once
 from data_pipeline.shards.dataset import Dataset
 from data_pipeline.shards.shard import ShardIndex
 from data_pipeline.shards.storage import LocalFolder
+from data_pipeline.speech.audio import AudioForm, AudioRefused, Span, read_audio
+from data_pipeline.speech.corpora.lhotse import parsed_cut
+from data_pipeline.speech.corpora.nemo import parsed_line
+from data_pipeline.speech.manifest import SpeechManifest
+from data_pipeline.speech.source import SpeechSource
+from data_pipeline.speech.units import parse_units
 from data_pipeline.text.collate import TokenCollator
 from data_pipeline.text.corpus import Corpus
 from data_pipeline.text.manifest import TextManifest
@@ -153,6 +160,67 @@ def read_pair_split(folder: Path, content: bytes) -> None:
         source.collator(dataset.manifest, data)([dataset.read(n) for n in range(min(len(dataset), 20))])
 
 
+def make_speech_manifest(folder: Path) -> Callable[[Chance], bytes]:
+    return changed_manifest(json.loads((write_speech(folder, 3) / "train/manifest.json").read_text()))
+
+
+def read_speech_split(folder: Path, content: bytes) -> None:
+    (folder / "train/manifest.json").write_bytes(content)
+    source, data = SpeechSource(), speech_config(folder)
+    with closing(Dataset(LocalFolder(folder / "train"), SpeechManifest)) as dataset:
+        source.check(dataset, data)
+        source.buckets(dataset, data)
+        samples = [dataset.read(number) for number in range(min(len(dataset), 3))]
+        source.collator(dataset.manifest, data)(samples)
+        "".join(map(source.describer(dataset), filter(lambda sample: sample.fields, samples)))
+
+
+def make_lengths(folder: Path) -> Callable[[Chance], bytes]:
+    """The manifest says what the file is, whatever that is."""
+    lengths_N2 = np.load(write_speech(folder, 3) / "train/lengths.npy")
+
+    def make(chance: Chance) -> bytes:
+        odd, file = lengths_N2.copy(), io.BytesIO()
+        for _ in range(chance.randint(0, 2)):
+            odd[chance.randrange(3), chance.randrange(2)] = chance.choice([-(2**31), -1, 0, 1, 2**31 - 1])
+        np.save(file, odd)
+        content = file.getvalue()
+        for old, new in (
+            (b"(3, 2)", b"(%d, %d)" % (chance.choice([-3, 0, 5, 10**18]), chance.choice([-2, 2, 4, 10**9]))),
+            (b"<i4", chance.choice([b"|O8", b"<f4", b">i4"])),
+            (b"False", b"True "),
+        ):
+            content = content.replace(old, new) if chance.random() < 0.15 else content
+        return content if chance.random() < 0.5 else anything(chance, content)
+
+    return make
+
+
+def read_lengths(folder: Path, content: bytes) -> None:
+    (folder / "train/lengths.npy").write_bytes(content)
+    facts = json.loads((folder / "train/manifest.json").read_text())
+    facts["lengths"] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    stated = {name: value for name, value in facts.items() if name != "fingerprint"}
+    facts["fingerprint"] = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    (folder / "train/manifest.json").write_text(json.dumps(facts))
+    with closing(Dataset(LocalFolder(folder / "train"), SpeechManifest)) as dataset:
+        SpeechSource().buckets(dataset, speech_config(folder))
+
+
+def make_units(folder: Path) -> Callable[[Chance], bytes]:
+    sound = json.loads(DIGITS.content)
+    return lambda chance: (
+        changed_json(chance, sound) if chance.random() < 0.8 else anything(chance, DIGITS.content)
+    )
+
+
+def read_units_file(folder: Path, content: bytes) -> None:
+    units = parse_units("units.json", content)
+    text = units.decode(range(-1, units.count + 1))
+    assert units.decode(units.encode(text)) == text
+    assert parse_units("units.json", units.content).digest == units.digest
+
+
 def make_prepared(folder: Path) -> Callable[[Chance], bytes]:
     return lambda chance: changed_json(chance, PREPARED)
 
@@ -238,6 +306,41 @@ def read_pairs(folder: Path, content: bytes) -> None:
     )
     for pair in ParallelCorpus(raw, ("source", "target")).pairs():
         f"{pair.source}{pair.target}".encode()
+
+
+UTTERANCE = {"audio_filepath": "a/1.wav", "text": "one", "duration": 0.25, "offset": 0.25, "speaker": 7}
+CUT = {
+    "id": "cut",
+    "start": 0.5,
+    "duration": 2.5,
+    "channel": 0,
+    "supervisions": [{"text": "one", "speaker": "ann"}],
+    "recording": {"sources": [{"type": "file", "channels": [0], "source": "/a/1.wav"}], "transforms": None},
+    "type": "MonoCut",
+}
+
+
+def make_utterance(folder: Path) -> Callable[[Chance], bytes]:
+    """It makes a line of a manifest of NeMo."""
+    (folder / "a").mkdir()
+    (folder / "a/1.wav").write_bytes(wav(tone(0.7)))
+    return lambda chance: changed_json(chance, UTTERANCE)
+
+
+def read_utterance(folder: Path, content: bytes) -> None:
+    line = parsed_line(content.decode(errors="surrogateescape"), "line 1")
+    span = Span(line.offset or 0.0, line.duration)
+    read_audio(folder / line.audio_filepath, AudioForm(8000, 5.0), span)
+
+
+def make_cut(folder: Path) -> Callable[[Chance], bytes]:
+    return lambda chance: changed_json(chance, CUT)
+
+
+def read_cut(folder: Path, content: bytes) -> None:
+    utterance = parsed_cut(content.decode(errors="surrogateescape"), "line 1")
+    assert utterance.audio
+    f"{utterance.group} {utterance.name}".encode()
 
 
 # The folder of a run
@@ -599,6 +702,11 @@ FORMATS = {
     "JSON lines": Format(make_lines, read_lines, (DataError,)),
     "pairs": Format(make_pairs, read_pairs, (DataError,)),
     "manifest of pairs": Format(make_pair_manifest, read_pair_split, (DataError,)),
+    "manifest of speech": Format(make_speech_manifest, read_speech_split, (DataError,)),
+    "lengths of speech": Format(make_lengths, read_lengths, (DataError,)),
+    "units of speech": Format(make_units, read_units_file, (DataError,)),
+    "utterance of NeMo": Format(make_utterance, read_utterance, (DataError, AudioRefused)),
+    "cut of lhotse": Format(make_cut, read_cut, (DataError,)),
     "ledger": Format(make_ledger, read_ledger_file, (CheckpointError,)),
     "metrics": Format(make_metrics, read_metrics),
     "heartbeat": Format(make_heartbeat, read_heartbeat),

@@ -106,7 +106,7 @@ def read_audio(path: Path, form: AudioForm, span: Span = WHOLE) -> Audio:
         DataError: this machine cannot read it now.
     """
     with _opened(path) as raw, _decoding():
-        if fault := fault_of_container(raw):
+        if fault := fault_of_container(path, raw):
             raise AudioRefused(fault)
         os.lseek(raw.fileno(), 0, os.SEEK_SET)
         with soundfile.SoundFile(raw.fileno(), closefd=False) as file:
@@ -120,13 +120,12 @@ def read_audio(path: Path, form: AudioForm, span: Span = WHOLE) -> Audio:
             changes = list(_changes(file, form.sample_rate, channel))
     if not np.isfinite(mono_N).all():
         raise AudioRefused("holds samples that are no numbers (NaN or infinite)")
-    mono_N = resampled(mono_N, file.samplerate, form.sample_rate)
-    scaled_N = np.rint(mono_N * FULL_SCALE)
-    if (np.abs(mono_N) * FULL_SCALE > FULL_SCALE + 0.5).any():
-        changes.append("clipped")
-    samples_N = scaled_N.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-    if not len(samples_N):
+    wave_N = resampled(mono_N.clip(-1, 1), file.samplerate, form.sample_rate)
+    if not len(wave_N):
         raise AudioRefused("holds no audio")
+    if max(np.abs(mono_N).max(), np.abs(wave_N).max()) > 1 + 0.5 / FULL_SCALE:
+        changes.append("clipped")
+    samples_N = np.rint(wave_N * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     if int(samples_N.max()) - int(samples_N.min()) <= QUIET:
         raise AudioRefused("is silent")
     return Audio(samples_N, tuple(changes))

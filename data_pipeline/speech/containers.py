@@ -5,7 +5,11 @@ libsndfile reads cut and damaged ones without a word, and knows some twenty more
 
 import os
 import zlib
+from functools import lru_cache
 from io import BufferedReader
+from pathlib import Path
+
+from data_pipeline.files import open_regular
 
 HEADER = 27
 """Bytes of the header of a page of Ogg, before the sizes of its segments."""
@@ -23,9 +27,9 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits in the opposite order."""
 
 
-def fault_of_container(raw: BufferedReader) -> str | None:
-    """It returns what is wrong with an open file, if it is no WAV, FLAC or Ogg, or is a WAV or an Ogg that was cut or
-    damaged. A FLAC is checked by its decoder, frame by frame."""
+def fault_of_container(path: Path, raw: BufferedReader) -> str | None:
+    """It returns what is wrong with a file, which is open as `raw`: that it is no WAV, FLAC or Ogg, or that a WAV or an
+    Ogg was cut or damaged. A FLAC is checked by its decoder, frame by frame. Raises OSError."""
     match raw.read(12):
         case b"":
             return "is an empty file"
@@ -34,14 +38,20 @@ def fault_of_container(raw: BufferedReader) -> str | None:
             is_cut = os.fstat(raw.fileno()).st_size + MISCOUNTED < said < UNKNOWN_SIZE
             return "is cut: it is shorter than its header says" if is_cut else None
         case magic if magic[:4] == b"OggS":
-            return _fault_of_ogg(raw)
+            state = os.fstat(raw.fileno())
+            return _fault_of_ogg(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
         case magic:
             return None if magic[:4] == b"fLaC" else "is no WAV, FLAC or Ogg"
 
 
-def _fault_of_ogg(raw: BufferedReader) -> str | None:
+@lru_cache(64)  # many utterances may be parts of one recording
+def _fault_of_ogg(path: Path, identity: tuple[int, ...]) -> str | None:
+    with open_regular(path, follow=True) as raw:
+        return _fault_of_pages(raw)
+
+
+def _fault_of_pages(raw: BufferedReader) -> str | None:
     """It reads all pages, as RFC 3533 has them: each has a checksum, and the last one says that it is."""
-    raw.seek(0)
     ended = False
     while header := raw.read(HEADER):
         sizes = raw.read(header[-1]) if len(header) == HEADER else b""

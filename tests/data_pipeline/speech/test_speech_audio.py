@@ -1,6 +1,7 @@
 """Audio of all kinds is brought into one form, and what cannot be used says why."""
 
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support.speech import RATE, encoded, tone, wav
 
 from data_pipeline.errors import DataError
+from data_pipeline.speech import containers
 from data_pipeline.speech.audio import (
     AudioForm,
     AudioRefused,
@@ -199,6 +201,30 @@ def test_too_loud_audio_is_clipped_and_told(tmp_path: Path) -> None:
     assert audio.changes == ("rounded to 16 bits", "clipped")
     full = (np.sign(np.sin(np.arange(8000) / 9))).astype(np.float32)  # 1.0 is full scale, not beyond
     assert "clipped" not in read_audio(written(tmp_path, encoded(full, "WAV", "FLOAT")), FORM).changes
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_all_measure_are_clipped(tmp_path: Path) -> None:
+    """And do not become what is no number on the way to another rate."""
+    huge = np.where(np.arange(16_000) % 99 < 50, 3e38, -3e38).astype(np.float32)
+    audio = read_audio(written(tmp_path, encoded(huge, "WAV", "FLOAT", 16_000)), FORM)
+    assert len(audio.samples_N) == RATE
+    assert audio.changes == ("resampled from 16000 Hz", "clipped")
+
+
+def test_pages_of_one_recording_are_looked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many utterances are parts of it; once more where it has changed."""
+    seen: list[str] = []
+    look = containers._fault_of_pages
+    monkeypatch.setattr(containers, "_fault_of_pages", lambda raw: seen.append("page") or look(raw))
+    for content, times in ((OGG, 1), (OGG, 1), (spoiled(OGG), 2)):
+        path = written(tmp_path, content) if len(seen) != 1 or times == 2 else tmp_path / "audio"
+        for start in (0.1, 0.2, 0.3):
+            with suppress(AudioRefused):
+                read_audio(path, FORM, Span(start, 0.5))
+        assert len(seen) == times
 
 
 def test_four_hours_are_refused_by_the_header_and_take_no_memory(tmp_path: Path) -> None:
