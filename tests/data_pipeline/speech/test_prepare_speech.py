@@ -405,6 +405,7 @@ def test_nothing_that_is_read_is_replaced(
     assert (tmp_path / "raw/0.wav").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.environ.get("SUREFOOT_DATA"), reason="SUREFOOT_DATA does not name a folder with speech"
 )
