@@ -93,6 +93,8 @@ def type_name(annotation: Any) -> str:
         return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:
         return type_name(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return f"array of {type_name(get_args(annotation)[0])}s"
     words = {int: "integer", float: "number", bool: "boolean"}
     choices = [part for part in get_args(annotation) if part is not type(None)]
     return " or ".join(map(type_name, choices)) or words.get(annotation, "string")

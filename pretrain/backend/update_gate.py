@@ -29,6 +29,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
+from parallel.statistics import squared_norms
 
 
 class LocalGradient(NamedTuple):
@@ -88,8 +89,7 @@ class UpdateGate(ABC):
         counted = [held.gradient for held in self.gradients() if self.counts(held.parameter)]
         if not counted:
             return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
-        norms = torch.stack(torch._foreach_norm(counted, 2, torch.float32))
-        total = norms.double().square().sum()
+        total = squared_norms(counted).sum()
         return total if self.sharded else total / self._mesh.data.size
 
     def decide(self, norm: float, *, apply: bool) -> None:

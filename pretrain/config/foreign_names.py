@@ -151,6 +151,7 @@ EXAMPLES: dict[str, str] = {
     "data.cache": '"/tmp/surefoot"',
     "optimizer.learning_rate": "3e-4",
     "schedule.decay_steps": "1000",
+    "schedule.step_every": "1000",
     "checkpoint.keep_every": "10000",
     "journal.peak_tflops": "989.0",
     "watchdog.maximum_loss": "20.0",

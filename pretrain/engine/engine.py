@@ -14,6 +14,7 @@ from torch import Tensor
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
 from pretrain.backend.live_state import Tree
+from pretrain.backend.matrices import local_matrices
 from pretrain.backend.pieces import NamedModel, StateSource
 from pretrain.backend.schedule import make_schedule
 from pretrain.backend.setup import build_module, initialize, local_layers
@@ -27,6 +28,7 @@ from pretrain.engine.state import EngineState
 from pretrain.engine.targets import normalise
 from pretrain.models.named import Piece
 from pretrain.optim.groups import parameter_groups
+from pretrain.optim.layerwise import LayerwiseOptimizer
 from pretrain.optim.optimizer import Optimizer, settings_of
 from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
@@ -70,6 +72,9 @@ class TrainEngine:
             gate=self._gate,
             row_bound=partial(RowBound, config) if row_bound_applies(config) else None,
         )
+        named = NamedModel(self._model.outline, list(self._model.layers), mesh)
+        if isinstance(self.optimizer, LayerwiseOptimizer):
+            self.optimizer.matrices = local_matrices(named, self._gate)
         self._probes = Probes(self._model)
         self._state = EngineState(
             self._engine,
@@ -78,7 +83,7 @@ class TrainEngine:
             self._gate,
             self._reparametrization,
             self._probes,
-            NamedModel(self._model.outline, list(self._model.layers), mesh),
+            named,
             optimizer.counting,
         )
         self.evaluator = Evaluator(self._schedule, objective, mesh)

@@ -105,19 +105,93 @@ class SGDConfig(OptimizerConfig):
             )
 
 
-OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (AdamWConfig, SGDConfig)
+class LARSConfig(OptimizerConfig):
+    """LARS (You et al. 2017, arXiv 1708.03888): momentum SGD whose gradient of a matrix, decay included, is scaled by
+    eta |w| / (|g| + weight_decay |w| + epsilon). Biases, normalization gains are moved as by SGD. Of stacked matrices,
+    such as those of queries, keys and values, each has norms of its own."""
+
+    kind: Literal["lars"] = "lars"
+    """Optimizer."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """What an update keeps of the one before; 0 keeps nothing, and no state."""
+    trust_coefficient: float = Field(default=0.001, gt=0)
+    """eta: an update without momentum is as long as its matrix, times eta, times the learning rate."""
+    epsilon: float = Field(default=1e-8, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Weight decay of matrices, coupled, within the scaling. Biases, normalization gains never decay."""
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """It keeps the momentum, if there is any."""
+        return ("momentum_buffer",) if self.momentum else ()
+
+
+class LAMBConfig(OptimizerConfig):
+    """LAMB (You et al. 2020, arXiv 1904.00962): AdamW whose update of a matrix, decay included, is scaled to the length
+    of the matrix, times the learning rate. Biases, normalization gains are moved as by AdamW. Of stacked matrices, such
+    as those of queries, keys and values, each has norms of its own."""
+
+    kind: Literal["lamb"] = "lamb"
+    """Optimizer."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of matrices, within the scaling. Biases, normalization gains never decay."""
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """It keeps both moments."""
+        return "exp_avg", "exp_avg_sq"
+
+
+class AdagradConfig(OptimizerConfig):
+    """Adagrad (Duchi et al. 2011), in the form of torch: a gradient over the root of the sum of all squares so far."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    """Optimizer."""
+    epsilon: float = Field(default=1e-10, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of matrices, coupled: `weight_decay` times the weight is added to its gradient, after clipping.
+    Biases, normalization gains never decay."""
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """It keeps the sum of squares."""
+        return ("sum",)
+
+    @property
+    def update_bound(self) -> float | None:
+        """|g| is at most the root of a sum that g^2 is part of. It holds for an epsilon that squares do not underflow
+        beside, and is that of the whole update: with weight decay, which is within it, there is none beside that."""
+        return 1.0 if self.epsilon >= SMALLEST_EPSILON and not self.weight_decay else None
+
+
+OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (
+    AdamWConfig,
+    SGDConfig,
+    LARSConfig,
+    LAMBConfig,
+    AdagradConfig,
+)
 """The [optimizer] section of every optimizer, that of the default `optimizer.kind` first."""
 
 
 class ScheduleConfig(Section):
     """Learning rate over applied updates, as a factor of the peak."""
 
-    kind: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
-    """Shape after warmup: `wsd` is warmup-stable-decay."""
+    kind: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd", "step"] = "cosine"
+    """Shape after warmup: `wsd` is warmup-stable-decay, `step` goes down by steps."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates of linear warmup."""
     decay_steps: int | None = Field(default=None, gt=0)
     """`wsd`: the last updates of the run, which decay (none: a fifth); else the update at which
     the decay ends (none: the last of the run)."""
     minimum_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Learning rate at the end of the decay, relative to the peak."""
+    """Learning rate at the end of the decay, relative to the peak; no schedule that decays goes below it."""
+    step_factor: float = Field(default=0.5, gt=0, lt=1)
+    """`step`: what a step multiplies the learning rate with."""
+    step_every: int | None = Field(default=None, gt=0)
+    """`step`: updates between two steps, the first that many after the warmup; or name the steps by `milestones`."""
+    milestones: tuple[int, ...] = ()
+    """`step`: updates that are done at each step, in rising order, such as [1000, 1500]."""

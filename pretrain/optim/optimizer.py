@@ -58,9 +58,9 @@ class Optimizer(ABC, Generic[Config]):
     def build(self, groups: Groups) -> torch.optim.Optimizer:
         """It returns the optimizer of a rank's weights."""
 
-    @abstractmethod
     def gamma_optimizer(self, gammas: Sequence[Tensor]) -> torch.optim.Optimizer:
         """It returns the optimizer of scalars in fp32: the same method without weight decay."""
+        return self.build([{"params": list(gammas), "weight_decay": 0.0}])
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """A schedule gives the learning rate of every update."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 
 from pretrain.optim.config import ScheduleConfig
 
@@ -17,6 +19,12 @@ def decay_start(total: int, config: ScheduleConfig) -> int:
     return total - (config.decay_steps or max(total // 5, 1))
 
 
+def steps_down(total: int, config: ScheduleConfig) -> Sequence[int]:
+    """It returns the updates, of a run of `total`, that a `step` schedule goes down at."""
+    every = config.step_every
+    return range(config.warmup_steps + every, total, every) if every else config.milestones
+
+
 def _decay(update: int, total: int, config: ScheduleConfig) -> float:
     """It returns the factor after warmup."""
     floor = config.minimum_ratio
@@ -25,6 +33,8 @@ def _decay(update: int, total: int, config: ScheduleConfig) -> float:
     if config.kind == "inverse_sqrt":
         # Vaswani et al. 2017, arXiv 1706.03762, section 5.3, continuous at the end of warmup.
         return max(floor, math.sqrt(max(config.warmup_steps, 1) / (update + 1)))
+    if config.kind == "step":
+        return max(floor, config.step_factor ** bisect_right(steps_down(total, config), update))
     if config.kind == "wsd":
         # Warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395), with a linear decay.
         return 1 - (1 - floor) * _progress(update, decay_start(total, config), total)

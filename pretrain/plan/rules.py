@@ -5,7 +5,7 @@ from math import gcd
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
-from pretrain.optim.schedule import decay_start
+from pretrain.optim.schedule import decay_start, steps_down
 
 Rule = Callable[[RunConfig, int], Iterator[Problem]]
 
@@ -162,6 +162,30 @@ def schedule_fits_run(config: RunConfig, world_size: int) -> Iterator[Problem]:
         )
 
 
+def steps_of_schedule_fit(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    """A `step` schedule says in one way where its steps are, others in none; and each step lies within the decay."""
+    schedule, steps = config.schedule, config.run.steps
+    every, milestones = schedule.step_every, schedule.milestones
+    example = (
+        f"for example milestones = [{steps // 2}, {steps * 3 // 4}], or step_every = {max(steps // 4, 1)}"
+    )
+    if schedule.kind != "step":
+        for name, value in (("step_every", every), ("milestones", list(milestones))):
+            if value:
+                rule = f'is of kind "step" alone, and the schedule is of kind "{schedule.kind}"'
+                yield Problem(f"schedule.{name}", rule, 'for example kind = "step"', str(value))
+    elif (every is None) == (not milestones):
+        rule = f"must be given, or step_every, and not both, with kind = {schedule.kind}: they say where its steps are"
+        yield Problem("schedule.milestones", rule, example, str(list(milestones)))
+    elif list(milestones) != sorted(set(milestones)):
+        rule = "must rise: they are updates, in order"
+        yield Problem("schedule.milestones", rule, example, str(list(milestones)))
+    elif not all(schedule.warmup_steps < at < steps for at in (steps_down(steps, schedule) or (steps,))):
+        key, value = ("step_every", every) if every else ("milestones", list(milestones))
+        rule = f"must put steps behind schedule.warmup_steps = {schedule.warmup_steps} and before run.steps = {steps}"
+        yield Problem(f"schedule.{key}", rule, example, str(value))
+
+
 def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Problem]:
     every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every
     if kept and kept % every:
@@ -187,6 +211,7 @@ RULES: tuple[Rule, ...] = (
     model_fits,
     optimizer_fits,
     schedule_fits_run,
+    steps_of_schedule_fit,
     kept_checkpoints_exist,
     snapshot_store_turns_over,
 )

@@ -14,7 +14,7 @@ from data_pipeline.reading.ranges import SampleRange
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory
-from pretrain.optim.schedule import decay_start
+from pretrain.optim.schedule import decay_start, steps_down
 from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.detectors import Detectors, Findings
 from pretrain.watchdog.health import Health
@@ -111,11 +111,14 @@ class Watchdog:
         self.health.forget_losses()
 
     def _switch_at(self, state: TrainState) -> str:
-        schedule = self._config.schedule
-        if schedule.kind != "wsd" or state.vetoes_in_a_row:
+        schedule, total = self._config.schedule, self._config.run.steps
+        if state.vetoes_in_a_row:
             return ""
-        begins = state.updates == decay_start(self._config.run.steps, schedule)
-        return "the learning rate begins to decay" if begins else ""
+        if schedule.kind == "wsd" and state.updates == decay_start(total, schedule):
+            return "the learning rate begins to decay"
+        if schedule.kind == "step" and state.updates in steps_down(total, schedule):
+            return "the learning rate goes down by a step"
+        return ""
 
     def plan(self, verdict: Verdict) -> RollbackPlan:
         """It returns the rollback that the last verdict asks for."""

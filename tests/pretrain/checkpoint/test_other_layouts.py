@@ -37,6 +37,8 @@ MLRA = {"attention": {"kind": "mlra", "rank": 16}}
 SHARDED = {"attention": {"kind": "mlra", "rank": 16, "down_projection": "sharded"}}
 SIGMA = {"reparametrization": "sigma"}
 SGD = {"optimizer": {"kind": "sgd", "learning_rate": 1e-2, "gradient_clipping": 0.5}}
+LAMB = {"optimizer": {"kind": "lamb", "learning_rate": 1e-2, "gradient_clipping": 0.5}}
+LARS = {"optimizer": {"kind": "lars", "learning_rate": 0.1, "trust_coefficient": 0.1}}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ PAIRS = {
     ),
     "sigma: mlra sharded to ZeRO 1": Pair(Layout(tensor=2), Layout(data=2, zero=1), {**SHARDED, **SIGMA}),
     "sgd: tensor to ZeRO 1": Pair(Layout(tensor=2), Layout(data=2, zero=1), GPT2, sections=SGD),
+    "lamb: tensor to one rank": Pair(Layout(tensor=2), Layout(), LLAMA, sections=LAMB),
+    "lars: ZeRO 1 to pipeline": Pair(
+        Layout(data=2, zero=1), Layout(pipeline=2, accumulation=3), {**GPT2, **SIGMA}, sections=LARS
+    ),
     "translation: tensor and pipeline to ZeRO 3": Pair(
         Layout(tensor=2, pipeline=2, accumulation=6),
         Layout(data=2, zero=3, accumulation=3),
@@ -108,6 +114,7 @@ LONG = set(list(PAIRS)[7:]) - {
     "mlra: replicated to sharded",
     "sigma: tensor to pipeline",
     "sgd: tensor to ZeRO 1",
+    "lamb: tensor to one rank",
     "translation: tensor and pipeline to ZeRO 3",
 }
 

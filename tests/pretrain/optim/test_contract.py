@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from pretrain.errors import ConfigurationError
-from pretrain.optim.config import OPTIMIZERS, AdamWConfig, OptimizerConfig, SGDConfig
+from pretrain.optim.config import (
+    OPTIMIZERS,
+    AdagradConfig,
+    AdamWConfig,
+    LAMBConfig,
+    LARSConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
 from pretrain.optim.groups import parameter_groups
 from pretrain.optim.optimizer import settings_of
 from pretrain.optim.registry import IMPLEMENTATIONS, make_optimizer
@@ -20,6 +28,10 @@ SETTINGS: list[OptimizerConfig] = [
     SGDConfig(learning_rate=1e-2),
     SGDConfig(learning_rate=1e-2, momentum=0.5, nesterov=True, weight_decay=0.1),
     SGDConfig(learning_rate=1e-2, momentum=0.0),
+    LARSConfig(learning_rate=1e-2, trust_coefficient=0.1),
+    LARSConfig(learning_rate=1e-2, momentum=0.0, weight_decay=0.0),
+    LAMBConfig(learning_rate=1e-2),
+    AdagradConfig(learning_rate=1e-2),
 ]
 WITHOUT_APEX = pytest.mark.skipif(find_apex().usable, reason="apex is installed here")
 

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    StepLR,
+)
 
 from pretrain.optim.config import ScheduleConfig
 from pretrain.optim.schedule import learning_rate
@@ -72,6 +80,21 @@ def test_decay_that_ends_early_stays_at_its_end(kind: str) -> None:
     rates = ours(kind, decay_steps=20)
     assert rates[18] > rates[19] == pytest.approx(FLOOR * PEAK)
     assert rates[19:] == [rates[19]] * 21
+
+
+@pytest.mark.parametrize("warmup", [0, WARMUP])
+def test_steps_of_equal_length_are_those_of_torch(warmup: int) -> None:
+    after = rates_of(StepLR(optimizer(), step_size=7, gamma=0.3), TOTAL - warmup - 1)
+    rates = ours("step", warmup_steps=warmup, step_every=7, step_factor=0.3, minimum_ratio=0.0)
+    assert rates[warmup:] == pytest.approx(after, rel=1e-12)
+    assert rates[:warmup] == ours("constant")[:warmup]
+
+
+def test_milestones_are_those_of_torch_and_count_the_warmup() -> None:
+    falling = rates_of(MultiStepLR(optimizer(), milestones=[10, 11, 30], gamma=0.5), TOTAL - 1)
+    rates = ours("step", milestones=[10, 11, 30], minimum_ratio=0.0)
+    assert rates[WARMUP:] == pytest.approx(falling[WARMUP:], rel=1e-12)
+    assert ours("step", milestones=[10, 11, 30], minimum_ratio=0.2)[-1] == 0.2 * PEAK
 
 
 def test_inverse_square_root_without_warmup_begins_at_the_peak() -> None:

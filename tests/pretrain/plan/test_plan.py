@@ -176,12 +176,21 @@ def test_buckets(layers: int, stage: int, dtype: str, per_parameter: int) -> Non
     assert memory.buckets == max(expected, 0)
 
 
-@pytest.mark.parametrize(("momentum", "kept"), [(0.9, 1), (0.0, 0)])
-def test_the_state_of_sgd(momentum: float, kept: int) -> None:
-    """4 bytes of momentum, if there is any, and of master weights, if they are not the model's."""
-    sgd = {"kind": "sgd", "momentum": momentum}
+@pytest.mark.parametrize(
+    ("optimizer", "kept"),
+    [
+        ({"kind": "sgd", "momentum": 0.9}, 1),
+        ({"kind": "sgd", "momentum": 0.0}, 0),
+        ({"kind": "lars"}, 1),
+        ({"kind": "lars", "momentum": 0.0}, 0),
+        ({"kind": "lamb"}, 2),
+        ({"kind": "adagrad"}, 1),
+    ],
+)
+def test_the_state_of_optimizers(optimizer: dict[str, Any], kept: int) -> None:
+    """4 bytes of each number that is kept of a weight, and of master weights, if they are not the model's."""
     for stage, data, dtype, masters in [(0, 1, "fp32", 0), (0, 1, "bf16", 1), (1, 4, "fp32", 1)]:
-        config = make(parallel={"zero_stage": stage}, precision={"dtype": dtype}, optimizer=sgd)
+        config = make(parallel={"zero_stage": stage}, precision={"dtype": dtype}, optimizer=optimizer)
         planned = plan(config, data)
         assert planned.memory.optimizer == 4 * (kept + masters) * planned.parameters.total // data
 
@@ -278,6 +287,30 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         "schedule.decay_steps",
         "must come after schedule.warmup_steps = 50",
     ),
+    ({"schedule": {"kind": "step"}}, 1, "schedule.milestones", "must be given, or step_every"),
+    (
+        {"schedule": {"kind": "step", "step_every": 9, "milestones": [9]}},
+        1,
+        "schedule.milestones",
+        "and not both",
+    ),
+    ({"schedule": {"kind": "step", "milestones": [50, 50]}}, 1, "schedule.milestones", "must rise"),
+    (
+        {"schedule": {"kind": "step", "milestones": [20, 50], "warmup_steps": 20}},
+        1,
+        "schedule.milestones",
+        "behind schedule.warmup_steps = 20 and before run.steps = 100",
+    ),
+    ({"schedule": {"kind": "step", "milestones": [0]}}, 1, "schedule.milestones", "must put steps behind"),
+    ({"schedule": {"kind": "step", "milestones": [100]}}, 1, "schedule.milestones", "before run.steps = 100"),
+    (
+        {"schedule": {"kind": "step", "step_every": 80, "warmup_steps": 20}},
+        1,
+        "schedule.step_every",
+        "before run.steps = 100",
+    ),
+    ({"schedule": {"step_every": 10}}, 1, "schedule.step_every", 'is of kind "step" alone'),
+    ({"schedule": {"kind": "wsd", "milestones": [10]}}, 1, "schedule.milestones", 'of kind "wsd"'),
     (
         {"checkpoint": {"every_steps": 10, "keep_every": 25}},
         1,

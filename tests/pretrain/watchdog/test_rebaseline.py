@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 from support.distributed import run_distributed
@@ -38,8 +39,13 @@ def test_a_session_with_other_settings_begins_with_new_baselines(corpus: Path, t
     assert records[records.index("rebaseline") - 1] == "resumed"
 
 
-def test_the_decay_of_a_schedule_is_declared_once(corpus: Path, tmp_path: Path) -> None:
-    config = changed(watched(Layout(), tmp_path, corpus), schedule={"kind": "wsd", "decay_steps": 8})
+@pytest.mark.parametrize(
+    "schedule", [{"kind": "wsd", "decay_steps": 8}, {"kind": "step", "milestones": [22]}], ids=str
+)
+def test_the_decay_of_a_schedule_is_declared_once(
+    schedule: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    config = changed(watched(Layout(), tmp_path, corpus), schedule=schedule)
     assert run_distributed(run, 1, config) == ["finished"]
     told = one(tmp_path, Kind.REBASELINE)
     assert (told.step, told.fields["declared"]) == (23, False)  # after 22 of 30 updates
