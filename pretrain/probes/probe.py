@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
+from parallel.statistics import squared_norms
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.config.run import ProbesConfig
 from pretrain.models.outline import LayerSize, Outline, ParameterSize, stage_of
@@ -175,11 +176,11 @@ def observe_first_call(module: nn.Module, observe: Observe, *, output: bool = Fa
 
 
 def squares_by_layer(model: ProbedModel, layers: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
-    """It sums the squares of all entries by layer of the whole model, in float64; norms are taken in fp32."""
+    """It sums the squares of all entries by layer of the whole model, in float64."""
     sums = model.zeros(len(model.names))
     if tensors:
-        norms = torch.stack(torch._foreach_norm([tensor.float() for tensor in tensors]))
-        sums.index_add_(0, torch.tensor(layers, device=sums.device), norms.double().square())
+        squares = squared_norms([tensor.float() for tensor in tensors])
+        sums.index_add_(0, torch.tensor(layers, device=sums.device), squares)
     return sums
 
 
