@@ -2,7 +2,8 @@
 
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.gpt.config import GPTConfig
+from pretrain.tasks.speech.config import SpeechModelConfig
 from pretrain.tasks.translation.config import TranslatorConfig
 
-KINDS: tuple[type[TaskConfig], ...] = (GPTConfig, TranslatorConfig)
+KINDS: tuple[type[TaskConfig], ...] = (GPTConfig, TranslatorConfig, SpeechModelConfig)
 """The [model] section of every task, that of the default `model.kind` first."""

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pretrain.tasks.gpt.task import GPT
+from pretrain.tasks.speech.task import Speech
 from pretrain.tasks.task import Task
 from pretrain.tasks.translation.task import Translation
 
 TASKS: Mapping[str, Task[Any]] = {
     "gpt": GPT(),
     "translation": Translation(),
+    "speech": Speech(),
 }
 """By `model.kind`."""

@@ -3,13 +3,14 @@
 import re
 import shlex
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from support.speech_model import MAX_SECONDS, MEL_BINS, UNITS, speech_batches
 from support.training import VOCABULARY, make_batches
 from support.translation import SOURCE, SOURCE_LENGTH, TARGET_LENGTH, translation_batches
 
@@ -62,6 +63,8 @@ def _run(file: str, header: str, words: Sequence[str]) -> ShippedRun:
     return ShippedRun(file, header, overrides, int((ranks or re.findall(r"= (\d+) ranks", header))[0]))
 
 
+STILL = {"global_shift": 0.0, "local_shift": 0.0}
+"""Positions that nothing moves: chance differs between data ranks."""
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "gpt": {
         "model": {"num_layers": 4, "vocabulary_size": VOCABULARY},
@@ -76,13 +79,17 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         },
         "data": {"max_source_length": SOURCE_LENGTH, "max_target_length": TARGET_LENGTH},
     },
+    "speech": {
+        "model": {"num_layers": 4, "vocabulary_size": UNITS, "layer_drop": 0.0, "cape": STILL},
+        "data": {"max_seconds": MAX_SECONDS, "mel_bins": MEL_BINS, "sample_rate": 8000, "augmentation": {}},
+    },
 }
 """By task, sizes that train within seconds."""
 
 
 def shrunk(run: ShippedRun, folder: Path, *, layers: bool = True, **parallel: int) -> RunConfig:
-    """It returns the run with small dimensions in another layout: everything that is not a size stays, but dropout,
-    whose masks differ between data ranks; with `layers` there are fewer of those, too."""
+    """It returns the run with small dimensions in another layout: everything that is not a size stays, but what is
+    left to chance, such as dropout, whose masks differ between data ranks; with `layers` there are fewer of those."""
     document: dict[str, Any] = tomllib.loads(dump_config(run.load()))
     model, small = document["model"], SMALL[document["model"]["kind"]]
     model.update(
@@ -102,5 +109,6 @@ def shrunk(run: ShippedRun, folder: Path, *, layers: bool = True, **parallel: in
 
 def shrunk_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> Sequence[Any]:
     """It returns this rank's micro-batches of a step."""
-    make = {"gpt": make_batches, "translation": translation_batches}[config.model.kind]
+    makers = {"gpt": make_batches, "translation": translation_batches, "speech": speech_batches}
+    make: Callable[..., Sequence[Any]] = makers[config.model.kind]
     return make(config, mesh, step)

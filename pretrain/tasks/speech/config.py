@@ -78,19 +78,16 @@ class SpeechModelConfig(TransformerConfig, TaskConfig):
             yield Problem(
                 "data.max_seconds", rule, f"set data.max_seconds = {longest:g}", f"{data.max_seconds:g}"
             )
-        period, longest_period = self.output_seconds(data), manifest["frame_seconds"]
-        if period > longest_period:
+        period, stride = manifest["frame_seconds"], self.subsampling.stride
+        if not data.aligns(stride, period, longest):
+            needed = stride * data.hop / data.sample_rate * max(1.0, *data.augmentation.speeds)
             yield Problem(
                 "model.subsampling.stride",
-                f"gives an output every {period:g} seconds of the fastest speech, but the data was made for models "
-                f"with one every {longest_period:g}: transcripts may have more units than there are outputs",
-                f"take a smaller stride, or prepare the data again with --frame-seconds {period:g}",
-                str(self.subsampling.stride),
+                f"gives an output every {needed:g} seconds of the fastest audio, and the data was made for models with "
+                f"one every {period:g}: transcripts may have more units than there are outputs",
+                f"take a smaller stride, or prepare the data again with --frame-seconds {needed:g} or a little more",
+                str(stride),
             )
-
-    def output_seconds(self, data: SpeechConfig) -> float:
-        """It returns the time from an output to the next, in audio as it was recorded, where it is played fastest."""
-        return self.subsampling.stride * data.hop / data.sample_rate * max(1.0, *data.augmentation.speeds)
 
     def shape(self, data: SpeechConfig) -> dict[str, Any]:
         """The mel bins count, and the longest utterance where a table of learned positions is as long."""

@@ -5,7 +5,6 @@ T  outputs, V  units that the model tells apart
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.speech.batch import BLANK
+from pretrain.tasks.speech.alignment import collapsed
 from pretrain.tasks.speech.config import output_frames
 from pretrain.tasks.task import Metric
 
@@ -59,7 +59,8 @@ class UnitErrorRate(Metric):
         edits = units = 0
         for said, transcript, outputs_of, length, counts in rows:
             if counts:
-                edits += Levenshtein.distance(collapsed(said[:outputs_of]), transcript[:length])
+                heard = [span.unit for span in collapsed(said[:outputs_of])]
+                edits += Levenshtein.distance(heard, transcript[:length])
                 units += length
         return torch.tensor([edits, units], dtype=torch.float64)
 
@@ -67,8 +68,3 @@ class UnitErrorRate(Metric):
         """Edits over units."""
         edits, units = sums
         return edits / units
-
-
-def collapsed(path: Sequence[int]) -> list[int]:
-    """It returns the units that a path of outputs stands for: of equal ones in a row the first, without blanks."""
-    return [unit for unit, _ in groupby(path) if unit != BLANK]

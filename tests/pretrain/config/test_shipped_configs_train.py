@@ -25,6 +25,7 @@ SCALED = [
     slow("translation/wmt-18-18", {"tensor": 1, "pipeline": 2}),  # of 1 x 2 x 4
     ("translation/wmt-50-50", {"tensor": 2, "pipeline": 2}),  # of 2 x 2 x 4
     slow("translation/wmt-100-100", {"tensor": 1, "pipeline": 4}),  # of 2 x 4 x 4
+    slow("speech/digits", {"tensor": 1, "pipeline": 1}),  # of 1 x 1 x 2
 ]
 DEEP = [run for run in RUNS.values() if "translation/deep/" in run.file]
 

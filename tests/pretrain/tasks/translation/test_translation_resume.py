@@ -1,12 +1,14 @@
 """A run on pairs that is stopped within an epoch goes on as if it had not been, also with other data ranks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.distributed import run_distributed
 from support.pairs import RUN_VOCABULARY, pairs_run, write_pairs
-from support.runs import contents, differences, metrics, newest_checkpoint, run_and_stop, run_to_end
+from support.resumes import course, stop_twice
+from support.runs import contents, differences, newest_checkpoint, run_and_stop, run_to_end
 from support.training import Layout, slow
 
 from pretrain.config.run import RunConfig
@@ -23,22 +25,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(folder, PAIRS, vocabulary=RUN_VOCABULARY)
 
 
-def course(folder: Path) -> dict[str, dict[int, float]]:
-    keys = ("samples", "tokens", "loss", "gradient_norm", "validation_loss")
-    return {key: metrics(folder, key) for key in keys}
-
-
-def stop_twice(layouts: tuple[Layout, Layout, Layout], folder: Path, data: Path, **sections: Any) -> None:
-    """A run that is stopped after steps 2 and 7, in the first epoch and the second, each part in its own layout."""
-    for layout, step in zip(layouts, (1, 6, None), strict=True):
-        config = pairs_run(layout, folder, data, **sections)
-        last = layout.world_size - 1
-        answers = (
-            run_distributed(run_and_stop, layout.world_size, config, step, last)
-            if step
-            else run_distributed(run_to_end, layout.world_size, config)
-        )
-        assert set(answers) == {"preempted" if step else "finished"}
+def parts(
+    layouts: Sequence[Layout], folder: Path, data: Path, **sections: Any
+) -> list[tuple[RunConfig, int]]:
+    return [(pairs_run(layout, folder, data, **sections), layout.world_size) for layout in layouts]
 
 
 EXACT = [
@@ -55,7 +45,7 @@ def test_resumed_is_uninterrupted_to_the_bit(layout: Layout, data: Path, tmp_pat
     dropout = {"model": {"dropout": 0.1, "attention": {"num_heads": 4, "dropout": 0.1}}}
     twin = pairs_run(layout, tmp_path / "twin", data, **dropout)
     assert set(run_distributed(run_to_end, layout.world_size, twin)) == {"finished"}
-    stop_twice((layout, layout, layout), tmp_path / "run", data, **dropout)
+    stop_twice(parts([layout] * 3, tmp_path / "run", data, **dropout))
     assert course(tmp_path / "run") == course(tmp_path / "twin")
     ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("run", "twin"))
     assert differences(contents(ours), contents(theirs)) == []
@@ -71,7 +61,7 @@ def test_other_data_ranks_go_on_with_the_same_pairs(
     layouts: tuple[Layout, Layout, Layout], data: Path, tmp_path: Path
 ) -> None:
     assert run_distributed(run_to_end, 1, pairs_run(ONE, tmp_path / "twin", data)) == ["finished"]
-    stop_twice(layouts, tmp_path / "run", data)
+    stop_twice(parts(layouts, tmp_path / "run", data))
     ours, theirs = course(tmp_path / "run"), course(tmp_path / "twin")
     assert ours["samples"] == theirs["samples"]
     assert ours["tokens"] == theirs["tokens"]
