@@ -230,9 +230,9 @@ def _mono(file: soundfile.SoundFile, first: int, frames: int, channel: int | Non
 
 def _changes(file: soundfile.SoundFile, sample_rate: int, channel: int | None) -> Iterator[str]:
     if file.channels > 1:
-        what = "their mean taken" if channel is None else f"number {channel} (from 0) taken"
-        yield f"of {file.channels} channels {what}"
+        what = "mean" if channel is None else f"number {channel}, from 0,"
+        yield f"{what} of {file.channels} channels taken"
     if file.samplerate != sample_rate:
         yield f"resampled from {file.samplerate} Hz"
-    elif file.subtype in DEEP:
+    if file.subtype in DEEP:
         yield "rounded to 16 bits"

@@ -87,6 +87,5 @@ def decode_units(content: memoryview, count: int) -> NDArray[np.uint16]:
 
 def padded_features(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """It stacks features (T, M) of utterances, filled up with zeros to the longest, and counts the frames of each."""
-    return torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True), torch.tensor(
-        [len(one) for one in features]
-    )
+    frames_B = torch.tensor([len(features_TM) for features_TM in features])
+    return torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True), frames_B

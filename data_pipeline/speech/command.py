@@ -5,9 +5,9 @@ The command line of `surefoot prepare speech`.
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.paths import location_argument, path_argument
 from data_pipeline.preparing.command_line import (
@@ -78,24 +78,31 @@ def _report(settings: SpeechSettings, prepared: Prepared | None) -> None:
         return
     report_left_out(prepared.left_out)
     for manifest in prepared.manifests:
-        print(f"{shown(settings.out / manifest.split)}: {', '.join(_in_words(manifest, prepared))}")
+        print(f"{shown(settings.out / manifest.split)}: {_in_words(manifest)}")
+        for line in _done(manifest.split, prepared.summary):
+            print(f"  {line}")
     print(_listed(prepared))
 
 
-def _in_words(manifest: SpeechManifest, prepared: Prepared) -> Iterator[str]:
-    """It says what is in a split, and what was done to it."""
-    summary, split = prepared.summary, manifest.split
-    yield f"{manifest.samples:,} utterances of {manifest.seconds / 3600:.2f} hours at {manifest.sample_rate} Hz"
-    yield f"at most {manifest.longest_seconds:.2f} s long"
-    yield f"{manifest.unit_total:,} units of {manifest.units.count:,} ({manifest.units.file}, blank included)"
+def _in_words(manifest: SpeechManifest) -> str:
+    """It says what is in a split."""
+    return (
+        f"{manifest.samples:,} utterances of {manifest.seconds / 3600:.2f} hours at {manifest.sample_rate} Hz, at most "
+        f"{manifest.longest_seconds:.2f} s long, with {manifest.unit_total:,} units of {manifest.units.count:,} "
+        f"({manifest.units.file}, blank included)"
+    )
+
+
+def _done(split: str, summary: Mapping[str, Any]) -> Iterator[str]:
+    """It counts what was done to the utterances of a split, and what is odd about them."""
     for change, count in summary["changes"][split].items():
-        yield f"{count:,} {change}"
+        yield f"{change}: {count:,}"
     if repeated := summary["repeated"][split]:
-        yield f"{repeated:,} that were there before (same audio, same transcript)"
+        yield f"there already, with the same audio and transcript: {repeated:,}"
     if split == "validation" and (both := summary["in_both"]):
-        yield f"{both:,} that are in train as well"
+        yield f"in train as well: {both:,}"
     for reason, count in summary["left_out"].get(split, {}).items():
-        yield f"left out {count:,}: {reason}"
+        yield f"left out, since it {reason}: {count:,}"
 
 
 def _listed(prepared: Prepared) -> str:

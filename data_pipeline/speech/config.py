@@ -23,6 +23,11 @@ def frame_samples(sample_rate: int, frame_seconds: float) -> int:
     return max(round(frame_seconds * sample_rate), 1)
 
 
+def rounded_up(seconds: float) -> str:
+    """It writes a length such that audio of it is no longer than what is written."""
+    return f"{ceil(seconds * 100) / 100:.2f}"
+
+
 class AugmentationConfig(BaseModel):
     """How training samples are altered by chance; validation hears them as they are.
 

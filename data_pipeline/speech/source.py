@@ -23,7 +23,7 @@ from data_pipeline.source import Buckets, Source
 from data_pipeline.speech.audio import decode_flac
 from data_pipeline.speech.batch import SpeechBatch
 from data_pipeline.speech.collate import SpeechCollator, decode_units, most_samples
-from data_pipeline.speech.config import SpeechConfig
+from data_pipeline.speech.config import SpeechConfig, rounded_up
 from data_pipeline.speech.manifest import SpeechManifest
 from data_pipeline.speech.units import UNITS_FILES, Units, parse_units
 
@@ -48,10 +48,10 @@ class SpeechSource(Source[SpeechManifest, SpeechConfig, SpeechBatch]):
                 f"set it to {manifest.sample_rate}, or prepare the data again with --sample-rate {data.sample_rate}"
             )
         if manifest.longest_seconds > data.max_seconds:
+            longest = rounded_up(manifest.longest_seconds)
             raise DataError(
-                f"{dataset.name}: has an utterance of {manifest.longest_seconds:g} seconds, but data.max_seconds is "
-                f"{data.max_seconds:g}; set it to {manifest.longest_seconds:g}, or prepare the data again with "
-                f"--max-seconds {data.max_seconds:g}"
+                f"{dataset.name}: has an utterance of {longest} seconds, but data.max_seconds is {data.max_seconds:g}; "
+                f"set it to {longest}, or prepare the data again with --max-seconds {data.max_seconds:g}"
             )
         if _has_units(dataset):
             _units_beside(dataset)
@@ -152,13 +152,14 @@ def _lengths(dataset: Dataset[SpeechManifest]) -> NDArray[np.int32]:
     with parsed_as(DataError, path):
         lengths_N2 = parsed_array(content, np.dtype(np.int32).newbyteorder("<"), (len(dataset), 2))
         audio_N, units_N = lengths_N2.T.astype(np.int64)
-        found = (int(audio_N.max()) / manifest.sample_rate, int(units_N.sum()))
-        if min(int(audio_N.min()), int(units_N.min())) < 1 or found != (
-            manifest.longest_seconds,
-            manifest.unit_total,
-        ):
+        longest, seconds = (int(one) / manifest.sample_rate for one in (audio_N.max(), audio_N.sum()))
+        found, said = (
+            (longest, seconds, int(units_N.sum())),
+            (manifest.longest_seconds, manifest.seconds, manifest.unit_total),
+        )
+        if min(int(audio_N.min()), int(units_N.min())) < 1 or found != said:
             raise ValueError(
-                f"has utterances of up to {found[0]:g} s and {found[1]} units, the manifest says "
-                f"{manifest.longest_seconds:g} s and {manifest.unit_total} units; prepare the data again"
+                f"has utterances of up to {found[0]:g} s, {found[1]:g} s together, and {found[2]} units, the manifest "
+                f"says {said[0]:g} s, {said[1]:g} s and {said[2]} units; prepare the data again"
             )
     return lengths_N2

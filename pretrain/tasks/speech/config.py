@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from data_pipeline.config import DataConfig
-from data_pipeline.speech.config import SpeechConfig
+from data_pipeline.speech.config import SpeechConfig, rounded_up
 from parallel.config import ParallelConfig
 from pretrain.errors import Problem
 from pretrain.models.config import NOT_IN_WEIGHTS, TransformerConfig
@@ -74,10 +74,9 @@ class SpeechModelConfig(TransformerConfig, TaskConfig):
                 str(self.vocabulary_size),
             )
         if (longest := manifest["longest_seconds"]) > data.max_seconds:
-            rule = f"the data has an utterance of {longest:g} seconds"
-            yield Problem(
-                "data.max_seconds", rule, f"set data.max_seconds = {longest:g}", f"{data.max_seconds:g}"
-            )
+            rule = f"the data has an utterance of {rounded_up(longest)} seconds"
+            remedy = f"set data.max_seconds = {rounded_up(longest)}"
+            yield Problem("data.max_seconds", rule, remedy, f"{data.max_seconds:g}")
         period, stride = manifest["frame_seconds"], self.subsampling.stride
         if not data.aligns(stride, period, longest):
             needed = stride * data.hop / data.sample_rate * max(1.0, *data.augmentation.speeds)

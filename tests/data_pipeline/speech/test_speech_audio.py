@@ -77,10 +77,10 @@ def test_channels_become_one(tmp_path: Path) -> None:
     path = written(tmp_path, wav(STEREO))
     mean = read_audio(path, FORM)
     assert np.abs(mean.samples_N - STEREO.mean(1)).max() <= 0.5
-    assert mean.changes == ("of 2 channels their mean taken",)
+    assert mean.changes == ("mean of 2 channels taken",)
     for chosen in (read_audio(path, AudioForm(RATE, 2.0, 1)), read_audio(path, FORM, Span(channel=1))):
         assert np.array_equal(chosen.samples_N, STEREO[:, 1])
-        assert chosen.changes == ("of 2 channels number 1 (from 0) taken",)
+        assert chosen.changes == ("number 1, from 0, of 2 channels taken",)
     with pytest.raises(AudioRefused, match="has no channel 2, counted from 0"):
         read_audio(path, FORM, Span(channel=2))
 
@@ -209,7 +209,7 @@ def test_numbers_beyond_all_measure_are_clipped(tmp_path: Path) -> None:
     huge = np.where(np.arange(16_000) % 99 < 50, 3e38, -3e38).astype(np.float32)
     audio = read_audio(written(tmp_path, encoded(huge, "WAV", "FLOAT", 16_000)), FORM)
     assert len(audio.samples_N) == RATE
-    assert audio.changes == ("resampled from 16000 Hz", "clipped")
+    assert audio.changes == ("resampled from 16000 Hz", "rounded to 16 bits", "clipped")
 
 
 def test_pages_of_one_recording_are_looked_through_once(

@@ -324,8 +324,8 @@ def test_corpora_of_all_formats_come_to_the_same(
         len(text) for text in ("one two", "KALDI", "NEMO", "NEMO", *TEXTS.values())
     ]
     said = capsys.readouterr().out
-    assert "1 of 2 channels number 1 (from 0) taken" in said
-    assert "3 of 2 channels their mean taken" in said
+    assert "  number 1, from 0, of 2 channels taken: 1\n" in said
+    assert "  mean of 2 channels taken: 3\n" in said
 
 
 def test_a_corpus_lists_the_same_each_time(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from data_pipeline.speech.audio import encode_flac
 from data_pipeline.speech.augmentation import Augmentation
 from data_pipeline.speech.batch import SpeechBatch
 from data_pipeline.speech.collate import SpeechCollator
-from data_pipeline.speech.config import frame_samples, most_units
+from data_pipeline.speech.config import frame_samples, most_units, rounded_up
 from data_pipeline.speech.features import LogMel, normalized
 from data_pipeline.speech.manifest import SpeechManifest
 from data_pipeline.speech.source import SpeechSource
@@ -61,7 +61,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object], split: str
         ),
         (
             {"max_seconds": 0.5},
-            r"of 0\.59\d* seconds, but data.max_seconds is 0.5; set it to 0.59\d*, or prepare",
+            r"of 0\.60 seconds, but data.max_seconds is 0.5; set it to 0\.60, or prepare",
         ),
     ],
 )
@@ -70,6 +70,14 @@ def test_what_the_configuration_does_not_say_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=told):
         opened(write_speech(tmp_path / "a", 60), **settings)
+
+
+def test_the_length_that_is_told_is_long_enough(tmp_path: Path) -> None:
+    """The longest utterance is rounded up: 4760 samples are 0.595 seconds."""
+    write_speech(tmp_path / "a", 60)
+    opened(tmp_path / "a", max_seconds=0.60).close()
+    for seconds in (0.595, 1 / 3, 17.1234567, 86_399.999):
+        assert seconds <= float(rounded_up(seconds)) < seconds + 0.02
 
 
 def test_other_units_are_refused(tmp_path: Path) -> None:
@@ -116,7 +124,7 @@ def test_lengths_that_were_changed_are_refused(
         opened(tmp_path / "a")
 
 
-@pytest.mark.parametrize("facts", [{"longest_seconds": 0.3}, {"unit_total": 79}])
+@pytest.mark.parametrize("facts", [{"longest_seconds": 0.3}, {"unit_total": 79}, {"seconds": 5.0}])
 def test_lengths_that_the_manifest_does_not_know_are_refused(
     tmp_path: Path, facts: dict[str, object]
 ) -> None:

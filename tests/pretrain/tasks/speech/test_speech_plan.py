@@ -45,7 +45,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         ({"sample_rate": 16000}, "data.sample_rate = 8000: the data has 16000; set data.sample_rate = 16000"),
         (
             {"longest_seconds": 2.5},
-            "data.max_seconds = 0.6: the data has an utterance of 2.5 seconds; set data.max_seconds = 2.5",
+            "data.max_seconds = 0.6: the data has an utterance of 2.50 seconds; set data.max_seconds = 2.50",
         ),
         (
             {"frame_seconds": 0.02},
