@@ -166,9 +166,8 @@ def steps_of_schedule_fit(config: RunConfig, world_size: int) -> Iterator[Proble
     """A `step` schedule says in one way where its steps are, others in none; and each step lies within the decay."""
     schedule, steps = config.schedule, config.run.steps
     every, milestones = schedule.step_every, schedule.milestones
-    example = (
-        f"for example milestones = [{steps // 2}, {steps * 3 // 4}], or step_every = {max(steps // 4, 1)}"
-    )
+    middle, quarter = (schedule.warmup_steps + steps) // 2, max((steps - schedule.warmup_steps) // 4, 1)
+    example = f"for example milestones = [{middle}, {middle + quarter}], or step_every = {quarter}"
     if schedule.kind != "step":
         for name, value in (("step_every", every), ("milestones", list(milestones))):
             if value:

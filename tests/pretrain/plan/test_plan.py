@@ -1,5 +1,6 @@
 """The plan of a run: arithmetic against numbers worked out by hand, and every rule that refuses a layout."""
 
+import tomllib
 from itertools import combinations, pairwise
 from typing import Any, ClassVar
 
@@ -335,6 +336,15 @@ def test_what_cannot_work_is_refused_with_a_reason_and_a_remedy(
     assert problems[key].remedy.startswith("for example")
     with pytest.raises(ConfigurationError, match=f"on {world_size} rank"):
         plan(make(**sections), world_size)
+
+
+@pytest.mark.parametrize("warmup", [0, 60, 90])
+def test_the_steps_that_a_rule_suggests_fit(warmup: int) -> None:
+    schedule: dict[str, Any] = {"kind": "step", "warmup_steps": warmup}
+    (problem,) = layout_problems(make(schedule=schedule), 1)
+    milestones, every = problem.remedy.removeprefix("for example ").split(", or ")
+    assert layout_problems(make(schedule={**schedule, **tomllib.loads(milestones)}), 1) == []
+    assert layout_problems(make(schedule={**schedule, **tomllib.loads(every)}), 1) == []
 
 
 def test_all_broken_rules_are_told_at_once() -> None:
