@@ -1,8 +1,8 @@
 """Cells of a comparison, arm x learning rate x seed, each trained on the same batches as the others of its seed.
 
-benchmarks/stability.py and benchmarks/translation_depth.py say what the arms are; this module is imported by both and
-does nothing by itself. Every update is applied, whatever it is; a run ends early only when its loss or gradient norm
-is not finite. What comes of a cell is appended to a journal, so that a grid that was broken off goes on.
+benchmarks/stability.py, translation_depth.py and speech_depth.py say what the arms are; this module is imported by all
+and does nothing by itself. Every update is applied, whatever it is; a run ends early only when its loss or gradient
+norm is not finite. What comes of a cell is appended to a journal, so that a grid that was broken off goes on.
 """
 
 import argparse
@@ -60,6 +60,10 @@ class Course:
 
 TakeStep = Callable[[TrainEngine, int, list[Batch], float], tuple[StepReport, Mapping[str, float]]]
 """Takes step number so and so at a learning rate, and returns its report and the measures that are to be kept."""
+Keep = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""Returns what is to be kept of a report's measures."""
+LOOK_EVERY = 20
+"""Steps from a look at a fixed batch to the next."""
 Examine = Callable[[TrainEngine, Course], Mapping[str, float]]
 """Measures of the trained model, kept as those of the last step."""
 
@@ -90,6 +94,18 @@ def proceed(report: StepReport) -> Verdict:
 def withhold(report: StepReport) -> Verdict:
     """A step whose update is withheld leaves no trace in the run."""
     return Verdict(Action.VETO)
+
+
+def looked_step(
+    looked_at: Batch, keep: Keep, engine: TrainEngine, number: int, batches: list[Batch], learning_rate: float
+) -> tuple[StepReport, Mapping[str, float]]:
+    """The step, at first and then every so often after a look: all probes see a batch that is always the same."""
+    kept: Mapping[str, float] = {}
+    if number == 1 or number % LOOK_EVERY == 0:
+        look, _ = engine.step([looked_at], withhold, step=number, learning_rate=learning_rate, full=True)
+        kept = keep(look.measures)
+    report, _ = engine.step(batches, proceed, step=number, learning_rate=learning_rate)
+    return report, kept
 
 
 def make_course(source: Source, config: RunConfig) -> Course:
@@ -134,7 +150,7 @@ class Trainer:
     def train(self, cell: Cell) -> Run:
         """From the initial weights until the batches end or something is not finite."""
         config = self._configure(cell)
-        course, layout = self._course(config), plan(config, 1)
+        course, layout = self.course(config), plan(config, 1)
         self._mesh = self._mesh or ParallelMesh.create(config.parallel)
         engine = assemble_engine(config, layout, self._mesh, detect_kernels())
         started = time.perf_counter()
@@ -159,7 +175,8 @@ class Trainer:
             seconds=seconds,
         )
 
-    def _course(self, config: RunConfig) -> Course:
+    def course(self, config: RunConfig) -> Course:
+        """That of the seed."""
         seed = config.run.seed
         if seed not in self._courses:
             self._courses[seed] = make_course(self._source, config)
@@ -203,7 +220,7 @@ def command_line(
     parser.add_argument("--validation-samples", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after so many")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path, default=Path("data") / name, help="made where it is not there")
+    parser.add_argument("--data", type=Path, default=Path("data") / name, help="prepared data")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results") / name, help="folder")
     return parser
 

@@ -1,13 +1,13 @@
 """Runs of a grid of arms, learning rates and seeds as they are written down, and what their reports share.
 
-benchmarks/stability_report.py and translation_report.py use it; it does nothing by itself.
+benchmarks/stability_report.py and depth_report.py use it; it does nothing by itself.
 """
 
 import json
 import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class Run:
         values = [value for _, value in self.measures.get(name, ())]
         return statistics.median(values) if values else math.nan
 
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) pairs of a measure; of `loss` and `gradient_norm` means of ten steps."""
+        whole = {"loss": self.losses, "gradient_norm": self.gradient_norms}
+        return in_tens(whole[name]) if name in whole else self.measures.get(name, [])
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -62,8 +67,8 @@ class Summary(ABC):
 
     arm: str
     runs: tuple[Run, ...]
-    unigram: float
-    """Loss of a unigram model."""
+    baseline: float
+    """Loss of a model that has learned nothing of what it is given, such as a unigram model."""
 
     @abstractmethod
     def failed(self, run: Run) -> bool:
@@ -119,6 +124,7 @@ def thinned(run: Run) -> dict[str, Any]:
         "validation_loss": short(run.validation_loss),
         "seconds": short(run.seconds),
         "losses": [short(loss) for loss in run.losses[THINNED - 1 :: THINNED]],
+        "gradient_norms": [short(norm) for norm in run.gradient_norms[THINNED - 1 :: THINNED]],
         **points,
     }
 
@@ -128,11 +134,22 @@ def short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def plot_losses(summaries: Sequence[Summary], unigram: float, path: Path) -> None:
-    """Final loss over the learning rate: a line through the means, a dot for each seed, a cross where it failed."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    ceiling = unigram + 1.5
+def plot_losses(groups: Mapping[str, Sequence[Summary]], baseline: str, unit: str, path: Path) -> None:
+    """Final loss over the learning rate, by group of arms: a line through the means, a dot for each seed, a cross
+    where it failed. `baseline` is what the model is called whose loss that is."""
+    figure = Figure(figsize=(8 if len(groups) == 1 else 5 * len(groups), 5), layout="constrained")
+    for axes, (group, summaries) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True
+    ):
+        draw_losses(axes, summaries, baseline)
+        axes.set(xlabel="learning rate (constant, no warmup)", ylabel=f"final training loss, nats per {unit}")
+        if group:
+            axes.set_title(f"{group}\n{axes.get_title()}", fontsize=9)
+    figure.savefig(path, dpi=100 if len(groups) == 1 else 60)
+
+
+def draw_losses(axes: Axes, summaries: Sequence[Summary], baseline: str) -> None:
+    ceiling = summaries[0].baseline + 1.5
     for number, one in enumerate(summaries):
         style = styled(number)
         means = [min(one.final_loss(rate), ceiling) for rate in one.rates]
@@ -142,34 +159,23 @@ def plot_losses(summaries: Sequence[Summary], unigram: float, path: Path) -> Non
             axes.plot(
                 run.learning_rate, min(run.final_loss, ceiling), marker, color=style["color"], markersize=6
             )
-    axes.axhline(unigram, color="gray", linewidth=0.8, linestyle="--", label="unigram model")
-    axes.set(
-        xscale="log",
-        xlabel="learning rate (constant, no warmup)",
-        ylabel="final training loss, nats per token",
-    )
+    axes.axhline(summaries[0].baseline, color="gray", linewidth=0.8, linestyle="--", label=baseline)
+    axes.set_xscale("log")
     axes.set_title(f"x: failed; values above {ceiling:.1f} and non-finite runs are drawn there", fontsize=9)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
 
 
-def draw_course(axes: Axes, number: int, one: Summary, rate: float, name: str | None) -> None:
-    """The first seed's curve of a measure, or of the loss."""
-    runs = one.at(rate)
-    if not runs:
-        return
-    pairs = runs[0].measures.get(name, []) if name else in_tens(runs[0].losses)
-    if pairs:
-        axes.plot(*zip(*pairs, strict=True), label=one.arm, **styled(number))
+def draw_course(axes: Axes, number: int, one: Summary, rate: float, name: str) -> None:
+    """The first seed's curve."""
+    for run in one.at(rate)[:1]:
+        if pairs := run.curve(name):
+            axes.plot(*zip(*pairs, strict=True), label=one.arm, **styled(number))
 
 
-def in_tens(losses: Sequence[float]) -> list[tuple[int, float]]:
+def in_tens(values: Sequence[float]) -> list[tuple[int, float]]:
     """Means of ten steps, each at the last of them."""
-    starts = range(0, len(losses), 10)
-    return [
-        (start + len(losses[start : start + 10]), statistics.fmean(losses[start : start + 10]))
-        for start in starts
-    ]
+    tens = [values[start : start + 10] for start in range(0, len(values), 10)]
+    return [(10 * number + len(ten), statistics.fmean(ten)) for number, ten in enumerate(tens)]
 
 
 def styled(number: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class StabilitySummary(Summary):
         return self.final_loss(self.best_rate)
 
     def failed(self, run: Run) -> bool:
-        return not run.finite or run.final_loss > min(self.unigram, self.best_loss + MARGIN)
+        return not run.finite or run.final_loss > min(self.baseline, self.best_loss + MARGIN)
 
     def failures(self, rate: float) -> int:
         return sum(self.failed(run) for run in self.at(rate))
@@ -54,7 +54,7 @@ def write_report(runs: Sequence[Run], unigram: float, arms: Iterable[str], folde
     (folder / "stability.json").write_text(
         json.dumps(as_data(summaries, unigram), separators=(",", ":")) + "\n"
     )
-    plot_losses(summaries, unigram, folder / "stability-loss.png")
+    plot_losses({"": summaries}, "unigram model", "token", folder / "stability-loss.png")
     plot_courses(summaries, folder / "stability-course.png")
     return tables
 
@@ -134,7 +134,7 @@ def plot_courses(summaries: Sequence[StabilitySummary], path: Path) -> None:
     """Loss and probes over the steps, first seed, one column for each shown learning rate."""
     figure = Figure(figsize=(11, 14), layout="constrained")
     names = {
-        "loss (mean of 10 steps)": None,
+        "loss (mean of 10 steps)": "loss",
         "TEV mean": "tev_mean",
         "TEV std": "tev_std",
         "attention entropy, mean": "attention_entropy_mean",
@@ -147,7 +147,7 @@ def plot_courses(summaries: Sequence[StabilitySummary], path: Path) -> None:
             for number, one in enumerate(summaries):
                 draw_course(axes, number, one, rate, name)
             axes.set_title(f"{title}, LR {rate:g}", fontsize=9)
-            if name and "variance" in name:
+            if "variance" in name:
                 axes.set_yscale("log")
     for axes in grid[-1]:
         axes.set_xlabel("step")

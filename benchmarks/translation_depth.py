@@ -9,8 +9,8 @@ norm 1; those with sigmaReparam begin as the same function as those without (gam
 data are the captions of Multi30k, English to German, prepared once with a small vocabulary for both languages. Within
 a seed all arms see the same batches in the same order. grid.py trains the cells.
 
-Attention entropy is looked at every `LOOK_EVERY` steps on the same batch of validation pairs, with all rows, as a step
-whose update is withheld, which leaves no trace: over batches of sentences that differ in length it would jump.
+Attention entropy is looked at every so often on the same batch of validation pairs, with all rows, as a step whose
+update is withheld, which leaves no trace: over batches of sentences that differ in length it would jump.
 
 What trains was laid down before the first run of the grid. The final loss is the mean training loss of the last tenth
 of the steps. A run has DIVERGED when a loss or gradient norm was not finite, or the final loss lies above that of a
@@ -41,16 +41,14 @@ from grid import (
     cell_settings,
     command_line,
     evaluate,
-    proceed,
+    looked_step,
     run_cells,
     unigram_loss,
     validation_set,
-    withhold,
 )
 from grid_report import read_runs
 from translation_report import KINDS, MARGIN, write_report
 
-from data_pipeline.batches import Batch
 from data_pipeline.translation.batch import PADDING, PairBatch
 from data_pipeline.translation.corpus import RawFiles
 from data_pipeline.translation.filters import Limits
@@ -59,7 +57,6 @@ from data_pipeline.translation.source import TranslationSource
 from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import TrainEngine
-from pretrain.step import StepReport
 
 CONFIGS = Path(__file__).parents[1] / "configs/translation/deep"
 SIGMA = ("model.reparametrization=sigma",)
@@ -73,7 +70,6 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 LEARNING_RATES = (3e-3, 5e-3, 1e-3, 1e-2)
 """In this order, so that a grid that was cut short has its middle."""
 VOCABULARY, LONGEST = 1024, 40
-LOOK_EVERY = 20
 SETTINGS = (
     *SHRUNK,
     f"model.source_vocabulary_size={VOCABULARY}",
@@ -95,16 +91,8 @@ def make_config(options: argparse.Namespace, cell: Cell) -> RunConfig:
     return load_config(CONFIGS / f"{name}.toml", [*SETTINGS, *overrides, *cell_settings(options, cell)])
 
 
-def take_step(
-    looked_at: PairBatch, engine: TrainEngine, number: int, batches: list[Batch], learning_rate: float
-) -> tuple[StepReport, Mapping[str, float]]:
-    """The step, at first and then every so often after a look."""
-    kept: dict[str, float] = {}
-    if number == 1 or number % LOOK_EVERY == 0:
-        look, _ = engine.step([looked_at], withhold, step=number, learning_rate=learning_rate, full=True)
-        kept = {**entropies(look.measures), **{name: look.measures[name] for name in TEV}}
-    report, _ = engine.step(batches, proceed, step=number, learning_rate=learning_rate)
-    return report, kept
+def kept(measures: Mapping[str, float]) -> dict[str, float]:
+    return {**entropies(measures), **{name: measures[name] for name in TEV}}
 
 
 def entropies(measures: Mapping[str, float]) -> dict[str, float]:
@@ -198,7 +186,9 @@ def main() -> None:
     first = make_config(options, cells[0])
     validation = [batches[0] for batches in validation_set(source, first)]
     looked_at = validation[len(validation) // 2]
-    trainer = Trainer(source, partial(make_config, options), partial(take_step, looked_at), source_gain)
+    trainer = Trainer(
+        source, partial(make_config, options), partial(looked_step, looked_at, kept), source_gain
+    )
     run_cells(cells, trainer, journal, options.minutes)
     unigram = unigram_loss(source, first)
     facts = {"unigram_loss": unigram, "uniform_loss": math.log(VOCABULARY), **uniform_entropies(looked_at)}
