@@ -53,7 +53,8 @@ class DataConfig(BaseModel):
     """The fixed validation set; empty: the validation split beside each training source, and where none of them has
     one, no validation."""
     micro_batch_size: int = Field(gt=0)
-    """Samples that one rank carries through one forward and backward pass."""
+    """Samples that one rank carries through one forward and backward pass; of speech their mean number, since
+    micro-batches of long utterances have fewer."""
     global_batch_size: int = Field(gt=0)
     """Samples of one optimizer step, over all ranks and micro-batches."""
     shuffle: bool = True

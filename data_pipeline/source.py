@@ -38,6 +38,16 @@ class Buckets:
     """Lengths of all samples, on each side that is padded."""
     size: int
     """Samples that come together."""
+    by_cost: bool = False
+    """Whether a micro-batch of long samples has fewer of them, so that all are about as large with their padding; else
+    all have the same number. The first side counts."""
+    altered: Callable[[NDArray[np.int32], NDArray[np.uint64]], NDArray[np.int32]] | None = None
+    """It returns what lengths become of those of training samples when chance alters these; none: the same."""
+
+    def lengths(self, samples: NDArray[np.int64], chances: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """It returns how long some samples are, each with its chance."""
+        lengths_NK = self.lengths_NK[samples]
+        return self.altered(lengths_NK, chances) if self.altered else lengths_NK
 
 
 class TargetMeasure(ABC, Generic[BatchType]):

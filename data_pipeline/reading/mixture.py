@@ -1,7 +1,9 @@
 """The datasets of a run are opened here, and checked against the configuration and each other."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Generic
 
 import numpy as np
@@ -11,7 +13,7 @@ from data_pipeline.batches import BatchType
 from data_pipeline.config import ConfigType, DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.order import SampleOrder, SourceShape
-from data_pipeline.shards.dataset import Dataset
+from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.shards.manifest import MANIFEST, ManifestType, read_manifest, split_folder
 from data_pipeline.shards.storage import Folder
 from data_pipeline.source import Buckets, Source
@@ -58,6 +60,33 @@ class Mixture(Generic[ManifestType]):
         """It returns the lengths of the samples of all datasets, one after the other; none where all have one."""
         lengths = [buckets.lengths_NK for buckets in self.buckets if buckets]
         return np.concatenate(lengths) if lengths else None
+
+    @property
+    def samples(self) -> int:
+        """It counts the samples of all datasets."""
+        return sum(map(len, self.datasets))
+
+    def read(self, number: int) -> Sample:
+        """It returns a sample, counted through all datasets."""
+        dataset, within = self._located(number)
+        return dataset.read(within)
+
+    def place(self, number: int) -> str:
+        """It says where a sample lies, counted through all datasets, for people."""
+        dataset, within = self._located(number)
+        shard, place = dataset.place(within)
+        return Sample(dataset.name, shard=shard, number=place).place
+
+    def _located(self, number: int) -> tuple[Dataset[ManifestType], int]:
+        """It returns the dataset of a sample, and its number in it."""
+        ends = list(accumulate(map(len, self.datasets)))
+        dataset = bisect_right(ends, number)
+        return self.datasets[dataset], number - ends[dataset] + len(self.datasets[dataset])
+
+    @property
+    def by_cost(self) -> bool:
+        """It says whether micro-batches are about as large, rather than of as many samples."""
+        return any(buckets.by_cost for buckets in self.buckets if buckets)
 
     def close(self) -> None:
         """It closes all files."""

@@ -21,7 +21,7 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.reading.buckets import Arrangement, Integers, by_length
+from data_pipeline.reading.buckets import Arrangement, Integers
 from data_pipeline.reading.ranges import SampleRange
 from data_pipeline.source import Buckets
 
@@ -82,18 +82,18 @@ class SampleOrder:
             index[mine] = self._shuffled(number, epoch[mine], offset) if self.shuffle else offset
         return Draws(source, epoch, index)
 
-    def by_length(self, draws: Integers) -> Integers | None:
-        """It returns the places of these draws in an order in which neighbours lead to samples of like lengths; none
-        where all samples have one length."""
-        lengths = [shape.buckets.lengths_NK for shape in self.sources if shape.buckets]
-        if not lengths:
+    def lengths(self, draws: Integers) -> NDArray[np.int32] | None:
+        """It returns how long the samples of these draws are, on each side; none where all have one length."""
+        sides = [shape.buckets.lengths_NK.shape[1] for shape in self.sources if shape.buckets]
+        if not sides:
             return None
-        found = self.locate(draws)
-        lengths_NK = np.empty((len(draws), lengths[0].shape[1]), np.int32)
-        for number, all_NK in enumerate(lengths):
+        found, chances = self.locate(draws), self.chances(draws)
+        lengths_NK = np.empty((len(draws), sides[0]), np.int32)
+        for number, shape in enumerate(self.sources):
             mine = found.source == number
-            lengths_NK[mine] = all_NK[found.index[mine]]
-        return by_length(lengths_NK)
+            if shape.buckets:
+                lengths_NK[mine] = shape.buckets.lengths(found.index[mine], chances[mine])
+        return lengths_NK
 
     def chances(self, draws: Integers) -> NDArray[np.uint64]:
         """It returns a number for each draw, by which its sample may be altered: no two runs with other seeds agree."""

@@ -16,15 +16,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Generic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.batches import Batch, BatchType
 from data_pipeline.config import ConfigType, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parsed_as
-from data_pipeline.reading.buckets import by_length
+from data_pipeline.reading.buckets import Integers, by_length
 from data_pipeline.reading.excerpts import Excerpt, excerpts
 from data_pipeline.reading.mixture import training_mixture, validation_mixture
 from data_pipeline.reading.ranges import SampleRange
@@ -47,7 +49,9 @@ class _Step(Generic[BatchType]):
 
     batches: list[BatchType]
     draws: list[int]
-    """Of the whole global batch, as it is dealt to the ranks."""
+    """Of the whole global batch."""
+    own_draws: list[int]
+    """Of the rows of these batches."""
 
 
 class BatchStream(Generic[ManifestType, BatchType]):
@@ -72,14 +76,14 @@ class BatchStream(Generic[ManifestType, BatchType]):
         self.source: Source[ManifestType, Any, BatchType] = source
         self._data: DataConfig = data
         self._seed = seed
-        self._share = BatchShare(data, data_rank, data_size)
         self._mixture = training_mixture(source, data)
+        self._share = BatchShare(data, data_rank, data_size, self._mixture.by_cost)
         self._collate = source.collator(self._mixture.manifest, data)
         self._order = self._mixture.order(seed, data.shuffle)
         self._facts = {**self._mixture.facts(), "shuffle": data.shuffle}
         self._position = 0
         self._skips = Skips(self._order)
-        self._draws: list[int] = []
+        self._handed_out: _Step[BatchType] = _Step([], [], [])
         self._waited = 0.0
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
         self._ahead: deque[Future[_Step[BatchType]]] = deque()
@@ -102,7 +106,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
     @property
     def samples_per_epoch(self) -> int:
         """It counts the samples of all datasets together."""
-        return sum(len(dataset) for dataset in self._mixture.datasets)
+        return self._mixture.samples
 
     def __iter__(self) -> Iterator[list[BatchType]]:
         return self
@@ -113,7 +117,7 @@ class BatchStream(Generic[ManifestType, BatchType]):
         step = self._take()
         self._waited += time.perf_counter() - started
         self._position += self._data.global_batch_size
-        self._draws = step.draws
+        self._handed_out = step
         return step.batches
 
     def state(self) -> dict[str, Any]:
@@ -154,14 +158,14 @@ class BatchStream(Generic[ManifestType, BatchType]):
         before, self._skips = self._skips, self._skips.after(ranges, here)
         return self._skips.for_good == before.for_good and self._skips.ranges != before.ranges
 
-    def draws(self) -> Sequence[int]:
-        """It returns the draws of the last step handed out, on all ranks: of n data ranks, the r-th has every n-th from
-        the r-th on, in the order of its samples."""
-        return self._draws
+    def own_draws(self) -> Sequence[int]:
+        """It returns the draws of this rank's samples in the last step handed out, row by row."""
+        return self._handed_out.own_draws
 
     def sample_range(self) -> SampleRange:
         """It returns the half-open range of draws that the last step handed out came from, on all ranks."""
-        return (min(self._draws), max(self._draws) + 1) if self._draws else (0, 0)
+        draws = self._handed_out.draws
+        return (min(draws), max(draws) + 1) if draws else (0, 0)
 
     def excerpts(self, draws: Iterable[int]) -> Iterator[Excerpt]:
         """It yields what the samples of some draws are, for people; the stream stays where it is.
@@ -212,17 +216,20 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
     def _read(self, position: int) -> _Step[BatchType]:
         draws = self._skips.draws_at(position + np.arange(self._data.global_batch_size))
-        alike = self._order.by_length(draws)
-        dealt = draws if alike is None else draws[self._share.together(alike)]
-        draws_here = self._share.of(dealt)
-        mine, datasets = self._order.locate(draws_here), self._mixture.datasets
+        if (lengths_NK := self._order.lengths(draws)) is None:
+            micro_batches = self._share.spread(draws)
+        else:
+            alike = by_length(lengths_NK)
+            micro_batches = self._share.together(draws[alike], lengths_NK[alike])
+        own = np.concatenate(micro_batches)
+        mine, datasets = self._order.locate(own), self._mixture.datasets
         places = zip(mine.source.tolist(), mine.index.tolist(), strict=True)
-        samples = [
+        samples = (
             replace(datasets[source].read(index), chance=chance)
-            for (source, index), chance in zip(places, self._order.chances(draws_here).tolist(), strict=True)
-        ]
-        batches = [self._collate(micro) for micro in self._share.micro_batches(samples)]
-        return _Step(batches, dealt.tolist())
+            for (source, index), chance in zip(places, self._order.chances(own).tolist(), strict=True)
+        )
+        batches = [self._collate(list(islice(samples, len(micro_batch)))) for micro_batch in micro_batches]
+        return _Step(batches, draws.tolist(), own.tolist())
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """It raises DataError when `state` belongs to another order."""
@@ -250,9 +257,9 @@ class BatchStream(Generic[ManifestType, BatchType]):
 
 class ValidationSet:
     """It is the fixed validation set of one data-parallel rank: the first `samples` samples, in shard order or, where
-    they differ in length, by that.
+    they differ in length, by that; where micro-batches are cut by cost, each step has short and long ones.
 
-    The tail of the last step is padded with samples of weight 0, so every rank has the same steps.
+    Samples of weight 0 fill up the last step, or the shortest micro-batches, so that every rank has the same steps.
     Raises DataError when the data is missing or not what the configuration says.
     """
 
@@ -265,25 +272,21 @@ class ValidationSet:
         data_rank: int,
         data_size: int,
     ) -> None:
-        self._share = BatchShare(data, data_rank, data_size)
         self._global_batch = data.global_batch_size
         self._mixture = validation_mixture(source, data)
+        self._share = BatchShare(data, data_rank, data_size, self._mixture.by_cost)
         self.companions: dict[str, bytes] = source.companions(self._mixture.datasets[0])
         """Files that a model of this data is used with."""
         self._collate = source.collator(self._mixture.manifest, data)
-        self._ends = np.cumsum([len(dataset) for dataset in self._mixture.datasets])
-        self._samples = min(int(self._ends[-1]), samples or int(self._ends[-1]))
-        self.whole = self._samples == int(self._ends[-1])
+        self._samples = min(self._mixture.samples, samples or self._mixture.samples)
+        self.whole = self._samples == self._mixture.samples
         """Whether all samples of the datasets take part."""
         self.baseline: Baseline | None = (
             source.baseline(self._mixture.manifest) if len(self._mixture.datasets) == 1 else None
         )
         """A loss on the whole set to compare with; none where the data knows none, and for several datasets."""
-        self._numbers = np.arange(len(self) * self._global_batch)
-        if (lengths_NK := self._mixture.lengths()) is not None:
-            self._numbers[: self._samples] = by_length(lengths_NK[: self._samples])
-            steps = self._numbers.reshape(len(self), -1)
-            self._numbers = np.concatenate([self._share.together(numbers) for numbers in steps])
+        self._lengths = self._padded_lengths()
+        self._numbers = self._arranged()
 
     @property
     def fingerprint(self) -> str:
@@ -296,38 +299,48 @@ class ValidationSet:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for step in range(len(self)):
-            samples = [self._read(number) for number in self.numbers(step)]
-            yield [self._collate(micro) for micro in self._share.micro_batches(samples)]
+            yield [
+                self._collate([self._read(number) for number in micro_batch.tolist()])
+                for micro_batch in self._micro_batches(step)
+            ]
 
     def numbers(self, step: int) -> list[int]:
         """It returns which samples the rows of this rank's micro-batches of a step are, counted in the order of the
         data; numbers beyond the last sample are padding."""
-        whole = self._numbers[step * self._global_batch :][: self._global_batch]
-        mine: list[int] = self._share.of(whole).tolist()
-        return mine
+        numbers: list[int] = np.concatenate(self._micro_batches(step)).tolist()
+        return numbers
 
     def places(self) -> list[str]:
         """It returns where the samples of all steps of this rank lie, for people; empty for padding."""
-        return [self._place(number) for step in range(len(self)) for number in self.numbers(step)]
+        numbers = [number for step in range(len(self)) for number in self.numbers(step)]
+        return [self._mixture.place(number) if number < self._samples else "" for number in numbers]
 
     def close(self) -> None:
         """It closes all files."""
         self._mixture.close()
 
+    def _padded_lengths(self) -> NDArray[np.int32] | None:
+        """It returns the lengths of all samples and of the padding, which is 0; none where samples have one length."""
+        lengths_NK = self._mixture.lengths()
+        if lengths_NK is None:
+            return None
+        padding = len(self) * self._global_batch - self._samples
+        return np.pad(lengths_NK[: self._samples], ((0, padding), (0, 0)))
+
+    def _arranged(self) -> Integers:
+        """It returns the samples of each step, sorted by their lengths if they have any (steps, global batch)."""
+        numbers = np.arange(len(self) * self._global_batch)
+        if self._lengths is not None and self._mixture.by_cost:
+            return by_length(self._lengths).reshape(-1, len(self)).T
+        if self._lengths is not None:
+            numbers[: self._samples] = by_length(self._lengths[: self._samples])
+        return numbers.reshape(len(self), -1)
+
+    def _micro_batches(self, step: int) -> list[Integers]:
+        numbers = self._numbers[step]
+        if self._lengths is None:
+            return self._share.spread(numbers)
+        return self._share.together(numbers, self._lengths[numbers])
+
     def _read(self, number: int) -> Sample:
-        if number >= self._samples:
-            return Sample("padding")
-        dataset, place = self._locate(number)
-        return self._mixture.datasets[dataset].read(place)
-
-    def _place(self, number: int) -> str:
-        if number >= self._samples:
-            return ""
-        dataset, place = self._locate(number)
-        shard, within = self._mixture.datasets[dataset].place(place)
-        return Sample(self._mixture.datasets[dataset].name, shard=shard, number=within).place
-
-    def _locate(self, number: int) -> tuple[int, int]:
-        """It returns the number of the dataset, and of the sample in it."""
-        dataset = int(np.searchsorted(self._ends, number, side="right"))
-        return dataset, number - (int(self._ends[dataset - 1]) if dataset else 0)
+        return self._mixture.read(number) if number < self._samples else Sample("padding")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.speech.audio import resampled
@@ -40,6 +41,11 @@ class Augmentation:
         """It returns float32 audio played at a speed, with about N / speed samples: tempo and pitch change together
         (Ko et al. 2015)."""
         return torch.from_numpy(resampled(audio_N.numpy(), speed * self._sample_rate, self._sample_rate))
+
+    def lengths(self, samples_NK: NDArray[np.int32], chances_N: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """It returns how many samples of audio there are once each is played at the speed that its chance gives it."""
+        speeds_N = np.array([self.speed(chance) for chance in chances_N.tolist()])
+        return np.round(samples_NK / speeds_N[:, None]).astype(np.int32)
 
     def masked(self, features_TM: Tensor, chance: int | None) -> Tensor:
         """It returns normalized features with bands and spans of them at their mean, 0 (arXiv 1904.08779).

@@ -21,6 +21,7 @@ from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.shards.storage import data_errors
 from data_pipeline.source import Buckets, Source
 from data_pipeline.speech.audio import decode_flac
+from data_pipeline.speech.augmentation import Augmentation
 from data_pipeline.speech.batch import SpeechBatch
 from data_pipeline.speech.collate import SpeechCollator, decode_units, most_samples
 from data_pipeline.speech.config import SpeechConfig, rounded_up
@@ -75,9 +76,10 @@ class SpeechSource(Source[SpeechManifest, SpeechConfig, SpeechBatch]):
         return SpeechCollator(manifest, data)
 
     def buckets(self, dataset: Dataset[SpeechManifest], data: SpeechConfig) -> Buckets:
-        """It returns the samples of audio of each utterance. Raises DataError for lengths that are not those of the
-        manifest."""
-        return Buckets(_lengths(dataset)[:, :1], data.bucket_size)
+        """It returns the samples of audio of each utterance, by which batches are cut. Raises DataError for lengths
+        that are not those of the manifest."""
+        altered = Augmentation(data.augmentation, data.sample_rate).lengths
+        return Buckets(_lengths(dataset)[:, :1], data.bucket_size, by_cost=True, altered=altered)
 
     def describer(self, dataset: Dataset[SpeechManifest]) -> Callable[[Sample], str]:
         """It returns what tells seconds and transcripts, with the units that lie beside the dataset."""

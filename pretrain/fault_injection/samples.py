@@ -1,7 +1,7 @@
 """Faults of samples go by the samples' draws, so that a skip avoids them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ import torch
 from data_pipeline.batches import Batch
 from data_pipeline.reading.batches import Batches, WrappedBatches
 from data_pipeline.reading.stream import BatchStream
-from parallel.mesh import ParallelMesh
 from pretrain.fault_injection.fault import PlannedFault
 
 Alteration = Callable[[Batch, int, torch.Generator], Batch]
@@ -19,20 +18,15 @@ Alteration = Callable[[Batch, int, torch.Generator], Batch]
 class AlteredBatches(WrappedBatches):
     """It is a stream that alters the samples of some draws; for the rest it is the stream within."""
 
-    def __init__(self, within: Batches, mesh: ParallelMesh, draws: range, alter: Alteration) -> None:
+    def __init__(self, within: Batches, draws: range, alter: Alteration) -> None:
         super().__init__(within)
-        self._mesh = mesh
         self._draws = draws
         self._alter = alter
 
     def __next__(self) -> Sequence[Batch]:
         batches = next(self.within)
-        draws = self._own_draws()
+        draws = iter(self.within.own_draws())
         return [self._altered(batch, [next(draws) for _ in range(batch.samples)]) for batch in batches]
-
-    def _own_draws(self) -> Iterator[int]:
-        """It yields the draws of this rank's samples in the step that was just handed out."""
-        return iter(self.within.draws()[self._mesh.data.rank :: self._mesh.data.size])
 
     def _altered(self, batch: Batch, draws: list[int]) -> Batch:
         for row, draw in enumerate(draws):
@@ -49,7 +43,7 @@ class SampleFault(PlannedFault, ABC):
         size = self.config.data.global_batch_size
         first = (self.plan.step - 1) * size
         draws = range(first, first + self.plan.steps * size)
-        return AlteredBatches(stream, self.mesh, draws, self.alteration(stream))
+        return AlteredBatches(stream, draws, self.alteration(stream))
 
     @abstractmethod
     def alteration(self, stream: BatchStream[Any, Any]) -> Alteration:

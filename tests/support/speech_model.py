@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from support.training import Layout, make_config
 
+from data_pipeline.reading.share import counts_by_cost
 from data_pipeline.speech.batch import SpeechBatch
 from data_pipeline.speech.config import SpeechConfig
 from parallel.mesh import ParallelMesh
@@ -36,7 +38,8 @@ def speech_config(layout: Layout, model: dict[str, Any] | None = None, **data: A
 def speech_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[SpeechBatch]:
     """It returns this rank's micro-batches of a global batch that depends on the step alone.
 
-    Each is as long as its longest utterance; one utterance of the global batch is damaged.
+    Each is as long as its longest utterance, and those of long ones have fewer; one utterance of the global batch is
+    damaged.
     """
     generator = torch.Generator().manual_seed(step)
     size, data = config.data.global_batch_size, config.data
@@ -45,8 +48,11 @@ def speech_batches(config: RunConfig, mesh: ParallelMesh, step: int) -> list[Spe
     lengths = torch.randint(1, LONGEST + 1, (size,), generator=generator).tolist()
     said = [torch.randint(1, config.model.vocabulary_size, (n,), generator=generator) for n in lengths]
     heard[1], said[1] = torch.zeros(1, data.mel_bins), torch.zeros(0, dtype=torch.int64)
-    rows = torch.arange(size).view(-1, mesh.data.size, config.data.micro_batch_size)[:, mesh.data.rank]
-    return [speech_batch([heard[i] for i in part], [said[i] for i in part]) for part in rows.tolist()]
+    frames[1] = 1
+    rising = np.argsort(np.array(frames, np.int32), kind="stable")
+    counts = counts_by_cost(np.array(frames, np.int32)[rising], size // data.micro_batch_size)
+    rows = np.split(rising, np.cumsum(counts)[:-1])[mesh.data.rank :: mesh.data.size]
+    return [speech_batch([heard[i] for i in part], [said[i] for i in part]) for part in rows]
 
 
 def speech_batch(heard: list[torch.Tensor], said: list[torch.Tensor]) -> SpeechBatch:

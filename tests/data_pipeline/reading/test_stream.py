@@ -179,7 +179,7 @@ def test_a_stream_goes_on_in_any_epoch_as_one_that_was_not_interrupted(data: Pat
                 expected = numbers(next(other))
             seen.append(numbers(next(stream)))
             assert seen[-1] == expected
-            assert all(stream.unskipped([(draw, draw + 1)]) for draw in stream.draws())
+            assert all(stream.unskipped([(draw, draw + 1)]) for draw in stream.own_draws())
 
 
 def test_what_a_source_cannot_spare_is_left_out_where_it_stands_alone(data: Path) -> None:

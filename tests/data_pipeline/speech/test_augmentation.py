@@ -138,6 +138,14 @@ def test_audio_at_another_speed_is_shorter_and_higher(speed: float) -> None:
     assert heard[1000:-1000].abs().max() == pytest.approx(1.0, abs=0.01)
 
 
+def test_lengths_are_told_before_audio_is_read() -> None:
+    heard, samples_NK = augmentation(speeds=SPEEDS), np.arange(1, 1001, dtype=np.int32)[:, None]
+    lengths_NK = heard.lengths(samples_NK, np.array(CHANCES[:1000], np.uint64))
+    for number in range(0, 1000, 37):
+        audio = heard.perturbed(torch.zeros(number + 1), heard.speed(CHANCES[number]))
+        assert abs(lengths_NK[number, 0] - len(audio)) <= 1
+
+
 @given(samples=st.integers(0, 2002), speed=st.sampled_from((0.5, 0.8, 0.9333, *SPEEDS, 1.03, 2.0)))
 @example(samples=2002, speed=0.8)  # half a sample too many
 def test_no_sample_becomes_longer_than_the_configuration_says(samples: int, speed: float) -> None:

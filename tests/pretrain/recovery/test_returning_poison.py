@@ -32,7 +32,7 @@ class PoisonedForGood(WrappedBatches):
     def __next__(self) -> Sequence[Batch]:
         batches: list[Any] = list(next(self.within))
         stream: Any = self.within
-        index = iter(stream._order.locate(np.array(stream.draws())).index.tolist())
+        index = iter(stream._order.locate(np.array(stream.own_draws())).index.tolist())
         for place, batch in enumerate(batches):
             rows = [row for row in range(batch.samples) if next(index) in BAD]
             weights = batch.weights_BS.clone()
