@@ -316,6 +316,26 @@ def test_more_than_the_budget_ends_the_command(
     assert not (tmp_path / "out").exists()
 
 
+def test_room_is_left_for_blanks_between_equal_units(tmp_path: Path) -> None:
+    """With 0.04 s a frame, 0.4 s have room for ten units and blanks."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a").write_bytes(wav(tone(0.4)))
+    rows = [row("a", text) for text in ("abababababa", "ababababab", "aaaaaa", "aaaaab", "abaaab", "aabbccc")]
+    words = ["--manifest", listed(tmp_path, rows), "--validation-fraction", 0, "--frame-seconds", 0.04]
+    assert run(tmp_path / "out", *words, "--left-out-budget", 0.9) == 0
+    assert transcripts(tmp_path / "out") == ["ababababab", "aaaaab", "abaaab"]
+
+
+def test_what_is_held_out_chooses_no_units(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--manifest", listed(tmp_path, rows), "--validation-manifest"]
+    words += [listed(tmp_path, [*rows[:9], {**rows[0], "text": "\u03c0"}], "b.jsonl")]
+    assert run(tmp_path / "out", *words, "--left-out-budget", 0.1) == 0
+    assert "\u03c0" not in (tmp_path / "out/units.json").read_text()
+    assert "has characters that are no units: 1\n" in capsys.readouterr().out
+
+
 def test_what_is_done_to_audio_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "raw").mkdir()
     stereo = np.stack([tone(1.0, 300), tone(1.0, 400)], 1)
