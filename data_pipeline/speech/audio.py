@@ -63,6 +63,10 @@ class AudioRefused(Exception):
         self.detail = detail
 
 
+class AudioTooLong(AudioRefused):
+    """It is longer than the longest may be; parts of it can be used."""
+
+
 @dataclass(frozen=True)
 class AudioForm:
     """It is what all audio is brought into, beside mono in 16 bits."""
@@ -207,7 +211,7 @@ def _extent(file: soundfile.SoundFile, span: Span, longest_seconds: float) -> tu
             "ends before the span that is meant", f"{span.start:.2f} to {end:.2f} s of {total:.2f} s"
         )
     if end - span.start > longest_seconds:
-        raise AudioRefused(f"is longer than {longest_seconds:g} s", f"{end - span.start:.1f} s")
+        raise AudioTooLong(f"is longer than {longest_seconds:g} s", f"{end - span.start:.1f} s")
     first = round(span.start * rate)
     return first, min(round(end * rate), file.frames) - first
 

@@ -80,7 +80,7 @@ class EvaluationConfig(Section):
     """Samples of the validation set that are used, the first ones; none: all."""
     examples: int = Field(default=64, ge=0)
     """Samples of the validation set, the first ones, that the model makes predictions for, where its task has any
-    (translation): their scores, such as BLEU, are metrics of validation, and TensorBoard shows some; 0: none."""
+    (translation, speech): their scores, as BLEU, are metrics of validation, and TensorBoard shows some; 0: none."""
 
 
 class ProbesConfig(Section):

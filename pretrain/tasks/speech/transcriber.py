@@ -13,7 +13,7 @@ from torch import Tensor
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.shown import shown
-from data_pipeline.speech.audio import FULL_SCALE, AudioForm, AudioRefused, read_audio
+from data_pipeline.speech.audio import FULL_SCALE, AudioForm, AudioRefused, AudioTooLong, read_audio
 from data_pipeline.speech.batch import SpeechBatch
 from data_pipeline.speech.collate import padded_features
 from data_pipeline.speech.config import SpeechConfig
@@ -47,7 +47,12 @@ class SpeechTranscriber(Transcriber):
             samples_N = read_audio(path, form).samples_N
         except AudioRefused as error:
             detail = f" ({error.detail})" if error.detail else ""
-            raise DataError(f"{shown(path)}: {error}{detail}") from error
+            remedy = (
+                ", which the model was trained for; cut it at pauses"
+                if isinstance(error, AudioTooLong)
+                else ""
+            )
+            raise DataError(f"{shown(path)}: {error}{detail}{remedy}") from error
         audio_N = torch.from_numpy(samples_N.astype(np.float32) / FULL_SCALE)
         return Recording(normalized(self._features(audio_N)), len(audio_N) / self._data.sample_rate)
 
