@@ -1,15 +1,18 @@
 """Recordings of single digits become data to prepare: as they are, and joined to strings of digits of one speaker.
 
     python benchmarks/spoken_digits.py --archive fsdd.tar --out data/digits-raw
-    surefoot prepare speech --manifest data/digits-raw/train.jsonl \
+    surefoot prepare speech --manifest data/digits-raw/strings.jsonl \
         --validation-manifest data/digits-raw/validation.jsonl --sample-rate 8000 --out data/digits
+    surefoot prepare speech --manifest data/digits-raw/single.jsonl --validation-fraction 0 --sample-rate 8000 \
+        --units data/digits/units.json --out data/digits-single
 
 The archive is that of the Free Spoken Digit Dataset (https://github.com/Jakobovski/free-spoken-digit-dataset): 8 kHz,
 `DIGIT_SPEAKER_INDEX.wav`, of which index 0 to 4 are the usual test split. No recording of the test split is a part of
 any string to learn from. Under --out lie the recordings and manifests, a JSON object a line:
 
-    train.jsonl             recordings of digits to learn from, and strings of them
-    validation.jsonl        some of the recordings to learn from, and strings of them, held out: none of them in train
+    single.jsonl            recordings to learn from
+    strings.jsonl           strings of them
+    validation.jsonl        recordings that are held out, and strings of those
     test-single.jsonl       the recordings of the test split
     test-strings.jsonl      strings of those
 
@@ -136,7 +139,8 @@ def main() -> None:
     corpus = Corpus(options.out)
     more, few = options.strings, options.test_strings
     for name, parts in (
-        ("train", [*single(train), *strings(train, more, "train", options.seed)]),
+        ("single", single(train)),
+        ("strings", strings(train, more, "train", options.seed)),
         ("validation", [*single(validation), *strings(validation, few, "validation", options.seed)]),
         ("test-single", single(test)),
         ("test-strings", strings(test, few, "test", options.seed)),
