@@ -7,6 +7,7 @@ M  mel bins
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class SpeechCollator:
 
     def __init__(self, manifest: SpeechManifest, data: SpeechConfig) -> None:
         self._manifest = manifest
-        self._most = most_samples(manifest)
+        # Of what a run may hear, not of what this manifest has: one collator reads all datasets of a mixture.
+        self._most = ceil(data.max_seconds * manifest.sample_rate)
         self._features = LogMel(data)
         self._augmentation = Augmentation(data.augmentation, manifest.sample_rate)
         self._silence_TM = torch.zeros(1, data.mel_bins)
@@ -66,11 +68,6 @@ class SpeechCollator:
         speed = self._augmentation.speed(sample.chance)
         features_TM = normalized(self._features(self._augmentation.perturbed(audio_N, speed)))
         return self._augmentation.masked(features_TM, sample.chance), units
-
-
-def most_samples(manifest: SpeechManifest) -> int:
-    """It counts the samples of audio of the longest utterance."""
-    return round(manifest.longest_seconds * manifest.sample_rate)
 
 
 def decode_units(content: memoryview, count: int) -> NDArray[np.uint16]:

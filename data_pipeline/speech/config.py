@@ -28,6 +28,10 @@ def rounded_up(seconds: float) -> str:
     return f"{ceil(seconds * 100) / 100:.2f}"
 
 
+LONGEST_SECONDS = 86_400
+"""Of audio that anything reads at once: a day."""
+
+
 class AugmentationConfig(BaseModel):
     """How training samples are altered by chance; validation hears them as they are.
 
@@ -56,7 +60,7 @@ class SpeechConfig(DataConfig):
     kind: Literal["speech"] = Field(default="speech", repr=False)
     sample_rate: int = Field(default=16_000, ge=1_000, le=768_000)
     """Samples a second of the prepared audio."""
-    max_seconds: float = Field(gt=0, le=86_400, examples=[20.0])
+    max_seconds: float = Field(gt=0, le=LONGEST_SECONDS, examples=[20.0])
     """Seconds of the longest utterance; longer ones in the shards are refused."""
     window_seconds: float = Field(default=0.025, gt=0, le=1)
     """Audio that a frame is computed from, 2 samples at least."""

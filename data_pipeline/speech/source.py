@@ -23,8 +23,8 @@ from data_pipeline.source import Buckets, Source
 from data_pipeline.speech.audio import decode_flac
 from data_pipeline.speech.augmentation import Augmentation
 from data_pipeline.speech.batch import SpeechBatch
-from data_pipeline.speech.collate import SpeechCollator, decode_units, most_samples
-from data_pipeline.speech.config import SpeechConfig, rounded_up
+from data_pipeline.speech.collate import SpeechCollator, decode_units
+from data_pipeline.speech.config import LONGEST_SECONDS, SpeechConfig, rounded_up
 from data_pipeline.speech.manifest import SpeechManifest
 from data_pipeline.speech.units import UNITS_FILES, Units, parse_units
 
@@ -83,13 +83,11 @@ class SpeechSource(Source[SpeechManifest, SpeechConfig, SpeechBatch]):
 
     def describer(self, dataset: Dataset[SpeechManifest]) -> Callable[[Sample], str]:
         """It returns what tells seconds and transcripts, with the units that lie beside the dataset."""
-        units, manifest = _units_beside(dataset), dataset.manifest
+        units, rate = _units_beside(dataset), dataset.manifest.sample_rate
 
         def describe(sample: Sample) -> str:
             flac, stored = sample.fields
-            seconds = (
-                len(decode_flac(flac, manifest.sample_rate, most_samples(manifest))) / manifest.sample_rate
-            )
+            seconds = len(decode_flac(flac, rate, LONGEST_SECONDS * rate)) / rate
             return f"{seconds:.2f} s: {units.decode(decode_units(stored, units.count).tolist())}"
 
         return describe

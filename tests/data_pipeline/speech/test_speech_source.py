@@ -206,7 +206,7 @@ def test_chance_alone_decides_what_becomes_of_a_sample(manifest: SpeechManifest)
     [
         ((memoryview(b"no audio"), stored(2000)[1]), "is no FLAC"),
         ((stored(2000)[0][:-100], stored(2000)[1]), "is no FLAC"),
-        ((stored(9000)[0], stored(2000)[1]), "and 9000 samples, not FLAC .* at most 4760 samples"),
+        ((stored(9000)[0], stored(2000)[1]), "and 9000 samples, not FLAC .* at most 5600 samples"),
         ((stored(2000)[0], memoryview(b"")), "has 0 bytes of units"),
         ((stored(2000)[0], memoryview(b"\1\0\2")), "has 3 bytes of units"),
         ((stored(2000)[0], memoryview(b"\1\0\0\0")), "has the unit 0, but units are 1 to 10"),
@@ -218,6 +218,19 @@ def test_a_sample_that_is_not_what_the_manifest_says_is_named(
 ) -> None:
     with pytest.raises(DataError, match=rf"a/speech-000000.tar: sample 3: .*{told}"):
         collated(manifest, Sample("a", fields, shard="speech-000000.tar", number=3))
+
+
+def test_a_mixture_hears_utterances_longer_than_its_first_dataset_has(tmp_path: Path) -> None:
+    (short,) = [number for number in range(500) if samples_of(number) == 1600][:1]
+    folders = [
+        write_speech(tmp_path / "short", 1, first=short),
+        write_speech(tmp_path / "long", 40),
+    ]
+    with closing(opened(*folders)) as stream:
+        lengths = {length for _ in range(4) for batch in next(stream) for length in batch.frames_B.tolist()}
+        shown = {excerpt.text for excerpt in stream.excerpts(range(60))}
+    assert len(lengths) > 5
+    assert len(shown) > 5
 
 
 def test_people_read_seconds_and_transcripts(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ SCALED = [
     ("translation/wmt-50-50", {"tensor": 2, "pipeline": 2}),  # of 2 x 2 x 4
     slow("translation/wmt-100-100", {"tensor": 1, "pipeline": 4}),  # of 2 x 4 x 4
     slow("speech/digits", {"tensor": 1, "pipeline": 1}),  # of 1 x 1 x 2
+    slow("speech/demo", {"tensor": 1, "pipeline": 1}),  # of 1 x 1 x 2
+    slow("speech/librispeech-36", {"tensor": 1, "pipeline": 1}),  # of 1 x 1 x 8
+    slow("speech/librispeech-72", {"tensor": 1, "pipeline": 2}),  # of 1 x 2 x 4
+    ("speech/librispeech-108", {"tensor": 2, "pipeline": 2}),  # of 2 x 2 x 4
 ]
 DEEP = [
     run for run in RUNS.values() if run.file.startswith(("configs/translation/deep/", "configs/speech/deep"))

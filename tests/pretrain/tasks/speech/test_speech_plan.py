@@ -1,13 +1,17 @@
 """Plans of encoders of speech: sizes worked out by hand, and data that does not fit."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.speech_model import MAX_SECONDS, MEL_BINS, UNITS, speech_config
 from support.training import Layout
 
+from pretrain.config.loader import load_config
+from pretrain.plan.plan import plan
 from pretrain.tasks.speech.config import output_frames
 
+CONFIGS = Path(__file__).parents[4] / "configs" / "speech"
 FRAMES, T, D = 58, 20, 32
 
 
@@ -26,6 +30,13 @@ def test_flops_and_parameters_of_the_ends_by_hand() -> None:
 def test_slow_speech_is_longer() -> None:
     config = speech_config(Layout(), augmentation={"speeds": [0.5, 1.0]})
     assert config.data.max_frames == 1 + (2 * 4800 - 200) // 80
+
+
+@pytest.mark.parametrize("layers", [36, 72, 108])
+def test_clusters_train_the_depth_in_their_names(layers: int) -> None:
+    config = load_config(CONFIGS / f"librispeech-{layers}.toml")
+    assert config.model.num_layers == layers
+    assert plan(config, 16).parameters.total == pytest.approx(layers * 7.1e6, rel=0.02)
 
 
 def facts(**changes: Any) -> dict[str, Any]:
