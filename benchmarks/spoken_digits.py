@@ -16,8 +16,7 @@ any string to learn from. Under --out lie the recordings and manifests, a JSON o
     test-single.jsonl       the recordings of the test split
     test-strings.jsonl      strings of those
 
-Transcripts are numerals, as `4 0 7`, or with --spelled words. With --without SPEAKER, all recordings of a speaker are
-the test split, and nobody else's.
+With --without SPEAKER, all recordings of a speaker are the test split, and nobody else's.
 """
 
 import argparse
@@ -68,8 +67,8 @@ def recordings(archive: Path) -> Iterator[Recording]:
 class Corpus:
     """It is a folder that recordings and manifests are written into."""
 
-    def __init__(self, folder: Path, *, spelled: bool) -> None:
-        self._folder, self._names = folder, DIGITS if spelled else tuple("0123456789")
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         (folder / "wav").mkdir(parents=True)
 
     def write(self, name: str, parts: Iterable[tuple[str, Sequence[Recording | int]]]) -> int:
@@ -86,7 +85,7 @@ class Corpus:
         with wave.open(str(path), "wb") as file:
             file.setparams((1, 2, rate, 0, "NONE", ""))
             file.writeframes(frames)
-        text = " ".join(self._names[piece.digit] for piece in heard)
+        text = " ".join(DIGITS[piece.digit] for piece in heard)
         facts = {"audio_filepath": f"wav/{path.name}", "duration": len(frames) / 2 / rate, "text": text}
         return json.dumps({**facts, "speaker": heard[0].speaker})
 
@@ -120,7 +119,6 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, required=True, help="tar of recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder, which is made")
     parser.add_argument("--without", metavar="SPEAKER", help="whom the model shall be tested on alone")
-    parser.add_argument("--spelled", action="store_true", help="write words and not numerals")
     parser.add_argument("--strings", type=int, default=4000, help="strings to learn from")
     parser.add_argument("--test-strings", type=int, default=500, help="strings of validation and of the test")
     parser.add_argument("--seed", type=int, default=0)
@@ -138,7 +136,7 @@ def main() -> None:
     validation = [one for one in learnt if one.index in VALIDATION_INDICES]
     train = [one for one in learnt if one.index not in VALIDATION_INDICES]
 
-    corpus = Corpus(options.out, spelled=options.spelled)
+    corpus = Corpus(options.out)
     more, few = options.strings, options.test_strings
     for name, parts in (
         ("single", single(train)),
