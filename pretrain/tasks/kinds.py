@@ -5,5 +5,9 @@ from pretrain.tasks.gpt.config import GPTConfig
 from pretrain.tasks.speech.config import SpeechModelConfig
 from pretrain.tasks.translation.config import TranslatorConfig
 
-KINDS: tuple[type[TaskConfig], ...] = (GPTConfig, TranslatorConfig, SpeechModelConfig)
+KINDS: tuple[type[TaskConfig], ...] = (
+    GPTConfig,
+    TranslatorConfig,
+    SpeechModelConfig,
+)
 """The [model] section of every task, that of the default `model.kind` first."""
