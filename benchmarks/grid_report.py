@@ -139,7 +139,7 @@ def plot_losses(groups: Mapping[str, Sequence[Summary]], baseline: str, unit: st
     where it failed. `baseline` is what the model is called whose loss that is."""
     figure = Figure(figsize=(8 if len(groups) == 1 else 5 * len(groups), 5), layout="constrained")
     for axes, (group, summaries) in zip(
-        figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True
+        figure.subplots(1, len(groups), squeeze=False, sharey=True)[0], groups.items(), strict=True
     ):
         draw_losses(axes, summaries, baseline)
         axes.set(xlabel="learning rate (constant, no warmup)", ylabel=f"final training loss, nats per {unit}")
