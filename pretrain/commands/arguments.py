@@ -1,6 +1,7 @@
 """Commands that use models have these arguments in common."""
 
 import argparse
+import os
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
@@ -62,8 +63,8 @@ def add_language_model(parser: argparse.ArgumentParser) -> None:
 def check_paths(options: argparse.Namespace) -> None:
     """It looks at paths before torch is imported, which takes seconds; whoever opens them says the rest.
 
-    Raises ConfigurationError for a model that is not there, for an `--out` that is, and for a file that is to be
-    written into a folder that is not.
+    Raises ConfigurationError for a model that is not there, for an `--out` that is, and for a file that cannot be
+    written where it is to be, or would take the place of what is no file.
     """
     model, out = getattr(options, "model", None), getattr(options, "out", None)
     alignments = getattr(options, "alignments", None)
@@ -77,9 +78,21 @@ def check_paths(options: argparse.Namespace) -> None:
         raise ConfigurationError(
             f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
         )
-    if alignments is not None and not alignments.parent.is_dir():
+    if alignments is not None:
+        _check_file_to_write("--alignments", alignments)
+
+
+def _check_file_to_write(option: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{option} {shown(path)}: there is no folder {shown(path.parent)}")
+    # A file is replaced by renaming another to it, which would do away with a device such as /dev/null as well.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigurationError(
-            f"--alignments {shown(alignments)}: there is no folder {shown(alignments.parent)}"
+            f"{option} {shown(path)}: is no file, but a folder, a link, a pipe or a device; give a new file"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"{option} {shown(path)}: no file can be made in {shown(path.parent)}; choose another folder"
         )
 
 

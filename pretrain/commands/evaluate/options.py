@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--alignments",
         type=path_argument,
         metavar="FILE",
-        help="write transcripts there, word below word with what was said",
+        help="write transcripts there, word below word with what was said; a file that is there is replaced",
     )
     parser.add_argument("--loss-only", action="store_true", help="do not translate or transcribe")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

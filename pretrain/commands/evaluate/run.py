@@ -45,13 +45,13 @@ def run(options: argparse.Namespace) -> int:
         scoring = scored(model) if scored else None
         found = evaluate(model, data.batches, measure, scoring)
         scores = scoring.scores() if scoring else ()
-        if scoring and options.alignments:
-            write_lines(options.alignments, scoring.alignments(data.places))
     baseline = data.baseline or (measure.baseline() if measure and options.text else None)
     if options.json:
         print(json.dumps(document(checkpoint, data.name, found, baseline, scores), indent=2))
     else:
         print("\n".join(lines(checkpoint, data.name, found, baseline, scores)))
+    if scoring and options.alignments:  # last: where the disk is full, the figures are told all the same
+        write_lines(options.alignments, scoring.alignments(data.places))
     return 0
 
 

@@ -130,12 +130,17 @@ def test_options_are_declared_without_heavy_libraries() -> None:
 def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
     cases = {
         ("generate", "nope"): "nope: there is no such folder",
         ("evaluate", "nope@step00000001-a1"): "nope: there is no such folder",
         ("weights", "full/file"): "full/file: is a file",
         ("convert", "full", "--out", "full"): "--out full: is there already",
         ("evaluate", "full", "--alignments", "none/file"): "--alignments none/file: there is no folder none",
+        ("evaluate", "full", "--alignments", "full"): "--alignments full: is no file, but a folder, a link",
+        ("evaluate", "full", "--alignments", "pipe"): "--alignments pipe: is no file, but a folder, a link",
+        ("evaluate", "full", "--alignments", "/dev/stdout"): "/dev/stdout: is no file, but a folder, a link",
+        ("evaluate", "full", "--alignments", "/proc/self/x"): "/x: no file can be made in /proc/self; choose",
         ("export", "full", "--to", "safetensors", "--out", "full"): "--out full: is there already",
     }
     program = (
