@@ -20,6 +20,9 @@ LAST_PAGE = 4
 UNKNOWN_SIZE = 0x7FFF_0000
 """From here on the size of a RIFF is that of no file: those write it who write to a pipe."""
 
+MOST_CHUNKS = 1000
+"""Of a WAV that its audio is looked for in."""
+
 MISCOUNTED = 8
 """Bytes that some writers count in that are not there, as those of the size itself."""
 
@@ -34,14 +37,29 @@ def fault_of_container(path: Path, raw: BufferedReader) -> str | None:
         case b"":
             return "is an empty file"
         case magic if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
-            said = int.from_bytes(magic[4:8], "little") + 8
-            is_cut = os.fstat(raw.fileno()).st_size + MISCOUNTED < said < UNKNOWN_SIZE
-            return "is cut: it is shorter than its header says" if is_cut else None
+            return "is cut: it is shorter than its header says" if _is_cut(magic, raw) else None
         case magic if magic[:4] == b"OggS":
             state = os.fstat(raw.fileno())
             return _fault_of_ogg(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
         case magic:
             return None if magic[:4] == b"fLaC" else "is no WAV, FLAC or Ogg"
+
+
+def _is_cut(magic: bytes, raw: BufferedReader) -> bool:
+    """It tells whether a WAV is shorter than the size of the whole says, or that of its audio: who writes to a pipe may
+    know one of them."""
+    size, place = os.fstat(raw.fileno()).st_size + MISCOUNTED, len(magic)
+    if size < int.from_bytes(magic[4:8], "little") + 8 < UNKNOWN_SIZE:
+        return True
+    for _ in range(MOST_CHUNKS):
+        raw.seek(place)
+        header = raw.read(8)
+        length = int.from_bytes(header[4:], "little")
+        place += 8 + length
+        if len(header) < 8 or header[:4] == b"data":
+            return len(header) == 8 and size < place and length < UNKNOWN_SIZE
+        place += length % 2  # chunks begin at even places
+    return False
 
 
 @lru_cache(64)  # many utterances may be parts of one recording

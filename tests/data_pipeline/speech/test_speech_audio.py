@@ -154,6 +154,7 @@ FLAC, OGG, OPUS = (
         (encoded(TONE, "AIFF", "PCM_16"), "is no WAV, FLAC or Ogg"),
         (wav(TONE[:0]), "holds no audio"),
         (wav(TONE)[:-4000], "is cut: it is shorter than its header says"),
+        (wav(TONE)[:4] + b"\xff" * 4 + wav(TONE)[8:-4000], "is cut: it is shorter than its header says"),
         (wav(TONE)[:30], "is cut: it is shorter than its header says"),
         (FLAC[:-900], "is damaged, or no audio"),
         (FLAC[:9], "is damaged, or no audio"),
