@@ -28,6 +28,7 @@ LIBRARIES = ("torch", "numpy", "sentencepiece", "webdataset")
 
 def test_what_can_be_prepared() -> None:
     assert command.rooms() == {
+        "speech": "recorded speech with transcripts",
         "text": "text for next-token prediction",
         "translation": "pairs of sentences for machine translation",
     }
