@@ -58,13 +58,13 @@ def test_a_found_room_gets_the_rest_of_the_command_line(
     assert "waves of 100 %" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["speech"], ["--out", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["vision"], ["--out", "x"]])
 def test_what_is_no_kind_of_data_is_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(arguments)
     assert ended.value.code == 2
-    if arguments == ["speech"]:
-        assert "choose from 'text'" in capsys.readouterr().err
+    if arguments == ["vision"]:
+        assert "(choose from 'speech', 'text', " in capsys.readouterr().err
 
 
 def test_help_imports_no_room() -> None:
