@@ -100,6 +100,8 @@ def shrunk(run: ShippedRun, folder: Path, *, layers: bool = True, **parallel: in
     model["attention"].update(num_heads=4, dropout=0.0)
     document["run"].update(steps=100)
     document["schedule"].update(warmup_steps=10)
+    if document["schedule"].get("milestones"):
+        document["schedule"].update(milestones=[50, 75])
     document["parallel"].update(parallel, timeout_seconds=60, control_timeout_seconds=60)
     document["data"].update(small["data"], micro_batch_size=2, global_batch_size=8)
     path = folder / "shrunk.toml"
