@@ -123,6 +123,15 @@ class SpectralNorms(nn.Module):
         for number, (block, piece) in enumerate(zip(blocks, pieces, strict=True)):
             yield number, block.to(self.sharded_L.dtype), piece
 
+    def differentiable(self, weight: Tensor, gamma_K: Tensor) -> Tensor:
+        """It returns What of a weight that is not sharded as a function of W and gamma, to be differentiated as often
+        as need be. As in training, singular vectors count as constants: sigma = v^T W u."""
+        hats = []
+        for number, matrix_LR, piece_L in self.matrices(weight):
+            sigma = piece_L @ matrix_LR @ self.replicated_KR[number].to(piece_L)
+            hats.append(gamma_K[number] / sigma * matrix_LR)
+        return torch.cat(hats).to(weight.dtype) if self.rows_sharded else hats[0].T.to(weight.dtype)
+
     @torch.no_grad()
     def materialise(self, weight: Tensor) -> None:
         """It computes What = (gamma / sigma) W, in the dtype of W."""

@@ -21,12 +21,12 @@ from parallel.spectral import find_spectral_layers
 from pretrain.errors import CheckpointError
 from pretrain.models.context import Materials
 from pretrain.models.outline import Outline
-from pretrain.runtime.kernels import detect_kernels
+from pretrain.runtime.kernels import Kernels, detect_kernels
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.registry import TASKS
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Compute dtypes by `precision.dtype`."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""Compute dtypes by `precision.dtype`, and one that no run has."""
 LISTED = 5
 """Names that a message lists."""
 
@@ -53,25 +53,40 @@ class LoadedModel:
     data: DataConfig
     mesh: ParallelMesh
     layers: SequentialLayers
-    """On the device of the mesh, in the compute dtype, without dropout; reparametrised weights are folded."""
+    """On the device of the mesh, in the compute dtype, without dropout."""
 
 
 def load_model(
     settings: TaskConfig, data: DataConfig, dtype: str, source: TensorSource, mesh: ParallelMesh
 ) -> LoadedModel:
     """It builds the model of a task in one process and fills it from `source`; `dtype` is the run's precision.
+    Reparametrised weights are folded.
 
     Raises:
         CheckpointError: the tensors are not those of this model.
     """
-    outline = settings.outline(data)
-    check_tensors(outline, source)
-    layers = build_layers(settings, data, mesh, seed=None)
-    place(layers, DTYPES[dtype], mesh.device)
-    fill(layers, outline, source)
-    for layer in find_spectral_layers(layers):
+    model = load_parameters(settings, data, dtype, source, mesh)
+    for layer in find_spectral_layers(model.layers):
         layer.norms.materialise(layer.weight)
         layer.fold()
+    return model
+
+
+def load_parameters(
+    settings: TaskConfig,
+    data: DataConfig,
+    dtype: str,
+    source: TensorSource,
+    mesh: ParallelMesh,
+    kernels: Kernels | None = None,
+) -> LoadedModel:
+    """It does what `load_model` does, but leaves reparametrised weights as they are trained: to be run, the model must
+    be given its What. Kernels are those that fit this machine, or these. It raises the same."""
+    outline = settings.outline(data)
+    check_tensors(outline, source)
+    layers = build_layers(settings, data, mesh, seed=None, kernels=kernels)
+    place(layers, DTYPES[dtype], mesh.device)
+    fill(layers, outline, source)
     return LoadedModel(settings, data, mesh, layers.eval())
 
 
@@ -92,10 +107,15 @@ def check_tensors(outline: Outline, source: TensorSource) -> None:
 
 
 def build_layers(
-    settings: TaskConfig, data: DataConfig, mesh: ParallelMesh, *, seed: int | None
+    settings: TaskConfig,
+    data: DataConfig,
+    mesh: ParallelMesh,
+    *,
+    seed: int | None,
+    kernels: Kernels | None = None,
 ) -> SequentialLayers:
     """It builds the layers of a model with the initial weights of a seed; none: without memory for them (`place`)."""
-    streams, kernels = RandomStreams(0, mesh), detect_kernels()
+    streams, kernels = RandomStreams(0, mesh), kernels or detect_kernels()
     task = TASKS[settings.kind]
     if seed is not None:
         return SequentialLayers(task.layers(settings, data, Materials(mesh, streams, kernels, seed)))

@@ -262,8 +262,8 @@ def position_angles(positions: Tensor, size: int, base: float) -> Tensor:
 
 
 def rotate(x_BNSK: Tensor, cosine_SK: Tensor, sine_SK: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i+K/2}) of each head by the angle of their position, computed in fp32."""
-    first, second = x_BNSK.float().chunk(2, dim=-1)
+    """Rotate the pairs (x_i, x_{i+K/2}) of each head by the angle of their position, computed in fp32 at least."""
+    first, second = x_BNSK.to(torch.promote_types(x_BNSK.dtype, cosine_SK.dtype)).chunk(2, dim=-1)
     rotated = (first * cosine_SK - second * sine_SK, first * sine_SK + second * cosine_SK)
     return torch.cat(rotated, dim=-1).to(x_BNSK.dtype)
 

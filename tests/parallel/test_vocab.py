@@ -111,3 +111,38 @@ def test_the_best_token_is_that_of_the_whole_vocabulary(size: int, dtype: torch.
     for found, expected in run_distributed(best_tokens, size, size, dtype):
         assert found.equal(expected)
         assert not found[:, 7].any()
+
+
+def second_derivatives(size: int, share: float) -> list[Tensor]:
+    """It returns the gradient and its derivative along a direction of a weighted loss, by all logits, float64."""
+    mesh = make_mesh(ParallelConfig(tensor=size))
+    logits, direction, weights = drawn()
+    own = logits.chunk(size, dim=-1)[mesh.tensor.rank].clone().requires_grad_()
+    loss = vocabulary_parallel_cross_entropy(own, tokens(2), mesh.tensor, Smoothing(share, VOCABULARY))
+    (gradient,) = torch.autograd.grad((loss * weights).sum(), own, create_graph=True)
+    slope = (gradient * direction.chunk(size, dim=-1)[mesh.tensor.rank]).sum()
+    (product,) = torch.autograd.grad(slope, own)
+    return [torch.cat(mesh.gather(part.detach()), dim=-1) for part in (gradient, product)]
+
+
+def drawn() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with padding, a direction, and weights."""
+    generator = torch.Generator().manual_seed(4)
+    logits, direction = torch.randn(2, BATCH, LENGTH, PADDED, generator=generator, dtype=torch.float64) * 2
+    logits[..., VOCABULARY:] = float("-inf")
+    return logits, direction, torch.linspace(-1, 2, BATCH * LENGTH, dtype=torch.float64).view(BATCH, LENGTH)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize("size", [1, 2])
+def test_it_is_differentiable_twice(size: int, share: float) -> None:
+    """In float64 it is computed in float64, too."""
+    logits, direction, weights = drawn()
+    real = logits[..., :VOCABULARY].requires_grad_()
+    loss = F.cross_entropy(real.transpose(1, 2), tokens(2), reduction="none", label_smoothing=share)
+    (gradient,) = torch.autograd.grad((loss * weights).sum(), real, create_graph=True)
+    (product,) = torch.autograd.grad((gradient * direction[..., :VOCABULARY]).sum(), real)
+    for found in run_distributed(second_derivatives, size, size, share):
+        for ours, theirs in zip(found, (gradient, product), strict=True):
+            torch.testing.assert_close(ours[..., :VOCABULARY], theirs.detach(), rtol=1e-12, atol=1e-14)
+            assert not ours[..., VOCABULARY:].any()
