@@ -14,7 +14,13 @@ from data_pipeline.config import ConfigType, DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.order import SampleOrder, SourceShape
 from data_pipeline.shards.dataset import Dataset, Sample
-from data_pipeline.shards.manifest import MANIFEST, ManifestType, read_manifest, split_folder
+from data_pipeline.shards.manifest import (
+    MANIFEST,
+    ManifestType,
+    folder_with_manifest,
+    read_manifest,
+    split_folder,
+)
 from data_pipeline.shards.storage import Folder
 from data_pipeline.source import Buckets, Source
 
@@ -115,7 +121,8 @@ def validation_mixture(
     else:
         folders = [_existing(_validation_beside(entry, data)) for entry in data.sources]
     mixture = _open(source, folders, entries, data)
-    train = split_folder(data.sources[0].path, "train", data.cache)
+    # `surefoot evaluate --data DIR/test` has one split in both places: it is held out, and nothing is trained.
+    train = folder_with_manifest(data.sources[0].path, "train", data.cache)
     source.check_together(mixture.datasets[0], train.name, read_manifest(train, source.manifest_type))
     return mixture
 

@@ -48,7 +48,7 @@ class Manifest(BaseModel):
     """Version of this file and of the index."""
     kind: str
     """Task that the samples are for."""
-    split: Literal["train", "validation"]
+    split: Literal["train", "validation", "test"]
     documents: Count
     """Texts, sentence pairs or recordings that the samples were made from."""
     samples: Count
@@ -121,21 +121,22 @@ def split_folder(path: str, split: str, cache: Path | None) -> Folder:
     """It returns the folder of a split: `path` itself where it has a manifest, else the folder named `split` in it.
 
     Raises DataError when there is neither, with what a server said if that was not just that it has none, and for a
-    validation split that would be trained on.
+    validation or test split that would be trained on.
     """
-    folder = _folder_with_manifest(path, split, cache)
+    folder = folder_with_manifest(path, split, cache)
     name = f"{folder.name}/{MANIFEST}"
     with parsed_as(DataError, name):
-        held_out = parse_json(folder.read(MANIFEST))["split"] == "validation"
-    if held_out and split == "train":
+        found = parse_json(folder.read(MANIFEST))["split"]
+    if split == "train" and found in ("validation", "test"):
         raise DataError(
-            f"{name}: this is a validation split, and what is trained on tells nothing where a run is validated; "
+            f"{name}: this is a {found} split, and what is trained on tells nothing where a run is validated; "
             "name the folder above it, or the train split in that"
         )
     return folder
 
 
-def _folder_with_manifest(path: str, split: str, cache: Path | None) -> Folder:
+def folder_with_manifest(path: str, split: str, cache: Path | None) -> Folder:
+    """It returns what `split_folder` does, whatever split is there. It raises what that raises, but for the last."""
     folder = open_folder(path, cache)
     refusal: DataError | None = None
     for candidate in (folder, folder.child(split)):

@@ -67,6 +67,7 @@ def test_the_whole_set_has_a_baseline(runs: Path, corpus: Path, capsys: pytest.C
     manifest = json.loads((corpus / "validation/manifest.json").read_text())
     assert found["targets"] == manifest["tokens"]
     assert found["baseline"]["loss"] == manifest["unigram_cross_entropy"]
+    assert evaluated(capsys, f"{runs}/test", "--data", str(corpus / "validation"))["loss"] == found["loss"]
     first = evaluated(capsys, f"{runs}/test", "--data", str(corpus), "--samples", "2")
     assert first["targets"] == 2 * SEQUENCE
 
