@@ -33,7 +33,13 @@ def plan_rows(config: RunConfig, plan: Plan) -> Rows:
     absent = config.model.outline(config.data).parts
     for part, count in counts.parts.items():
         yield f"  {part.replace('_', '-')}", f"{count:,}" if count else absent[part]
-    yield "training", f"{plan.flops_per_token / 1e9:.3g} GFLOP a token"
+    yield "training", f"{plan.passes * plan.flops_per_token / 1e9:.3g} GFLOP a token"
+    if plan.sharpness_aware_steps:
+        yield (
+            "sharpness-aware",
+            f"{plan.sharpness_aware_steps:,} of {plan.steps:,} steps pass through their batch twice: about "
+            f"{plan.passes:.3g} times the work, and time, of ordinary ones",
+        )
     yield "memory", f"{in_units(memory.total)} on the fullest rank, about"
     for part, size in asdict(memory).items():
         yield f"  {part}", in_units(size)
@@ -63,6 +69,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "memory": {**asdict(plan.memory), "total": plan.memory.total},
         "tokens": plan.tokens,
         "tokens_per_parameter": plan.tokens_per_parameter,
+        "passes": plan.passes,
     }
 
 

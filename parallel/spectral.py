@@ -134,13 +134,15 @@ class SpectralNorms(nn.Module):
 
     @torch.no_grad()
     def materialise(self, weight: Tensor) -> None:
-        """It computes What = (gamma / sigma) W, in the dtype of W."""
-        if not self.active:
-            return
+        """It computes What = (gamma / sigma) W, in the dtype of W; see `materialise` for many layers."""
+        if self.active:
+            self.scale(weight, (self.gamma_K / self.sigma_K).tolist())
+
+    @torch.no_grad()
+    def scale(self, weight: Tensor, factors: Sequence[float]) -> None:
+        """It makes What of W by the factor of each stacked matrix: a factor in bf16 would move in steps of 0.4 %."""
         if self.effective is None:
             self.effective = torch.empty_like(weight)
-        # As Python numbers: a factor in bf16 would move in steps of 0.4 %.
-        factors = (self.gamma_K / self.sigma_K).tolist()
         rows = self.local_blocks if self.rows_sharded else [weight.shape[0]]
         shards = zip(weight.split(rows), self.effective.split(rows), factors, strict=True)
         for source, target, factor in shards:
@@ -224,6 +226,33 @@ def _advance(image: _Images, total: Tensor) -> None:
 
 
 @torch.no_grad()
+def measure(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
+    """Set sigma = v^T W u of all matrices for weights that have moved and vectors that have not, with one all-reduce of
+    one number per matrix."""
+    products = []
+    for layer in layers:
+        norms = layer.norms
+        own = [
+            torch.dot(piece_L, matrix_LR @ norms.replicated_KR[number])
+            for number, matrix_LR, piece_L in norms.matrices(layer.weight)
+        ]
+        products.append(torch.stack(own) / norms.copies)
+    for layer, total in zip(layers, sums_over(products, group), strict=True):
+        layer.norms.sigma_K.copy_(total)
+
+
+def materialise(layers: Sequence[SpectralLayer]) -> None:
+    """Renew What of all layers from W, sigma and gamma, with one transfer from the device."""
+    active = [layer for layer in layers if layer.norms.active]
+    if not active:
+        return
+    factors = torch.cat([layer.norms.gamma_K / layer.norms.sigma_K for layer in active])
+    numbers = iter(factors.tolist())
+    for layer in active:
+        layer.norms.scale(layer.weight, [next(numbers) for _ in layer.norms.local_blocks])
+
+
+@torch.no_grad()
 def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
     """Set the first vectors, sigma and gamma of all matrices; return the largest |M^T s - sigma r| / sigma.
 
@@ -239,7 +268,7 @@ def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
     for layer in layers:
         if layer.norms.config.gamma_init == "sigma":
             layer.norms.gamma_K.copy_(layer.norms.sigma_K)
-        layer.norms.materialise(layer.weight)
+    materialise(layers)
     return residual(layers, group)
 
 

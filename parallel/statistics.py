@@ -21,11 +21,11 @@ _LOGITS_AT_ONCE = 2**22
 
 def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """It returns the sum of the squares of each tensor's elements, float64, on their device; there must be some."""
-    device = tensors[0].device
+    device, dtype = tensors[0].device, torch.promote_types(tensors[0].dtype, torch.float32)
     pieces = list(tensors)
     if device.type == "cpu":
         pieces = [piece for tensor in tensors for piece in tensor.reshape(-1).split(_ADDED_AT_ONCE)]
-    squares = torch.stack(torch._foreach_norm(pieces, 2, torch.float32)).double().square()
+    squares = torch.stack(torch._foreach_norm(pieces, 2, dtype)).double().square()
     if len(pieces) == len(tensors):
         return squares
     counts = [max(-(-tensor.numel() // _ADDED_AT_ONCE), 1) for tensor in tensors]

@@ -4,6 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+ASCENDED_LOSS = "ascended_loss"
+"""The measure of a sharpness-aware step that is the loss where the weights went; `loss` is that of the weights."""
+ASCENT_GRADIENT_NORM = "ascent_gradient_norm"
+"""Its measure that is the norm of the gradient which took them there; the update follows another."""
+
 
 class Action(StrEnum):
     """An action says what to do with the update of a step."""
@@ -82,7 +87,7 @@ class StepReport:
     loss: float
     """Mean loss per target over the global batch, in the units of the task."""
     gradient_norm: float
-    """Global l2 norm of the averaged gradient, before clipping."""
+    """Global l2 norm of the averaged gradient that the update follows, before clipping."""
     learning_rate: float
     samples: int
     """Samples in the global batch."""
@@ -90,8 +95,10 @@ class StepReport:
     """Tokens in the global batch."""
     damaged: int = 0
     """Samples of the global batch that were damaged and masked."""
+    passes: int = 1
+    """Times that the step went through its batch, forward and backward."""
     finite: bool = True
-    """Loss and gradient norm are finite on every rank."""
+    """Loss and gradient norm are finite on every rank, those of both passes where there are two."""
     interrupted: bool = False
     """A rank has been asked to stop."""
     unanimous: bool = True

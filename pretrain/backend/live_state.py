@@ -11,6 +11,8 @@ It is complete at the boundary between two steps, where there are no gradients.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,6 +102,15 @@ def renew_persistent(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
     if parameters := optimizer.persistent_parameters:
         parameters[0].partition(parameters)
         parameters[0].all_gather(parameters)
+
+
+@contextmanager
+def uncounted(engine: DeepSpeedEngine) -> Iterator[None]:
+    """What runs within it, DeepSpeed does not count as a step."""
+    counters = {name: getattr(engine, name) for name in COUNTERS}
+    yield
+    for name, value in counters.items():
+        setattr(engine, name, value)
 
 
 def checksum(state: Tree) -> int:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
 from parallel.statistics import squared_norms
+from pretrain.backend.live_state import renew_persistent
 
 
 class LocalGradient(NamedTuple):
@@ -79,6 +80,10 @@ class UpdateGate(ABC):
     @abstractmethod
     def masters(self) -> Iterator[LocalWeight]:
         """It yields parameters with the weights, fp32, that the optimizer moves; a bf16 model has others."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """It makes what the model computes with anew from `masters` that were moved; all data ranks do so together."""
 
     @abstractmethod
     def _install(self) -> None:
@@ -157,6 +162,13 @@ class PlainGate(SteppedGate):
             for parameter in self._engine.module.parameters():
                 yield LocalWeight(parameter, parameter, parameter)
 
+    @torch.no_grad()
+    def renew(self) -> None:
+        optimizer = self._engine.optimizer
+        if isinstance(optimizer, FP16_UnfusedOptimizer):  # else the masters are the parameters
+            for parameters, weights in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+                torch._foreach_copy_(parameters, weights)
+
     def gradients(self) -> Iterator[LocalGradient]:
         for parameter in self._engine.module.parameters():
             if parameter.grad is not None:
@@ -178,6 +190,9 @@ class BFloat16Gate(SteppedGate):
         for parameters, flat in groups:
             yield from cut(flat, parameters, start=self._mesh.data.rank * flat.numel())
 
+    def renew(self) -> None:
+        self._engine.optimizer.update_lp_params()
+
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
         for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
@@ -195,6 +210,9 @@ class ShardedGate(UpdateGate):
         for group, parameters in enumerate(optimizer.params_in_partition):
             flat = optimizer.single_partition_of_fp32_groups[group]
             yield from cut(flat, parameters, start=optimizer.first_offset[group])
+
+    def renew(self) -> None:
+        self._engine.optimizer.update_lp_params()
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer
@@ -230,6 +248,12 @@ class Stage3Gate(UpdateGate):
             shards = flat.detach().split([parameter.ds_tensor.ds_numel for parameter in parameters])
             for parameter, shard in zip(parameters, shards, strict=True):
                 yield LocalWeight(parameter, shard, flat, start=self._mesh.data.rank * shard.numel())
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        shards = [parameter.ds_tensor for group in self._engine.optimizer.fp16_groups for parameter in group]
+        torch._foreach_copy_(shards, [held.weight for held in self.masters()])
+        renew_persistent(self._engine.optimizer)
 
     def gradients(self) -> Iterator[LocalGradient]:
         optimizer = self._engine.optimizer

@@ -150,6 +150,7 @@ EXAMPLES: dict[str, str] = {
     "data.global_batch_size": "512",
     "data.cache": '"/tmp/surefoot"',
     "optimizer.learning_rate": "3e-4",
+    "optimizer.sharpness_aware.rho": "0.05",
     "schedule.decay_steps": "1000",
     "schedule.step_every": "1000",
     "checkpoint.keep_every": "10000",

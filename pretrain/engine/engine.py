@@ -13,10 +13,10 @@ from torch import Tensor
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
-from pretrain.backend.live_state import Tree
+from pretrain.backend.live_state import Tree, uncounted
 from pretrain.backend.matrices import local_matrices
 from pretrain.backend.pieces import NamedModel, StateSource
-from pretrain.backend.schedule import make_schedule
+from pretrain.backend.schedule import MicroBatch, make_schedule
 from pretrain.backend.setup import build_module, initialize, local_layers
 from pretrain.backend.update_gate import LocalWeight, make_gate
 from pretrain.config.run import RunConfig
@@ -24,6 +24,7 @@ from pretrain.engine.evaluator import Evaluation, Evaluator, MeasuredObjective
 from pretrain.engine.parts import ModelParts
 from pretrain.engine.reparametrization import Reparametrization
 from pretrain.engine.report import local_facts, make_report, reduced
+from pretrain.engine.sharpness_aware import FirstPass, SharpnessAware
 from pretrain.engine.state import EngineState
 from pretrain.engine.targets import normalise
 from pretrain.models.named import Piece
@@ -62,6 +63,9 @@ class TrainEngine:
         self._schedule = make_schedule(self._engine, objective, mesh)
         self._gate = make_gate(self._engine, mesh)
         self._reparametrization = Reparametrization(self.module, mesh, self._gate, optimizer)
+        self._sharpness_aware = SharpnessAware(
+            config.optimizer.sharpness_aware, mesh, self._gate, self._reparametrization
+        )
         self._model = ProbedModel(
             outline=config.model.outline(config.data),
             boundaries=parts.boundaries,
@@ -109,35 +113,51 @@ class TrainEngine:
             BatchesMissing: a rank, not necessarily this one, has no batches.
         """
         scaled, _ = normalise(self.mesh, batches)
+        micro_batches = [(batch.inputs, batch.labels) for batch in scaled]
+        twice = self._sharpness_aware.due(step)
+        self._probes.begin(step, batches, full=full, twice=twice)
+        first = self._first_pass(step, micro_batches) if twice else None
         self._streams.begin_step(step)
-        self._probes.begin(step, batches, full=full)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         outcome: list[tuple[StepReport, Verdict]] = []
 
         def consult(loss: Tensor) -> None:
             self._probes.gradients_averaged()
-            local = local_facts(self.mesh, batches, loss, self._squared_norm(), interrupted=interrupted)
+            squared_norm = self._reparametrization.squared_norm()
+            self._sharpness_aware.put_back()
+            local = local_facts(self.mesh, batches, loss, squared_norm, interrupted=interrupted)
             facts, alike = reduced(self.mesh, local, digest)
-            report = make_report(facts, self._measures(), step=step, learning_rate=learning_rate, alike=alike)
+            report = make_report(
+                facts, self._measures(), first, step=step, learning_rate=learning_rate, alike=alike
+            )
             verdict = judge(report)
             self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
             self._probes.before_update()
             outcome.append((report, verdict))
 
-        self._schedule.train([(batch.inputs, batch.labels) for batch in scaled], consult)
+        self._schedule.train(micro_batches, consult)
         report, verdict = outcome[0]
         self._after_update(report, applied=verdict.action is Action.PROCEED)
         return report, verdict
 
+    def _first_pass(self, step: int, batches: Sequence[MicroBatch]) -> FirstPass:
+        """It passes through the batch once more, beforehand, and leaves the weights where the loss rises."""
+        outcome: list[FirstPass] = []
+
+        def consult(loss: Tensor) -> None:
+            self._probes.between_passes()
+            outcome.append(self._sharpness_aware.ascend(loss))
+            self._gate.decide(outcome[0].gradient_norm, apply=False)
+
+        self._streams.begin_step(step)
+        with uncounted(self._engine):
+            self._schedule.train(batches, consult)
+        return outcome[0]
+
     def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
         """It returns the mean loss over the batches of all ranks, and the sums of the metrics."""
         return self.evaluator.evaluate(batches)
-
-    def _squared_norm(self) -> Tensor:
-        """It returns this rank's share of the squared gradient norm, once gradients are those of the parameters."""
-        gammas = self._reparametrization.pull_back()
-        return self._gate.squared_norm() + gammas
 
     def _measures(self) -> Measures:
         """It returns what the probes have found, over all ranks."""

@@ -7,16 +7,18 @@ else.
 K   matrices stacked in one layer
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
-from parallel.spectral import find_spectral_layers, initialise, power_step
+from parallel.spectral import find_spectral_layers, initialise, materialise, measure, power_step
 from parallel.spectral_gradient import GradientPiece, pull_back
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.optim.optimizer import Optimizer
+from pretrain.optim.sharpness_aware import Copies, ascend
 
 
 class Reparametrization:
@@ -30,16 +32,27 @@ class Reparametrization:
         self._gate = gate
         self._layers = find_spectral_layers(module)
         self._by_weight = {id(layer.weight): layer for layer in self._layers}
-        gammas = [layer.norms.gamma_K for layer in self._layers if layer.norms.active]
-        self.optimizer = optimizer.gamma_optimizer(gammas) if gammas else None
+        self.optimizer = optimizer.gamma_optimizer(self.gammas) if self.gammas else None
         """It moves the gammas; none: there are none."""
+        self._copies: Copies | None = None
+        """Gammas and sigmas as they were before an ascent."""
         self.residual = initialise(self._layers, mesh.tensor.group) if self._layers else 0.0
         """How far the first vectors are from singular vectors (largest relative residual)."""
+
+    @property
+    def gammas(self) -> list[Tensor]:
+        """They are all gammas that are moved."""
+        return [layer.norms.gamma_K for layer in self._layers if layer.norms.active]
+
+    @property
+    def _gradients(self) -> list[Tensor]:
+        """They are those of the gammas, after `pull_back`."""
+        return [gamma.grad for gamma in self.gammas if gamma.grad is not None]
 
     def pull_back(self) -> Tensor:
         """After the last backward it makes gradients of What those of W; returns this rank's share of |dgamma|^2."""
         if not self.optimizer:
-            return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
+            return self._share(())
         pieces = [
             GradientPiece(self._by_weight[id(held.parameter)], held.gradient, held.start)
             for held in self._gate.gradients()
@@ -49,9 +62,44 @@ class Reparametrization:
         gradients = pull_back(pieces, self._layers, group)
         for layer, gradient in zip(self._layers, gradients, strict=True):
             layer.norms.gamma_K.grad = gradient
-        squared = torch.cat(gradients).double().square().sum()
-        # All tensor and data ranks have the same gammas: they count once.
-        return squared / (self._mesh.tensor.size * self._mesh.data.size)
+        return self._share(gradients)
+
+    def squared_norm(self) -> Tensor:
+        """It pulls back, and returns this rank's share of the squared gradient norm, gammas included."""
+        gammas = self.pull_back()
+        return self._gate.squared_norm() + gammas
+
+    def scaled_squares(self) -> Tensor:
+        """It returns this rank's share of |gamma dgamma|^2, the squared length of an adaptive ascent."""
+        pairs = zip(self.gammas, self._gradients, strict=True)
+        return self._share([gamma * gradient for gamma, gradient in pairs])
+
+    def _share(self, tensors: Sequence[Tensor]) -> Tensor:
+        """It returns this rank's share of the squares: all tensor and data ranks have the same gammas, which count
+        once."""
+        if not tensors:
+            return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
+        return torch.cat(list(tensors)).double().square().sum() / (
+            self._mesh.tensor.size * self._mesh.data.size
+        )
+
+    def ascend(self, factor: float, *, adaptive: bool) -> None:
+        """Once the weights have ascended, gammas do so by their gradients, and sigma = v^T W u and What follow. u and v
+        stay where they are: in the gradients that the ascent goes by they are constants."""
+        if not self.optimizer:
+            return
+        sigmas = [layer.norms.sigma_K for layer in self._layers]
+        self._copies = Copies([*self.gammas, *sigmas])
+        ascend(self.gammas, self._gradients, factor, adaptive=adaptive)
+        measure(self._layers, self._mesh.tensor.group)
+        self.materialise()
+
+    def put_back(self) -> None:
+        """Once the weights are back, gammas, sigma and What are as before the ascent, to the bit."""
+        if self._copies:
+            self._copies.put_back()
+            self._copies = None
+            self.materialise()
 
     def after_update(self, learning_rate: float, gradient_norm: float, clipping: float) -> None:
         """Once the weights have moved it moves gamma, takes a power step and renews What."""
@@ -66,8 +114,7 @@ class Reparametrization:
 
     def materialise(self) -> None:
         """It renews What from W, sigma and gamma, also after a load."""
-        for layer in self._layers:
-            layer.norms.materialise(layer.weight)
+        materialise(self._layers)
 
     def _update_gammas(self, learning_rate: float, factor: float) -> None:
         assert self.optimizer is not None

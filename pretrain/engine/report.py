@@ -1,5 +1,6 @@
 """The facts of a step come from all ranks; this says what each adds, and makes the report of what they sum up to."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ from torch import Tensor
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
 from pretrain.engine.rank_digest import SLOTS, slots_of, unanimous
+from pretrain.engine.sharpness_aware import FirstPass
 from pretrain.engine.targets import share_of_loss, speaks_for_batch
 from pretrain.probes.probe import Measures
-from pretrain.step import StepReport
+from pretrain.step import ASCENDED_LOSS, ASCENT_GRADIENT_NORM, StepReport
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,24 @@ def reduced(mesh: ParallelMesh, local: Facts, digest: int) -> tuple[Facts, bool]
 
 
 def make_report(
-    facts: Facts, measures: Measures, *, step: int, learning_rate: float, alike: bool
+    facts: Facts,
+    measures: Measures,
+    first: FirstPass | None,
+    *,
+    step: int,
+    learning_rate: float,
+    alike: bool,
 ) -> StepReport:
-    """It makes the report of a step from what was summed over all ranks."""
+    """It makes the report of a step from what was summed over all ranks.
+
+    Of two passes, the `first` has the loss of the weights themselves; the gradient that moves them is the second one's.
+    """
     norm = facts.squared_norm**0.5
-    total = torch.tensor([facts.loss, norm])
+    both = (*(first or ()), facts.loss, norm)
+    ascent = {ASCENDED_LOSS: facts.loss, ASCENT_GRADIENT_NORM: first.gradient_norm} if first else {}
     return StepReport(
         step=step,
-        loss=facts.loss,
+        loss=first.loss if first else facts.loss,
         gradient_norm=norm,
         learning_rate=learning_rate,
         samples=int(facts.samples),
@@ -69,7 +81,8 @@ def make_report(
         damaged=int(facts.damaged),
         interrupted=facts.interrupted > 0,
         unanimous=alike,
-        finite=bool(torch.isfinite(total).all()),
-        measures=measures.scalars,
+        passes=2 if first else 1,
+        finite=all(map(math.isfinite, both)),
+        measures={**ascent, **measures.scalars},
         histograms=measures.histograms,
     )

@@ -243,7 +243,10 @@ def _measures(
     """It returns all that is known about a step, by the names of `metrics.jsonl`."""
     seconds = measurements["seconds"]
     tokens_per_second = report.tokens / seconds
-    derived = {"tokens_per_second": tokens_per_second, **throughput.measures(tokens_per_second)}
+    derived = {
+        "tokens_per_second": tokens_per_second,
+        **throughput.measures(tokens_per_second * report.passes),
+    }
     if "wait_seconds" in measurements:
         derived["wait_fraction"] = measurements["wait_seconds"] / seconds
     return {

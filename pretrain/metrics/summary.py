@@ -16,8 +16,8 @@ from pretrain.runtime.kernels import Kernels
 
 def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Kernels) -> list[str]:
     """It tells what runs, how it is spread, and on what."""
-    batch = layout.batch
-    return [
+    batch, ascent = layout.batch, config.optimizer.sharpness_aware
+    lines = [
         f"{config.run.name}: {config.model.kind}, {layout.parameters.total / 1e6:.1f} M parameters, "
         f"{config.precision.dtype}, seed {config.run.seed}",
         f"{mesh.world_size} x {mesh.device_name}: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
@@ -25,6 +25,13 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
         f"{batch.samples} samples, {batch.tokens:,} tokens",
         f"kernels: {make_optimizer(config.optimizer).description}, {kernels.description}",
     ]
+    if layout.sharpness_aware_steps:
+        lines.append(
+            f"{'adaptive ' if ascent.adaptive else ''}sharpness-aware minimisation, rho {ascent.rho:g}: "
+            f"{layout.sharpness_aware_steps:,} of {layout.steps:,} steps pass through their batch twice; "
+            "loss is that of the weights themselves, ascended_loss that of the second pass"
+        )
+    return lines
 
 
 def closing_lines(

@@ -17,6 +17,8 @@ _TAGS = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
     "gradient_norm": "train/gradient_norm",
+    "ascended_loss": "train/ascended_loss",
+    "ascent_gradient_norm": "train/ascent_gradient_norm",
     "gradient_variance": "train/gradient_variance",
     "seconds": "throughput/seconds_per_step",
     "tokens_per_second": "throughput/tokens_per_second",

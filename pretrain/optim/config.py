@@ -14,6 +14,30 @@ SMALLEST_EPSILON = 1e-15
 """With a smaller one, gradients whose squares underflow in fp32 could move weights farther than the bound says."""
 
 
+class SharpnessAwareConfig(Section):
+    """Sharpness-aware minimisation (SAM, Foret et al. 2021, arXiv 2010.01412), with any optimizer: a first pass over
+    the batch finds where the loss rises fastest, the weights go there, and the update follows the gradient that a
+    second pass finds there, from where they were. Such a step costs two."""
+
+    rho: float = Field(default=0.0, ge=0)
+    """How far the weights go: the length of the change of all of them together, such as 0.05; 0: no step is one."""
+    adaptive: bool = False
+    """ASAM (Kwon et al. 2021, arXiv 2102.11600): each weight goes as far as goes with its size, and `rho` is the length
+    of all changes relative to their weights, such as 0.5."""
+    every_steps: int = Field(default=1, gt=0)
+    """Steps whose number is a multiple of it are sharpness-aware; the others are ordinary ones."""
+    from_step: int = Field(default=1, gt=0)
+    """The first step that may be one."""
+
+    def applies(self, step: int) -> bool:
+        """It says whether a step, by its number from 1, is sharpness-aware."""
+        return self.rho > 0 and step >= self.from_step and step % self.every_steps == 0
+
+    def among(self, steps: int) -> int:
+        """It counts the sharpness-aware steps of a run."""
+        return max(steps // self.every_steps - (self.from_step - 1) // self.every_steps, 0) if self.rho else 0
+
+
 class OptimizerConfig(Section):
     """This is the [optimizer] section; each optimizer derives its own, with a `kind` that names it.
 
@@ -28,6 +52,7 @@ class OptimizerConfig(Section):
     """Weight decay of matrices; biases, normalization gains never decay."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
+    sharpness_aware: SharpnessAwareConfig = SharpnessAwareConfig()
 
     needs_whole_matrices: ClassVar[bool] = False
     """Its update of a matrix needs all of it, which ZeRO and tensor-parallel ranks divide."""

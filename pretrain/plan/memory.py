@@ -56,10 +56,11 @@ def gradient_bytes(config: RunConfig, parameters: int, data: int) -> int:
 
 def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
     """The optimizer's state and master weights are in fp32, divided by d under ZeRO; plain fp32 needs no master
-    weights."""
+    weights. The second pass of a sharpness-aware step needs a copy of what is moved."""
     stage = config.parallel.zero_stage
     masters = 0 if stage == 0 and config.precision.dtype == "fp32" else 1
-    copies = len(config.optimizer.state) + masters
+    ascent = 1 if config.optimizer.sharpness_aware.among(config.run.steps) else 0
+    copies = len(config.optimizer.state) + masters + ascent
     return copies * FP32_BYTES * parameters // (data if stage else 1)
 
 

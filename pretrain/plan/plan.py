@@ -68,10 +68,12 @@ class Plan:
     parameters: ParameterCounts
     stages: tuple[Stage, ...]
     flops_per_token: float
-    """Model FLOPs of training on one token, over all ranks."""
+    """Model FLOPs of a pass over one token, forward and backward, over all ranks."""
     steps: int
     deepspeed: Json
     """What DeepSpeed is given."""
+    sharpness_aware_steps: int = 0
+    """Of all steps, those that take two passes."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -83,6 +85,11 @@ class Plan:
     def tokens_per_parameter(self) -> float:
         """It divides the tokens of the run by all parameters; about 20 is compute-optimal (arXiv 2203.15556)."""
         return self.tokens / self.parameters.total
+
+    @property
+    def passes(self) -> float:
+        """It returns the passes that a step takes on average: about what a run costs, next to one of ordinary steps."""
+        return 1 + self.sharpness_aware_steps / self.steps
 
     @property
     def memory(self) -> MemoryEstimate:
@@ -119,6 +126,7 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         flops_per_token=sum(layer.flops for layer in outline.layers) / config.data.tokens_per_sample,
         steps=config.run.steps,
         deepspeed=deepspeed,
+        sharpness_aware_steps=config.optimizer.sharpness_aware.among(config.run.steps),
         warnings=(*layout_warnings(config, world_size), *arming_warnings(config)),
     )
 

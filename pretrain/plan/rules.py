@@ -5,6 +5,7 @@ from math import gcd
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
+from pretrain.optim.config import SharpnessAwareConfig
 from pretrain.optim.schedule import decay_start, steps_down
 
 Rule = Callable[[RunConfig, int], Iterator[Problem]]
@@ -40,6 +41,21 @@ def layout_warnings(config: RunConfig, world_size: int) -> Iterator[str]:
         and config.optimizer.update_bound is None
     ):
         yield f"updates of {config.optimizer.kind} have no bound here, so watchdog.reach finds nothing"
+    yield from ascent_warnings(config)
+
+
+def ascent_warnings(config: RunConfig) -> Iterator[str]:
+    """It yields why no step is sharpness-aware where that section says something."""
+    section, steps = config.optimizer.sharpness_aware, config.run.steps
+    if section == SharpnessAwareConfig() or section.among(steps):
+        return
+    if not section.rho:
+        yield "no step is sharpness-aware: optimizer.sharpness_aware.rho = 0; for example rho = 0.05"
+    else:
+        yield (
+            f"no step is sharpness-aware: of {steps:,} steps none from optimizer.sharpness_aware.from_step = "
+            f"{section.from_step:,} on is a multiple of every_steps = {section.every_steps:,}"
+        )
 
 
 def world_size_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:

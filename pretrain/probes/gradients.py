@@ -15,6 +15,8 @@ from pretrain.probes.ties import TiedGradients
 class GradientNormProbe(Probe):
     """It measures the l2 norm of the averaged gradient of each layer, before clipping."""
 
+    of_gradients = True
+
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._owners = model.owners()
@@ -47,6 +49,8 @@ class GradientVarianceProbe(Probe):
     Each g_i is seen by a hook as it enters the sum. Gradients are of the weights that layers compute with: under
     sigmaReparam of What. Slots are the sums of |g_i|^2, then the squared norms of the mean, by layer.
     """
+
+    of_gradients = True
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model

@@ -27,6 +27,8 @@ RANK, RANKS, LAYER = (
 class GradientOriginProbe(Probe):
     """It has a slot a rank and a slot a layer, each with the number of parameters whose gradients are not finite."""
 
+    of_gradients = True
+
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._owners = model.owners()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +114,13 @@ def real_size(layer: LayerSize, parameter: ParameterSize) -> int:
 class Probe(ABC):
     """A probe looks at a step without changing it by a bit.
 
-    Its methods are called on all ranks in the order that they stand in.
+    Its methods are called on all ranks in the order that they stand in. That holds for a step that passes
+    through its batch twice (sharpness-aware minimisation), too: each is called once.
     """
+
+    of_gradients: ClassVar[bool] = False
+    """It looks at what backward passes make: at the last pass, whose gradient moves the weights. Others look at weights
+    and outputs, as they are in the first pass."""
 
     @abstractmethod
     def due(self, step: ProbeStep) -> bool:

@@ -28,17 +28,33 @@ class Probes:
         self._all = list(make_probes(model))
         self._active: list[Probe] = []
         self._asked = False
+        self._seen: dict[Probe, Tensor] = {}
+        """Slots of the probes that have looked at the first of two passes."""
         self._sizes: list[int] = []
 
-    def begin(self, number: int, batches: Sequence[Batch], *, full: bool = False) -> None:
-        """It is called before the first micro-batch; `full`, equal on all ranks, asks for a full look at any step."""
+    def begin(
+        self, number: int, batches: Sequence[Batch], *, full: bool = False, twice: bool = False
+    ) -> None:
+        """It is called before the first micro-batch; `full`, equal on all ranks, asks for a full look at any step.
+
+        `twice` says that there will be two passes, and `between_passes` is called.
+        """
         self._asked, full = full, full or self._full(number)
         histograms = full and number % self._config.histogram_every_steps == 0
         step = ProbeStep(number, full, self._asked, histograms, batches)
-        self._number = number
+        self._step, self._seen = step, {}
         self._active = [probe for probe in self._all if probe.due(step)]
         for probe in self._active:
-            probe.begin(step)
+            if not (twice and probe.of_gradients):
+                probe.begin(step)
+
+    def between_passes(self) -> None:
+        """It is called after the last backward pass of the first of two passes, before the weights move."""
+        for probe in self._active:
+            if probe.of_gradients:
+                probe.begin(self._step)
+            else:
+                self._seen[probe] = probe.local()
 
     def gradients_averaged(self) -> None:
         """It is called after the last backward, with the gradients as DeepSpeed has averaged them."""
@@ -47,7 +63,7 @@ class Probes:
 
     def local(self) -> Tensor:
         """It returns this rank's slots of all probes that look at this step, on the CPU: one transfer."""
-        slots = [probe.local() for probe in self._active]
+        slots = [self._seen[probe] if probe in self._seen else probe.local() for probe in self._active]
         self._sizes = [len(part) for part in slots]
         return torch.cat(slots).cpu() if slots else torch.zeros(0, dtype=torch.float64)
 
@@ -63,7 +79,7 @@ class Probes:
 
     def before_update(self) -> None:
         """It is called once the verdict is known. Full looks come many steps in a row, so that one more is likely."""
-        full_next = self._asked or self._full(self._number + 1)
+        full_next = self._asked or self._full(self._step.step + 1)
         for probe in self._all:
             probe.before_update(full_next=full_next)
 

@@ -43,7 +43,8 @@ class Throughput:
     """Of one device; None: unknown, no utilisation."""
 
     def measures(self, tokens_per_second: float) -> dict[str, float]:
-        """It returns `tflops`, in TFLOP/s per device, and `mfu`, a fraction of 1, where the peak is known."""
+        """It returns `tflops`, in TFLOP/s per device, and `mfu`, a fraction of 1, where the peak is known. Tokens count
+        once for each pass over them."""
         tflops = tokens_per_second * self.flops_per_token / self.devices / 1e12
         if self.peak_tflops is None:
             return {"tflops": tflops}

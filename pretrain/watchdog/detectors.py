@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pretrain.config.run import RunConfig
-from pretrain.step import Alarm, StepReport
+from pretrain.step import ASCENDED_LOSS, Alarm, StepReport
 from pretrain.watchdog.cusum import Channel
 from pretrain.watchdog.signals import Growth, Signal, signals, watched_tables
 
@@ -174,8 +174,10 @@ def _numbers(report: StepReport, watched: Sequence[Signal]) -> dict[str, float]:
 
 
 def _nonfinite(report: StepReport, watched: Sequence[Signal]) -> Iterator[Alarm]:
-    """It yields an alarm for each number that is none, among what is watched."""
+    """It yields an alarm for each number that is none, among what is watched and the losses of both passes."""
     numbers = _numbers(report, watched)
+    if ASCENDED_LOSS in report.measures:
+        numbers[ASCENDED_LOSS] = report.measures[ASCENDED_LOSS]
     bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
     if not report.finite and not bad:
         bad = {"gradient_norm": report.gradient_norm}

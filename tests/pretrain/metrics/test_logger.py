@@ -76,6 +76,17 @@ def test_row_of_a_step(tmp_path: Path) -> None:
     ]
 
 
+def test_a_second_pass_is_work_of_the_device(tmp_path: Path) -> None:
+    """Tokens are those of the batch, FLOPs those of both passes; the second loss has its own curve."""
+    ascent = {"ascended_loss": 2.5, "ascent_gradient_norm": 0.7}
+    with open_journal(tmp_path) as journal:
+        journal.record(replace(REPORT, passes=2, measures=ascent), PROCEED, MEASUREMENTS)
+    (row,) = rows(tmp_path)
+    assert (row["tokens_per_second"], row["tflops"], row["mfu"]) == (512.0, 0.512, 0.256)
+    drawn = curves(tmp_path).Tags()["scalars"]
+    assert {"train/ascended_loss", "train/ascent_gradient_norm"} <= set(drawn)
+
+
 def test_row_of_a_withheld_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_journal(tmp_path) as journal:
         journal.record(replace(REPORT, loss=math.nan), Verdict(Action.VETO, "not finite"), MEASUREMENTS)

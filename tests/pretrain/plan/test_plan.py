@@ -196,6 +196,36 @@ def test_the_state_of_optimizers(optimizer: dict[str, Any], kept: int) -> None:
         assert planned.memory.optimizer == 4 * (kept + masters) * planned.parameters.total // data
 
 
+@pytest.mark.parametrize(
+    ("section", "steps"),
+    [
+        ({"rho": 0.05}, 1000),
+        ({"rho": 0.05, "every_steps": 4}, 250),
+        ({"rho": 0.05, "every_steps": 4, "from_step": 500}, 126),
+        ({"rho": 0.05, "every_steps": 4, "from_step": 501}, 125),
+        ({"every_steps": 4}, 0),
+        ({"rho": 0.05, "from_step": 1001}, 0),
+        ({}, 0),
+    ],
+)
+def test_sharpness_aware_steps(section: dict[str, Any], steps: int) -> None:
+    """They take two passes, and the second one a copy of what the optimizer moves."""
+    for stage, data in [(0, 1), (1, 4)]:
+        config = make(
+            run={"steps": 1000},
+            parallel={"zero_stage": stage},
+            precision={"dtype": "fp32"},
+            optimizer={"sharpness_aware": section},
+        )
+        planned, ascent = plan(config, data), config.optimizer.sharpness_aware
+        assert planned.sharpness_aware_steps == sum(map(ascent.applies, range(1, 1001))) == steps
+        assert planned.passes == 1 + steps / 1000
+        kept = 2 + (stage > 0) + (steps > 0)
+        assert planned.memory.optimizer == 4 * kept * planned.parameters.total // data
+        told = [text for text in planned.warnings if text.startswith("no step is sharpness-aware")]
+        assert len(told) == bool(section and not steps)
+
+
 def test_activations_of_one_block_by_hand() -> None:
     """b s h = 2 x 32 x 64; whole: 4; over t = 2: q, k, v, attention output (4), GELU in and out (8); bf16."""
     numbers = 2 * 32 * 64

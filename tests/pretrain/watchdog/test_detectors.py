@@ -292,6 +292,7 @@ class TestHardChannel:
             (report(1, math.nan, finite=False), "loss"),
             (report(1, 3.0, math.inf, finite=False), "gradient_norm"),
             (report(1, 3.0, 1.0, finite=False), "gradient_norm"),
+            (report(1, 3.0, 1.0, finite=False, ascended_loss=math.inf), "ascended_loss"),
             (report(1, tev_max=math.nan), "tev_max"),
             (report(1, attention_entropy_min=math.nan), "attention_entropy_min"),
         ],
