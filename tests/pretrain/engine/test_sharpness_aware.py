@@ -129,7 +129,7 @@ class PlainMethod:
     def __init__(self, engine: TrainEngine, config: RunConfig, sam: SharpnessAwareConfig) -> None:
         """`engine` is never stepped: it lends its module and objective."""
         self._module, self._objective = engine.module, engine.evaluator._objective
-        self._sam, self._config = sam, config
+        self._sam = sam
         self._spectral = find_spectral_layers(engine.module)
         self._group = engine.mesh.tensor.group
         gammas = [layer.norms.gamma_K.requires_grad_() for layer in self._spectral]
@@ -155,11 +155,11 @@ class PlainMethod:
         """It returns loss, ascended loss and norm of the second gradient."""
         first = self._gradients(batches)
         before = [p.detach().clone() for p in self._parameters]
-        sizes = [p.detach() if self._sam.adaptive else torch.ones_like(p) for p in self._parameters]
+        sizes = before if self._sam.adaptive else [torch.ones_like(p) for p in before]
         slopes = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._parameters]
         length = sum((t * g).square().sum() for t, g in zip(sizes, slopes, strict=True)).sqrt() + 1e-12
         with torch.no_grad():
-            for p, t, g in zip(self._parameters, [t.clone() for t in sizes], slopes, strict=True):
+            for p, t, g in zip(self._parameters, sizes, slopes, strict=True):
                 p.add_(self._sam.rho * t * t * g / length)
         second = self._gradients(batches)
         with torch.no_grad():
@@ -275,7 +275,9 @@ def withheld(layout: Layout, model: dict[str, Any], why: str) -> tuple[list[str]
         parameter.register_hook(lambda gradient: gradient * float("nan"))
     report = take(engine, config, 2, Action.VETO)
     assert report.passes == 2
-    assert why != "judge" or report.measures["ascended_loss"] > report.loss
+    ascended = report.measures["ascended_loss"]
+    assert why != "judge" or ascended > report.loss
+    assert why != "first pass" or ascended == report.loss, "nothing ascends by numbers that are none"
     return differences(weights_and_moments(engine), before), report.loss == report.loss, report.finite
 
 
@@ -354,7 +356,7 @@ def test_resumed_equals_uninterrupted(
         for name in ("twin", "run")
     )
     assert set(run_distributed(run_to_end, layout.world_size, twin)) == {"finished"}
-    assert set(run_distributed(run_and_stop, layout.world_size, config, 4)) == {"preempted"}
+    assert set(run_distributed(run_and_stop, layout.world_size, config, 2)) == {"preempted"}
     assert set(run_distributed(run_to_end, layout.world_size, config)) == {"finished"}
     ours, theirs = (contents(newest_checkpoint(tmp_path / name)) for name in ("run", "twin"))
     assert differences(ours, theirs) == []
