@@ -18,6 +18,7 @@ from data_pipeline.config import ConfigType
 from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.shards.manifest import ManifestType
+from data_pipeline.shards.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
     companion_files: ClassVar[tuple[str, ...]] = ()
     """Names that `companions` may have."""
 
+    def open(self, folder: Folder, data: ConfigType) -> Dataset[ManifestType]:
+        """It opens a split. Here its samples are those that are stored; a subclass may make others of these, each by
+        its number alone. Raises DataError."""
+        return Dataset(folder, self.manifest_type)
+
     @abstractmethod
     def facts(self, manifest: ManifestType) -> dict[str, Any]:
         """It returns what decides the samples, beside their kind and shards, as JSON under the names that a message
@@ -82,6 +88,11 @@ class Source(ABC, Generic[ManifestType, ConfigType, BatchType]):
 
         All datasets of a mixture have it in common, and a saved position is of use only while it stays the same.
         """
+
+    def choices(self, data: ConfigType) -> dict[str, Any]:
+        """It returns what a configuration says of which samples are made of those that are stored, as JSON under its
+        keys: a saved position is of use only while it stays the same."""
+        return {}
 
     @abstractmethod
     def check(self, dataset: Dataset[ManifestType], data: ConfigType) -> None:

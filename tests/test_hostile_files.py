@@ -29,11 +29,15 @@ from safetensors.torch import save_file
 from support.hostile import ODD, anything, changed_bytes, changed_json, changed_value, confined
 from support.numbered_data import write_split
 from support.pairs import pairs_config, write_pairs
+from support.series import series_config, series_values, write_csv, write_series
 from support.speech import DIGITS, speech_config, tone, wav, write_speech
 from support.training import Layout, make_config
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.record import TargetExists, make_once
+from data_pipeline.series.scaler import parse_scaler
+from data_pipeline.series.source import SeriesSource
+from data_pipeline.series.table import TableForm, read_table
 from data_pipeline.shards.dataset import Dataset
 from data_pipeline.shards.shard import ShardIndex
 from data_pipeline.shards.storage import LocalFolder
@@ -219,6 +223,59 @@ def read_units_file(folder: Path, content: bytes) -> None:
     text = units.decode(range(-1, units.count + 1))
     assert units.decode(units.encode(text)) == text
     assert parse_units("units.json", units.content).digest == units.digest
+
+
+def make_series_manifest(folder: Path) -> Callable[[Chance], bytes]:
+    return changed_manifest(
+        json.loads((write_series(folder / "data", 400) / "test/manifest.json").read_text())
+    )
+
+
+def read_series_split(folder: Path, content: bytes) -> None:
+    (folder / "data/test/manifest.json").write_bytes(content)
+    source, data = SeriesSource(), series_config(folder / "data")
+    with closing(source.open(LocalFolder(folder / "data/test"), data)) as dataset:
+        source.check(dataset, data)
+        samples = [dataset.read(number) for number in range(min(len(dataset), 20))]
+        source.collator(dataset.manifest, data)(samples)
+        "".join(map(source.describer(dataset), filter(lambda sample: sample.fields, samples)))
+
+
+def make_scaler(folder: Path) -> Callable[[Chance], bytes]:
+    sound = (write_series(folder / "data", 400) / "scaler.json").read_bytes()
+    return lambda chance: (
+        changed_json(chance, json.loads(sound)) if chance.random() < 0.8 else anything(chance, sound)
+    )
+
+
+def read_scaler(folder: Path, content: bytes) -> None:
+    """The manifest says that it is that of the shards."""
+    scaler = parse_scaler(content)
+    assert parse_scaler(scaler.content) == scaler
+    (folder / "data/scaler.json").write_bytes(content)
+    path = folder / "data/train/manifest.json"
+    facts = json.loads(path.read_text())
+    facts["scaler"]["sha256"] = hashlib.sha256(content).hexdigest()
+    stated = {name: value for name, value in facts.items() if name != "fingerprint"}
+    facts["fingerprint"] = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(facts))
+    source, data = SeriesSource(), series_config(folder / "data")
+    with closing(source.open(LocalFolder(folder / "data/train"), data)) as dataset:
+        source.check(dataset, data)
+        source.describer(dataset)(dataset.read(0))
+
+
+def make_series(folder: Path) -> Callable[[Chance], bytes]:
+    sound = write_csv(folder / "sound.csv", series_values(6)).read_bytes()
+    return lambda chance: anything(chance, sound)
+
+
+def read_series(folder: Path, content: bytes) -> None:
+    (folder / "x.csv").write_bytes(content)
+    table = read_table(str(folder / "x.csv"), TableForm(has_times=len(content) % 3 > 0))
+    assert np.isfinite(table.values_ND).all()
+    assert len(table) == len(table.lines_N) > 1
+    f"{table.time(0)} {table.step_seconds} {table.place(1, table.columns[0])}".encode()
 
 
 def make_prepared(folder: Path) -> Callable[[Chance], bytes]:
@@ -705,6 +762,9 @@ FORMATS = {
     "manifest of speech": Format(make_speech_manifest, read_speech_split, (DataError,)),
     "lengths of speech": Format(make_lengths, read_lengths, (DataError,)),
     "units of speech": Format(make_units, read_units_file, (DataError,)),
+    "manifest of series": Format(make_series_manifest, read_series_split, (DataError,)),
+    "scaler of series": Format(make_scaler, read_scaler, (DataError,)),
+    "series": Format(make_series, read_series, (DataError,)),
     "utterance of NeMo": Format(make_utterance, read_utterance, (DataError, AudioRefused)),
     "cut of lhotse": Format(make_cut, read_cut, (DataError,)),
     "ledger": Format(make_ledger, read_ledger_file, (CheckpointError,)),

@@ -32,7 +32,7 @@ class Mixture(Generic[ManifestType]):
     datasets: tuple[Dataset[ManifestType], ...]
     weights: tuple[float, ...]
     common: dict[str, Any]
-    """The facts of their kind that all of them share."""
+    """The facts of their kind that all of them share, and what the configuration chooses of their samples."""
     buckets: tuple[Buckets | None, ...]
     """What comes together, where samples differ in length."""
 
@@ -156,11 +156,12 @@ def _open(
     entries: Sequence[SourceConfig],
     data: ConfigType,
 ) -> Mixture[ManifestType]:
-    datasets = tuple(Dataset(folder, source.manifest_type) for folder in folders)
+    datasets = tuple(source.open(folder, data) for folder in folders)
     first = datasets[0]
     for dataset in datasets:
         source.check(dataset, data)
         source.check_together(dataset, first.name, first.manifest)
     weights = tuple(entry.weight for entry in entries)
     buckets = tuple(source.buckets(dataset, data) for dataset in datasets)
-    return Mixture(datasets, weights, source.facts(first.manifest), buckets)
+    common = {**source.facts(first.manifest), **source.choices(data)}
+    return Mixture(datasets, weights, common, buckets)

@@ -8,6 +8,7 @@ from data_pipeline.parsing import Digest
 from data_pipeline.shards.manifest import Count, Manifest
 
 Name = Annotated[str, StringConstraints(max_length=4096)]
+Step = Annotated[float, Field(gt=0, le=2**53, allow_inf_nan=False)] | None
 
 
 class ScalerEntry(BaseModel):
@@ -47,7 +48,7 @@ class SeriesManifest(Manifest):
     """Rows of a chunk."""
     context: Annotated[int, Field(ge=0, lt=2**53)]
     """Rows in front of each series that belong to the split before it: windows begin there, and forecast none."""
-    step_seconds: Annotated[float, Field(gt=0, le=2**53, allow_inf_nan=False)] | None
+    step_seconds: Step
     """Time from a row to the next; none where there are no times, or where that differs."""
     series: tuple[SeriesEntry, ...] = Field(min_length=1)
     """They are in the order of their chunks; no window has rows of two of them."""
