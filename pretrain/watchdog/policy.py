@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from pretrain.config.run import RunConfig
 from pretrain.ledger.history import Rollback, RunHistory
-from pretrain.step import Action, Alarm, Remedy, StepReport, TrainState, Verdict
+from pretrain.step import ASCENDED_LOSS, Action, Alarm, Remedy, StepReport, TrainState, Verdict
 from pretrain.watchdog.budgets import rollback_budget, skip_budget, veto_budget
 from pretrain.watchdog.loss_trend import LossTrend
 from pretrain.watchdog.recent_alarms import DRIFTS, RecentAlarms, family
@@ -99,10 +99,17 @@ def judge_finite(report: StepReport, state: TrainState) -> Verdict:
     has nothing else any more."""
     if report.finite:
         return Verdict(Action.PROCEED)
-    reason = f"loss {report.loss} and gradient norm {report.gradient_norm} at step {report.step}"
+    reason = f"{_numbers_of(report)} at step {report.step}"
     if state.vetoes_in_a_row >= MAX_VETOES_IN_A_ROW:
         return Verdict(Action.HALT, f"{reason}, non-finite for {state.vetoes_in_a_row + 1} steps in a row")
     return Verdict(Action.VETO, f"non-finite {reason}")
+
+
+def _numbers_of(report: StepReport) -> str:
+    """It tells the numbers of a step that make it finite, those of both passes where there are two."""
+    ascended = report.measures.get(ASCENDED_LOSS)
+    second = "" if ascended is None else f", ascended loss {ascended}"
+    return f"loss {report.loss}{second} and gradient norm {report.gradient_norm}"
 
 
 def in_dry_run(verdict: Verdict, given: JudgeInput) -> Verdict:
@@ -144,7 +151,7 @@ def _by_loss(alarm: Alarm) -> bool:
 def _withhold(bad: tuple[Alarm, ...], given: JudgeInput, config: RunConfig) -> Verdict:
     """It vetoes one update, but not too many one after the other."""
     report, row = given.report, given.state.vetoes_in_a_row
-    reason = _summary(bad) or f"non-finite loss {report.loss} and gradient norm {report.gradient_norm}"
+    reason = _summary(bad) or f"non-finite {_numbers_of(report)}"
     budget = veto_budget(given.history, config, given.attempt)
     if row < config.watchdog.vetoes_in_a_row and not budget.spent:
         return Verdict(Action.VETO, reason, bad)

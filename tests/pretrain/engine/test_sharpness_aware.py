@@ -1,5 +1,6 @@
 """Sharpness-aware steps: equal to the plain method, the same in every layout, and nothing of them stays behind."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,16 +24,18 @@ from support.runs import (
     run_config,
     run_to_end,
 )
-from support.training import Layout, make_batches, make_config, make_engine, make_mesh, slow
+from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed, slow
+from support.watched import kinds, run, watched
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.spectral import SpectralLayer, find_spectral_layers, power_step
 from pretrain.backend.host_copy import copied
 from pretrain.config.run import RunConfig
-from pretrain.engine.engine import TrainEngine
+from pretrain.engine.engine import Judge, TrainEngine
 from pretrain.optim.config import AdamWConfig, LAMBConfig, OptimizerConfig, SGDConfig, SharpnessAwareConfig
-from pretrain.step import Action, StepReport, Verdict
+from pretrain.step import Action, StepReport, TrainState, Verdict
+from pretrain.watchdog.policy import judge_finite
 
 STEPS = 20
 SAM = SharpnessAwareConfig(rho=0.05)
@@ -50,13 +53,9 @@ def with_sam(config: RunConfig, optimizer: OptimizerConfig, sam: SharpnessAwareC
     return config.model_copy(update={"optimizer": optimizer})
 
 
-def take(engine: TrainEngine, config: RunConfig, step: int, verdict: Action = Action.PROCEED) -> StepReport:
-    report, _ = engine.step(
-        make_batches(config, engine.mesh, step),
-        lambda report: Verdict(verdict),
-        step=step,
-        learning_rate=config.optimizer.learning_rate,
-    )
+def take(engine: TrainEngine, config: RunConfig, step: int, judge: Judge = proceed) -> StepReport:
+    batches = make_batches(config, engine.mesh, step)
+    report, _ = engine.step(batches, judge, step=step, learning_rate=config.optimizer.learning_rate)
     return report
 
 
@@ -263,8 +262,8 @@ WITHHELD = ("judge", "second pass", "first pass")
 """What an update is withheld for: its judge, or a pass that is not finite."""
 
 
-def withheld(layout: Layout, model: dict[str, Any], why: str) -> tuple[list[str], bool, bool]:
-    """What such a step changes, whether its loss is finite, and all of it."""
+def withheld(layout: Layout, model: dict[str, Any], why: str) -> tuple[list[str], str]:
+    """What such a step changes, and what its judge says."""
     rho = 1e30 if why == "second pass" else 0.05
     config = with_sam(make_config(layout, **model), ADAMW, SharpnessAwareConfig(rho=rho, from_step=2))
     engine = make_engine(config, make_mesh(config.parallel))
@@ -273,12 +272,21 @@ def withheld(layout: Layout, model: dict[str, Any], why: str) -> tuple[list[str]
     if why == "first pass":
         parameter = next(engine.module.parameters())
         parameter.register_hook(lambda gradient: gradient * float("nan"))
-    report = take(engine, config, 2, Action.VETO)
-    assert report.passes == 2
+    verdicts = []
+
+    def judge(report: StepReport) -> Verdict:
+        verdicts.append(
+            Verdict(Action.VETO) if why == "judge" else judge_finite(report, TrainState(step=1, updates=1))
+        )
+        return verdicts[0]
+
+    report = take(engine, config, 2, judge)
+    assert (report.passes, math.isfinite(report.loss)) == (2, True)
     ascended = report.measures["ascended_loss"]
     assert why != "judge" or ascended > report.loss
     assert why != "first pass" or ascended == report.loss, "nothing ascends by numbers that are none"
-    return differences(weights_and_moments(engine), before), report.loss == report.loss, report.finite
+    assert verdicts[0].action is Action.VETO
+    return differences(weights_and_moments(engine), before), verdicts[0].reason
 
 
 def weights_and_moments(engine: TrainEngine) -> Any:
@@ -303,10 +311,9 @@ LAYOUTS = [
 @pytest.mark.parametrize("why", WITHHELD)
 @pytest.mark.parametrize(("layout", "model"), LAYOUTS, ids=str)
 def test_a_withheld_update_leaves_no_trace(layout: Layout, model: dict[str, Any], why: str) -> None:
-    for changed, loss_is_finite, finite in run_distributed(withheld, layout.world_size, layout, model, why):
+    for changed, reason in run_distributed(withheld, layout.world_size, layout, model, why):
         assert changed == []
-        assert loss_is_finite
-        assert finite == (why == "judge")
+        assert ("ascended loss nan" in reason) == (why == "second pass")
 
 
 def ordinary_steps(layout: Layout) -> tuple[list[str], list[int], list[str]]:
@@ -363,6 +370,20 @@ def test_resumed_equals_uninterrupted(
     for key in ("loss", "ascended_loss", "ascent_gradient_norm", "validation_loss"):
         assert metrics(tmp_path / "run", key) == metrics(tmp_path / "twin", key)
     assert sorted(metrics(tmp_path / "run", "ascended_loss")) == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "vetoes"), [("nan_gradient@20+4", 3), ("replica_flip@20", 0)])
+def test_faults_in_a_run(fault: str, vetoes: int, corpus: Path, tmp_path: Path) -> None:
+    """The watchdog sees bad numbers and copies that differ as it does in ordinary steps, and goes back."""
+    every_second = SharpnessAwareConfig(rho=0.05, every_steps=2)
+    config = with_sam(watched(Layout(data=2, zero=1), tmp_path, corpus), ADAMW, every_second)
+    config = config.model_copy(update={"probes": config.probes.model_copy(update={"every_steps": 1})})
+    assert run_distributed(run, 2, config, fault) == ["finished"] * 2
+    told = kinds(tmp_path)
+    assert told.count("veto") == vetoes
+    assert [kind for kind in told if kind.startswith("rollback")] == ["rollback_intent", "rollback_done"]
+    assert told[-1] == "done"
 
 
 # Its two passes
