@@ -5,7 +5,7 @@ of sources here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic
 
@@ -19,6 +19,21 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.shards.manifest import ManifestType
 from data_pipeline.shards.storage import Folder
+
+Companion = Callable[[str], bytes]
+"""It returns a file that a model is used with, by its name (`Source.companions`). Raises DataError where there is
+none."""
+
+
+def companion_of(companions: Mapping[str, bytes]) -> Companion:
+    """It finds files by their names."""
+
+    def companion(name: str) -> bytes:
+        if name not in companions:
+            raise DataError(f"there is no {name} beside the data")
+        return companions[name]
+
+    return companion
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Factors:
 
 
 class ReplicatedLinear(nn.Module):
-    """It computes Y = X W^T with all of W, several matrices stacked, on every tensor rank.
+    """It computes Y = X W^T + b with all of W, several matrices stacked, on every tensor rank.
 
     The gradient of Y must be complete on every rank; those of X and W then are, with no communication.
     """
@@ -47,6 +47,7 @@ class ReplicatedLinear(nn.Module):
         blocks: Sequence[tuple[int, Normal]],
         *,
         tensor: Axis,
+        bias: bool = False,
         spectral: SpectralConfig | None = None,
     ) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class ReplicatedLinear(nn.Module):
         shards = self.weight.detach().split(self.local_blocks)
         for shard, (rows, init) in zip(shards, blocks, strict=True):
             fill_rows(shard, init, num_rows=rows, start=0)
+        self.bias = nn.Parameter(torch.zeros(len(self.weight))) if bias else None
         self.spectral = None
         if spectral:
             self.spectral = SpectralNorms(
@@ -64,7 +66,7 @@ class ReplicatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """It maps (..., I) -> (..., O)."""
-        return F.linear(x, substituted(self.spectral, self.weight))
+        return F.linear(x, substituted(self.spectral, self.weight), self.bias)
 
 
 class UpProjection(ColumnParallelLinear):

@@ -129,7 +129,8 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
     ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
     kernels = detect_kernels()
-    engine = assemble_engine(config, layout, mesh, kernels)
+    companions = agreed(mesh, lambda: {CONFIG: dump_config(config).encode(), **stream.companions})
+    engine = assemble_engine(config, layout, mesh, kernels, companions)
     notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
     if validation is None:
         notes.append(
@@ -143,7 +144,6 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         problem=lambda: problem_of_folder(config, lock),
     )
     compatibility = Compatibility.of(config, mesh, batches.fingerprint, in_words(changes))
-    companions = agreed(mesh, lambda: {CONFIG: dump_config(config).encode(), **stream.companions})
     examples = open_examples(config, mesh, companions, stack, notes.append) if validation else None
     if why := ledger.history.stopped:
         notes.append(f"the last session had given up: {why}")

@@ -10,6 +10,7 @@ from data_pipeline.batches import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import ValidationSet
+from data_pipeline.source import companion_of
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.evaluator import Evaluator
@@ -91,10 +92,7 @@ def open_examples(
     task, samples = TASKS[config.model.kind], config.evaluation.examples
     rank, size = mesh.data.rank, mesh.data.size
 
-    def companion(name: str) -> bytes:
-        if name not in companions:
-            raise DataError(f"there is no {name} beside the data")
-        return companions[name]
+    companion = companion_of(companions)
 
     def opened() -> ValidationSet:
         data = dealt_out(config.data, samples, size)

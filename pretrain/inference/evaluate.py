@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
-from data_pipeline.source import TargetMeasure
+from data_pipeline.source import Companion, TargetMeasure
 from pretrain.inference.model import LoadedModel
 from pretrain.tasks.registry import TASKS
 from pretrain.tasks.scores import Scoring
@@ -39,14 +39,15 @@ class Evaluation:
 def evaluate(
     model: LoadedModel,
     batches: Iterable[Batch],
+    companion: Companion,
     measure: TargetMeasure[Any] | None = None,
     scoring: Scoring | None = None,
 ) -> Evaluation:
-    """It runs all batches through a model, and lets `measure` and `scoring` see them. Raises DataError where no target
-    counts."""
+    """It runs all batches through a model, and lets `measure` and `scoring` see them. `companion` returns files that go
+    with the model. Raises DataError where no target counts, or a file is not there that metrics need."""
     task, device = TASKS[model.settings.kind], model.mesh.device
     loss_of = task.validation_loss(model.settings, model.mesh)
-    metrics = task.metrics(model.settings, model.mesh)
+    metrics = task.metrics(model.settings, model.mesh, companion)
     loss, targets = 0.0, 0.0
     sums = [torch.zeros(0, dtype=torch.float64) for _ in metrics]
     for batch in batches:

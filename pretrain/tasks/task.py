@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from data_pipeline.source import Source
+from data_pipeline.source import Companion, Source
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
 from pretrain.models.context import Materials
@@ -68,8 +68,9 @@ class Task(ABC, Generic[Model]):
         """It returns the loss that validation reports: the objective, unless that has what serves training alone."""
         return self.objective(model, mesh)
 
-    def metrics(self, model: Model, mesh: ParallelMesh) -> tuple[Metric, ...]:
-        """It returns what validation reports beside the loss."""
+    def metrics(self, model: Model, mesh: ParallelMesh, companion: Companion) -> tuple[Metric, ...]:
+        """It returns what validation reports beside the loss. `companion` is that of `text`; it raises DataError for a
+        file that there is not."""
         return ()
 
     def examples(

@@ -8,6 +8,8 @@ import torch
 from _pytest.mark import ParameterSet
 from support.distributed import DEVICE_TYPE
 
+from data_pipeline.series.config import SeriesConfig
+from data_pipeline.series.scaler import SCALER, Scaler
 from data_pipeline.text.batch import TokenBatch
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
@@ -111,7 +113,22 @@ def proceed(report: StepReport) -> Verdict:
 
 def make_engine(config: RunConfig, mesh: ParallelMesh) -> TrainEngine:
     """It returns the engine of a run, as `python -m pretrain` assembles it."""
-    return assemble_engine(config, plan(config, mesh.world_size), mesh, detect_kernels())
+    planned = plan(config, mesh.world_size)
+    return assemble_engine(config, planned, mesh, detect_kernels(), companions_of(config))
+
+
+def companions_of(config: RunConfig) -> dict[str, bytes]:
+    """It returns files that go with a model: that of a forecaster, whose series deviate by 1, 2, 3 and so on."""
+    if not isinstance(config.data, SeriesConfig):
+        return {}
+    channels = range(config.data.channels)
+    scaler = Scaler(
+        columns=tuple(f"column {d}" for d in channels),
+        means=tuple(10.0 * d for d in channels),
+        deviations=tuple(d + 1.0 for d in channels),
+        step_seconds=3600.0,
+    )
+    return {SCALER: scaler.content}
 
 
 def make_evaluator(config: RunConfig, mesh: ParallelMesh) -> Evaluator:

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
             config.model, config.data, config.precision.dtype, checkpoint.tensors, ParallelMesh.alone()
         )
         scoring = scored(model) if scored else None
-        found = evaluate(model, data.batches, measure, scoring)
+        found = evaluate(model, data.batches, checkpoint.companion, measure, scoring)
         scores = scoring.scores() if scoring else ()
     baseline = data.baseline or (measure.baseline() if measure and options.text else None)
     if options.json:

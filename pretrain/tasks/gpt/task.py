@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from data_pipeline.source import Companion
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.source import TextSource
 from data_pipeline.text.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -31,7 +32,7 @@ class GPT(Task[GPTConfig]):
         """It is the negative log-likelihood of the next token."""
         return NextToken(mesh.tensor)
 
-    def metrics(self, model: GPTConfig, mesh: ParallelMesh) -> tuple[Metric, ...]:
+    def metrics(self, model: GPTConfig, mesh: ParallelMesh, companion: Companion) -> tuple[Metric, ...]:
         """Validation reports the perplexity."""
         return (Perplexity(),)
 

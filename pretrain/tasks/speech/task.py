@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from data_pipeline.source import Companion
 from data_pipeline.speech.config import SpeechConfig
 from data_pipeline.speech.source import SpeechSource
 from data_pipeline.speech.units import read_units
@@ -37,7 +38,9 @@ class Speech(Task[SpeechModelConfig]):
         """It is CTC's loss."""
         return CTC(model.subsampling.stride)
 
-    def metrics(self, model: SpeechModelConfig, mesh: ParallelMesh) -> tuple[Metric, ...]:
+    def metrics(
+        self, model: SpeechModelConfig, mesh: ParallelMesh, companion: Companion
+    ) -> tuple[Metric, ...]:
         """Validation reports the errors of the likeliest units."""
         return (UnitErrorRate(model.subsampling.stride),)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from data_pipeline.source import Companion
 from data_pipeline.translation.config import TranslationConfig
 from data_pipeline.translation.source import TranslationSource
 from parallel.mesh import ParallelMesh
@@ -44,7 +45,9 @@ class Translation(Task[TranslatorConfig]):
         """It is the negative log-likelihood of the targets themselves, however they are smoothed in training."""
         return NextToken(mesh.tensor)
 
-    def metrics(self, model: TranslatorConfig, mesh: ParallelMesh) -> tuple[Metric, ...]:
+    def metrics(
+        self, model: TranslatorConfig, mesh: ParallelMesh, companion: Companion
+    ) -> tuple[Metric, ...]:
         """Validation reports the perplexity; training as well where its loss is that of validation."""
         return (UnsmoothedPerplexity() if model.label_smoothing else Perplexity(),)
 

@@ -1,0 +1,61 @@
+"""A run on series that is stopped within an epoch goes on as if it had not been."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.distributed import run_distributed
+from support.forecasting_model import LOOKBACK, forecasting_config
+from support.resumes import course, stop_twice
+from support.runs import contents, differences, metrics, newest_checkpoint, run_to_end
+from support.series import write_series
+from support.training import Layout, slow
+
+from pretrain.config.run import RunConfig
+
+ROWS = 120
+"""Of which 84 train: 53 windows, and a global batch has 12, so no epoch ends with a step."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_series(tmp_path_factory.mktemp("series") / "data", ROWS, context=LOOKBACK)
+
+
+def series_run(layout: Layout, folder: Path, data: Path, model: dict[str, Any]) -> RunConfig:
+    """It configures a run of 8 steps in `folder/test`."""
+    base = forecasting_config(layout, model).model_dump(mode="json")
+    changes: dict[str, dict[str, Any]] = {
+        "run": {"folder": str(folder), "steps": 8},
+        "data": {"sources": [{"path": str(data)}]},
+        "checkpoint": {"every_steps": 100, "keep_last": 10},
+        "evaluation": {"every_steps": 4},
+        "journal": {"console": "none", "tensorboard": False},
+    }
+    return RunConfig.model_validate(
+        base | {name: {**base[name], **section} for name, section in changes.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [
+        (Layout(data=2, zero=1), {"dropout": 0.1, "reparametrization": "sigma"}),
+        slow(Layout(tensor=2, pipeline=2, accumulation=2), {}),
+        slow(Layout(), {"kind": "tsmixer", "dropout": 0.5}),
+        slow(Layout(pipeline=2, accumulation=2, dtype="bf16", zero=1), {"kind": "temporal"}),
+    ],
+    ids=str,
+)
+def test_resumed_is_uninterrupted_to_the_bit(
+    layout: Layout, model: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    twin = series_run(layout, tmp_path / "twin", data, model)
+    assert set(run_distributed(run_to_end, layout.world_size, twin)) == {"finished"}
+    stop_twice([(series_run(layout, tmp_path / "run", data, model), layout.world_size)] * 3)
+    assert course(tmp_path / "run") == course(tmp_path / "twin")
+    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("run", "twin"))
+    assert differences(contents(ours), contents(theirs)) == []
+    scaled, original = (metrics(tmp_path / "run", f"validation_{key}") for key in ("mae", "mae_original"))
+    assert scaled.keys() == original.keys() == {4, 8}
+    assert all(original[step] > 2 * scaled[step] for step in scaled), "the first column counts rows"
