@@ -145,7 +145,7 @@ def _existing(folder: Folder) -> Folder:
     if not folder.has(MANIFEST):
         raise DataError(
             f"{folder.parent().name}: has no validation split ({folder.name}/{MANIFEST}); "
-            "prepare with --validation-fraction above 0, or set data.validation"
+            "prepare with --validation-fraction or --splits that leave it a part, or set data.validation"
         )
     return folder
 

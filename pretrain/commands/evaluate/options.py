@@ -48,7 +48,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=location_argument,
         metavar="DIR",
-        help="validation split of other data, prepared with the same tokenizer",
+        help="validation split of other data, prepared with the same tokenizer, say, or a test split by its folder",
     )
     where.add_argument("--text", type=path_argument, metavar="FILE", help="a text as it is, UTF-8")
     where.add_argument(
