@@ -1,5 +1,6 @@
 """Fixtures that several parts of the tests share."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ from hypothesis import settings
 from support.corpus import write_corpus
 
 pytest_plugins = ["support.skips"]
+
+# `nohup`, and a shell without job control that starts something in the background, have it ignore these; so would
+# all that tests start, and then send them to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for ignorable in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(ignorable, signal.SIG_DFL)
 
 settings.register_profile("surefoot", deadline=None)  # what a busy machine takes says nothing about the code
 settings.load_profile("surefoot")

@@ -1,4 +1,4 @@
-"""`surefoot translate` and `evaluate`, with a model that has learned a language of six words on two ranks."""
+"""`surefoot translate` and `evaluate`, with a model that has learned a language of six words."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def lines(path: Path, texts: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, alone: ParallelMesh) -> Path:
-    """The folder of a run on two tensor-parallel ranks."""
+    """The folder of a run."""
     folder = tmp_path_factory.mktemp("runs")
     texts = [sentence(number) for number in range(SENTENCES)]
     sides = [
@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, alone: ParallelMesh) -> Path:
         "label_smoothing": 0,
         "positions": "learned",
     }
-    base = translation_config(Layout(tensor=2), sizes).model_dump(mode="json")
+    base = translation_config(Layout(), sizes).model_dump(mode="json")
     changes: dict[str, Any] = {
         "run": {"folder": str(folder), "steps": 250},
         "data": {
@@ -82,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, alone: ParallelMesh) -> Path:
     config = RunConfig.model_validate(
         {**base, **{name: {**base[name], **new} for name, new in changes.items()}}
     )
-    run_distributed(run_to_end, 2, config)
+    run_distributed(run_to_end, 1, config)
     return folder / "test"
 
 
