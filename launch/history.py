@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data_pipeline.parsing import read_whole
-from pretrain.checkpoint.lifecycle import LATEST, QUARANTINED, candidates, size_problems
+from pretrain.checkpoint.lifecycle import LATEST, QUARANTINED, best, candidates, size_problems
 from pretrain.checkpoint.tag import Tag
 from pretrain.ledger.history import Rollback, RunHistory
 from pretrain.ledger.record import Kind, Record
@@ -133,7 +133,11 @@ def checkpoints(folder: Path, records: Iterable[Record]) -> tuple[Checkpoint, ..
     latest = _latest(folder)
     names = sorted({*recorded, *found}, key=lambda name: (Tag.parse(name) or Tag(0, 0), name))
     listed = [_checkpoint(name, found.get(name, RETIRED), recorded.get(name), latest) for name in names]
-    return tuple(_with_sizes(folder, one) for one in listed)
+    lowest = best(folder, candidates(folder).sealed)
+    return tuple(
+        replace(one, note=one.note or "of the lowest validation loss") if one.tag == str(lowest) else one
+        for one in (_with_sizes(folder, one) for one in listed)
+    )
 
 
 def _with_sizes(folder: Path, one: Checkpoint) -> Checkpoint:

@@ -106,7 +106,8 @@ def train(
         restored.restore_random_state()
     with end_recorded(trainer, parts.ledger):
         state = trainer.run(state)
-    for line in closing_lines(config, trainer.validation_loss, parts.validation, config.model.loss_unit):
+    loss, unit = trainer.validation_loss, config.model.loss_unit
+    for line in closing_lines(config, state, loss, parts.validation, unit):
         metrics.event(state.step, line)
     return state
 

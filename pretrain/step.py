@@ -1,5 +1,6 @@
 """The records about a step are frozen, made of plain numbers, and equal on all ranks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -123,6 +124,12 @@ class TrainState:
     """Damaged samples met so far."""
     validated: int = 0
     """The last step whose validation loss was taken."""
+    best_step: int = 0
+    """The validation with the lowest loss so far was that of this step, with `evaluation.keep_best`; 0: none yet."""
+    best_loss: float = 0.0
+    """Its loss."""
+    stale: int = 0
+    """Validations since."""
     vetoes_in_a_row: int = 0
     """Updates withheld since the last one that was applied."""
     attempt: int = 0
@@ -143,3 +150,12 @@ class TrainState:
             tokens=self.tokens + report.tokens,
             damaged=self.damaged + report.damaged,
         )
+
+    def after_validation(self, loss: float, *, keep_best: bool) -> "TrainState":
+        """It returns the state after a validation with this loss."""
+        state = replace(self, validated=self.step)
+        if not keep_best:
+            return state
+        if math.isfinite(loss) and (not self.best_step or loss < self.best_loss):
+            return replace(state, best_step=self.step, best_loss=loss, stale=0)
+        return replace(state, stale=self.stale + 1)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -116,7 +116,7 @@ class Trainer:
     def _train(self, state: TrainState) -> TrainState:
         self.checkpoints.start(state)
         state, stopping = self._validate_and_save_when_due(state, self._asked_to_stop())
-        while state.step < self.config.run.steps and not stopping:
+        while not self.config.ends_at(state) and not stopping:
             started = time.perf_counter()
             report, verdict = self._step(state)
             self._record(state, report, verdict, seconds=time.perf_counter() - started)
@@ -142,7 +142,7 @@ class Trainer:
         """Validate and save where that is due, unless a rank was asked to stop; return also whether one was."""
         self.state = state
         every = self.config.evaluation.every_steps
-        turn = state.step % every == 0 or state.step == self.config.run.steps
+        turn = state.step % every == 0 or self.config.ends_at(state)
         if self.validation is not None and not stopping and turn and state.validated < state.step:
             state, stopping = self._validate(state, self.validation)
             self.state = state
@@ -242,7 +242,14 @@ class Trainer:
         self.metrics.examples(state.step, result.examples)
         if remark := self.watchdog.health.note_validation(state.step, result.loss):
             self.metrics.event(state.step, remark)
-        return replace(state, validated=state.step), False
+        state = state.after_validation(result.loss, keep_best=self.config.evaluation.keep_best)
+        if self.config.ends_at(state) and state.step < self.config.run.steps:
+            self.metrics.event(
+                state.step,
+                f"{state.stale} validations in a row without a lower loss than {state.best_loss:.6g}, that of step "
+                f"{state.best_step}: the run ends here, as evaluation.patience says",
+            )
+        return state, False
 
     def _asked_to_stop(self) -> bool:
         return self.mesh.agree_any(self.signals.received is not None)

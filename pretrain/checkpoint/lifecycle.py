@@ -111,6 +111,18 @@ def candidates(checkpoints: Path) -> Candidates:
     )
 
 
+def best(checkpoints: Path, sealed: Collection[Tag]) -> Tag | None:
+    """It returns which of the sealed checkpoints has the lowest validation loss, as the newest one knows; none: the run
+    keeps none for that, or it is not there."""
+    if not sealed:
+        return None
+    try:
+        step = read_manifest(checkpoints / str(max(sealed))).state.best_step
+    except CheckpointError:
+        return None
+    return max((tag for tag in sealed if step and tag.step == step), default=None)
+
+
 def size_problems(folder: Path) -> str:
     """It says which files of a checkpoint are missing or of another size than was saved; empty if none are."""
     try:
@@ -225,7 +237,7 @@ def retire(checkpoints: Path, retention: Retention) -> list[Tag]:
     for leftover in checkpoints.glob(f"{RETIRED}*"):
         remove(leftover)
     found = candidates(checkpoints)
-    tags = retention.to_delete(found.sealed, found.certified)
+    tags = retention.to_delete(found.sealed, found.certified, best(checkpoints, found.sealed))
     tags += found.condemned[CONDEMNED_KEPT:]
     # One run at a time writes here, so a torn checkpoint that is older than a sealed one is what a crash left.
     tags += [tag for tag in found.torn if found.sealed and tag < found.sealed[0]]

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
@@ -129,7 +130,10 @@ class Manifest(Document):
     def _state_can_be(self) -> Self:
         """It refuses counters that no run has, and those of another step than the tag's: a run would go on from them,
         and write them into its ledger."""
-        for name, count in asdict(self.state).items():
+        counts = asdict(self.state)
+        if not isfinite(loss := counts.pop("best_loss")):
+            raise ValueError(f"state.best_loss is {loss}, which is the lowest of no losses")
+        for name, count in counts.items():
             if not 0 <= count < 2**53:
                 raise ValueError(f"state.{name} is {count}, which no run counts to")
         tag = Tag.parse(self.tag)

@@ -34,9 +34,11 @@ class Retention:
     certified: bool
     """Whether also what a rollback may go back to."""
 
-    def to_delete(self, sealed: Iterable[Tag], certified: Mapping[Tag, int]) -> list[Tag]:
+    def to_delete(
+        self, sealed: Iterable[Tag], certified: Mapping[Tag, int], best: Tag | None = None
+    ) -> list[Tag]:
         """It returns which of the sealed checkpoints to delete, oldest first; `certified` are those of them with a
-        certificate, each with the step at which it was given.
+        certificate, each with the step at which it was given, and `best` is one to be kept for its validation loss.
 
         With certificates, only what two newer ones have superseded.
         """
@@ -46,7 +48,7 @@ class Retention:
             kept |= {tag for tag in tags if tag.step % self.keep_every == 0}
         if self.certified:
             kept |= for_rollback(tags, certified)
-        return [tag for tag in tags if tag not in kept]
+        return [tag for tag in tags if tag not in kept and tag != best]
 
 
 def for_rollback(sealed: Iterable[Tag], certified: Mapping[Tag, int]) -> set[Tag]:

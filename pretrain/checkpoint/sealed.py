@@ -7,7 +7,7 @@ from pathlib import Path
 from data_pipeline.parsing import read_whole
 from data_pipeline.shown import shown
 from pretrain.checkpoint.certificate import Certificate, read_certificate
-from pretrain.checkpoint.lifecycle import CONDEMNED, candidates
+from pretrain.checkpoint.lifecycle import CONDEMNED, best, candidates
 from pretrain.checkpoint.manifest import MANIFEST, Manifest, other_format, read_manifest, verify
 from pretrain.checkpoint.saved_tensors import SavedTensors
 from pretrain.checkpoint.tag import Tag
@@ -68,8 +68,8 @@ class SealedCheckpoint:
 
 
 def open_sealed(where: Path) -> SealedCheckpoint:
-    """It opens a checkpoint: the folder of one, `RUN@TAG`, or the best of the run in a folder, which is the newest
-    certified one, else the newest.
+    """It opens a checkpoint: the folder of one, `RUN@TAG`, or that of the run in a folder which is to be used: the one
+    with the lowest validation loss if the run keeps that, else the newest certified one, else the newest.
 
     Raises:
         ConfigurationError: there is no such folder.
@@ -115,7 +115,7 @@ def _found(where: Path) -> Path:
     tags = [*found.certified, *found.sealed]
     if not tags:
         raise CheckpointError(f"{shown(where)}: the run has no checkpoint that can be used")
-    return checkpoints / str(max(found.certified, default=tags[0]))
+    return checkpoints / str(best(checkpoints, found.sealed) or max(found.certified, default=tags[0]))
 
 
 def _checkpoints(run: Path) -> Path:

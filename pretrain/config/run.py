@@ -15,6 +15,7 @@ from parallel.config import ParallelConfig
 from pretrain.config.keys import nearest
 from pretrain.optim.config import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from pretrain.section import OneOf, Section, kind_of
+from pretrain.step import TrainState
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.kinds import KINDS
 
@@ -81,6 +82,12 @@ class EvaluationConfig(Section):
     examples: int = Field(default=64, ge=0)
     """Samples of the validation set, the first ones, that the model makes predictions for, where its task has any
     (translation, speech): their scores, as BLEU, are metrics of validation, and TensorBoard shows some; 0: none."""
+    keep_best: bool = False
+    """A checkpoint is taken of every validation whose loss is the lowest so far, and the last such one is kept; commands
+    that use the model of a run take that one where no other is named."""
+    patience: int | None = Field(default=None, gt=0)
+    """Early stopping, with `keep_best`: validations in a row without a lower loss, behind which the run is done; none:
+    it goes on to its last step."""
 
 
 class ProbesConfig(Section):
@@ -190,6 +197,11 @@ class RunConfig(Section):
     def run_folder(self) -> Path:
         """The run lives in this folder."""
         return self.run.folder / self.run.name
+
+    def ends_at(self, state: TrainState) -> bool:
+        """It tells whether the run is done at a state: at its last step, or where its patience is spent."""
+        patience = self.evaluation.patience
+        return state.step >= self.run.steps or (patience is not None and state.stale >= patience)
 
 
 def with_kind_of_data(table: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from data_pipeline.parsing import read_whole
 from data_pipeline.shown import shown
 from pretrain.checkpoint.certificate import Certificate
-from pretrain.checkpoint.lifecycle import candidates
+from pretrain.checkpoint.lifecycle import best, candidates
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.saved_tensors import read_from
 from pretrain.checkpoint.sealed import open_sealed
@@ -129,7 +129,10 @@ def told(where: Path, model: Usable) -> str:
     """It says which model was opened by `where`, and what is newer, where that names a run alone."""
     text = f"{shown(model.folder)} ({'certified' if model.certificate else 'not certified'})"
     if (where / CHECKPOINTS).is_dir():
-        newest = candidates(where / CHECKPOINTS).sealed[0]
-        if str(newest) != model.folder.name:
+        found = candidates(where / CHECKPOINTS)
+        newest, lowest = found.sealed[0], best(where / CHECKPOINTS, found.sealed)
+        if str(lowest) == model.folder.name:
+            text += ", of the lowest validation loss"
+        elif str(newest) != model.folder.name:
             text += f"; {newest} is newer, and not certified"
     return text

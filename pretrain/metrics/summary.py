@@ -12,6 +12,7 @@ from pretrain.optim.registry import make_optimizer
 from pretrain.plan.plan import Plan
 from pretrain.run_folder import TENSORBOARD
 from pretrain.runtime.kernels import Kernels
+from pretrain.step import TrainState
 
 
 def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Kernels) -> list[str]:
@@ -35,7 +36,11 @@ def start_lines(config: RunConfig, layout: Plan, mesh: ParallelMesh, kernels: Ke
 
 
 def closing_lines(
-    config: RunConfig, loss: float | None, validation: ValidationSet | None, loss_unit: str
+    config: RunConfig,
+    state: TrainState,
+    loss: float | None,
+    validation: ValidationSet | None,
+    loss_unit: str,
 ) -> list[str]:
     """It tells how well it went, and where to look.
 
@@ -51,6 +56,8 @@ def closing_lines(
         )
     else:
         lines.append(f"final validation loss {loss:.4f} {loss_unit}{baseline_loss(validation)}")
+    if state.best_step:
+        lines.append(f"the lowest was {state.best_loss:.4f}, at step {state.best_step}: that checkpoint is kept")
     if config.journal.tensorboard:
         command = [program("tensorboard"), "--logdir", str(folder / TENSORBOARD)]
         lines.append(f"curves: {shlex.join(command)}")

@@ -205,8 +205,9 @@ OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (
 class ScheduleConfig(Section):
     """Learning rate over applied updates, as a factor of the peak."""
 
-    kind: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd", "step"] = "cosine"
-    """Shape after warmup: `wsd` is warmup-stable-decay, `step` goes down by steps."""
+    kind: Literal["constant", "linear", "cosine", "cosine_restarts", "inverse_sqrt", "wsd", "step"] = "cosine"
+    """Shape after warmup: `cosine_restarts` begins again and again (arXiv 1608.03983), `wsd` is warmup-stable-decay,
+    `step` goes down by steps."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates of linear warmup."""
     decay_steps: int | None = Field(default=None, gt=0)
@@ -214,6 +215,8 @@ class ScheduleConfig(Section):
     the decay ends (none: the last of the run)."""
     minimum_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the end of the decay, relative to the peak; no schedule that decays goes below it."""
+    restart_every: int | None = Field(default=None, gt=0)
+    """`cosine_restarts`: updates from the peak to the end of a decay, behind which comes the peak again."""
     step_factor: float = Field(default=0.5, gt=0, lt=1)
     """`step`: what a step multiplies the learning rate with."""
     step_every: int | None = Field(default=None, gt=0)

@@ -38,9 +38,18 @@ def _decay(update: int, total: int, config: ScheduleConfig) -> float:
     if config.kind == "wsd":
         # Warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395), with a linear decay.
         return 1 - (1 - floor) * _progress(update, decay_start(total, config), total)
+    if config.kind == "cosine_restarts":
+        # Loshchilov and Hutter 2017, arXiv 1608.03983, with periods of equal length.
+        period = config.restart_every or total
+        return _cosine((update - config.warmup_steps) % period / period, floor)
     progress = _progress(update, config.warmup_steps, config.decay_steps or total)
     if config.kind == "linear":
         return 1 - (1 - floor) * progress
+    return _cosine(progress, floor)
+
+
+def _cosine(progress: float, floor: float) -> float:
+    """It falls from 1 to the floor along half a cosine."""
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

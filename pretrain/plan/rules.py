@@ -184,6 +184,10 @@ def steps_of_schedule_fit(config: RunConfig, world_size: int) -> Iterator[Proble
     every, milestones = schedule.step_every, schedule.milestones
     middle, quarter = (schedule.warmup_steps + steps) // 2, max((steps - schedule.warmup_steps) // 4, 1)
     example = f"for example milestones = [{middle}, {middle + quarter}], or step_every = {quarter}"
+    if (schedule.kind == "cosine_restarts") is not (schedule.restart_every is not None):
+        rule = "goes with kind = cosine_restarts, which needs it, and with no other kind"
+        remedy = f"for example kind = \"cosine_restarts\", restart_every = {max(steps // 10, 1)}"
+        yield Problem("schedule.restart_every", rule, remedy, str(schedule.restart_every or "nothing"))
     if schedule.kind != "step":
         for name, value in (("step_every", every), ("milestones", list(milestones))):
             if value:
@@ -212,6 +216,14 @@ def kept_checkpoints_exist(config: RunConfig, world_size: int) -> Iterator[Probl
         )
 
 
+def patience_has_a_best(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    """Early stopping needs to know the lowest loss so far, which a run that keeps the best checkpoint does."""
+    patience = config.evaluation.patience
+    if patience is not None and not config.evaluation.keep_best:
+        rule = "needs evaluation.keep_best = true: the run ends past its best weights, which are then kept"
+        yield Problem("evaluation.patience", rule, "keep_best = true, or no patience", str(patience))
+
+
 def replica_count(config: RunConfig, world_size: int) -> int | None:
     """It returns the data-parallel size; none where the ranks do not divide."""
     replicas, remainder = divmod(world_size, config.parallel.model_size)
@@ -227,6 +239,7 @@ RULES: tuple[Rule, ...] = (
     optimizer_fits,
     schedule_fits_run,
     steps_of_schedule_fit,
+    patience_has_a_best,
     kept_checkpoints_exist,
     snapshot_store_turns_over,
 )

@@ -61,7 +61,7 @@ class CheckpointManager:
     ) -> None:
         self._settings = config.checkpoint
         self._watch = config.watchdog
-        self._last_step = config.run.steps
+        self._ends_at = config.ends_at
         self._engine = engine
         self._batches = batches
         self._writer = writer
@@ -93,10 +93,11 @@ class CheckpointManager:
         self._take_snapshot(state)
 
     def save_due(self, state: TrainState) -> bool:
-        """It says whether a checkpoint of this state is due: at its turn, at the last step, or some steps after a
-        failure."""
+        """It says whether a checkpoint of this state is due: at its turn, at the lowest validation loss so far if that is
+        to be kept, at the end, or some steps after a failure."""
         again = bool(self._failure) and state.step >= self._saved_step + RETRY_STEPS
-        turn = state.step % self._settings.every_steps == 0 or state.step == self._last_step
+        best = state.best_step == state.step
+        turn = best or state.step % self._settings.every_steps == 0 or self._ends_at(state)
         return self._saved_step < state.step and (again or turn)
 
     def save(self, state: TrainState) -> None:
@@ -113,7 +114,7 @@ class CheckpointManager:
                 self._engine, state, self._batches.state(), self._watchdog_state()
             )
         except SaveFailed as error:
-            self._lose(state.step, error)
+            self._lose(state, error)
 
     def seal(self, state: TrainState) -> None:
         """It completes the checkpoint that was begun, if one was; the run stands at `state` by now.
@@ -128,7 +129,7 @@ class CheckpointManager:
         try:
             tag = self._writer.finish(pending)
         except SaveFailed as error:
-            self._lose(pending.state.step, error)
+            self._lose(pending.state, error)
             return
         self._certifier.add_checkpoint(tag)
         self._ledger.append(record(Kind.SEALED, pending.state, tag=str(tag)))
@@ -172,11 +173,11 @@ class CheckpointManager:
             self._metrics.event(state.step, problem)
         self._memory_full = bool(problem)
 
-    def _lose(self, step: int, error: SaveFailed) -> None:
-        if step == self._last_step:
+    def _lose(self, state: TrainState, error: SaveFailed) -> None:
+        if self._ends_at(state):
             raise CheckpointError(f"the last checkpoint could not be saved: {error}") from None
-        self._failure = f", from an older checkpoint: that of step {step} could not be saved ({error})"
-        self._metrics.event(step, f"checkpoint not saved: {error}")
+        self._failure = f", from an older checkpoint: that of step {state.step} could not be saved ({error})"
+        self._metrics.event(state.step, f"checkpoint not saved: {error}")
 
     def _watchdog_state(self) -> dict[str, Any]:
         """It returns the watchdog's state; one that was switched off has seen none of the last steps, so it has none

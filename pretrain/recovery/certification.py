@@ -44,7 +44,7 @@ class Certifier:
         ledger: RunLedger,
     ) -> None:
         self._watched = config.watchdog.enabled
-        self._last_step = config.run.steps
+        self._ends_at = config.ends_at
         self._writer = writer
         self._snapshots = snapshots
         self._watchdog = watchdog
@@ -83,7 +83,7 @@ class Certifier:
         nothing speaks against."""
         if not self._watched:
             return ()
-        ended = state.step == self._last_step and not self._watchdog.health.doubt(state.step)
+        ended = self._ends_at(state) and not self._watchdog.health.doubt(state.step)
         proven = self._watchdog.health.proven
         return tuple(
             step
@@ -95,7 +95,7 @@ class Certifier:
         """It says, after the last step, why the checkpoint of that is not certified, if it is not."""
         doubt = self._watchdog.health.doubt(state.step) if self._watched else ""
         tag = self._candidates.get(state.step)
-        if state.step == self._last_step and tag is not None and doubt:
+        if self._ends_at(state) and tag is not None and doubt:
             self._ledger.append(record(Kind.UNPROVEN, state, tag=str(tag), reason=doubt))
 
     def start_verify(self, state: TrainState) -> list[str]:

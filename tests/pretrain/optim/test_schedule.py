@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
     LambdaLR,
     LinearLR,
     LRScheduler,
@@ -101,3 +102,11 @@ def test_inverse_square_root_without_warmup_begins_at_the_peak() -> None:
     rates = ours("inverse_sqrt", warmup_steps=0, minimum_ratio=0.0)
     assert rates == pytest.approx([PEAK / math.sqrt(step) for step in range(1, TOTAL + 1)], rel=1e-12)
     assert min(ours("inverse_sqrt", warmup_steps=1, minimum_ratio=0.25)) == 0.25 * PEAK
+
+
+def test_cosine_begins_again_and_again() -> None:
+    period = 7
+    wanted = CosineAnnealingWarmRestarts(optimizer(), T_0=period, eta_min=FLOOR * PEAK)
+    rates = ours("cosine_restarts", restart_every=period)
+    assert rates[WARMUP:] == pytest.approx(rates_of(wanted, TOTAL - WARMUP - 1), rel=1e-12)
+    assert rates[WARMUP] == rates[WARMUP + period] == PEAK
