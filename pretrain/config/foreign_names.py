@@ -153,10 +153,12 @@ EXAMPLES: dict[str, str] = {
     "optimizer.sharpness_aware.rho": "0.05",
     "schedule.decay_steps": "1000",
     "schedule.step_every": "1000",
+    "schedule.restart_every": "1000",
     "checkpoint.keep_every": "10000",
     "journal.peak_tflops": "989.0",
     "watchdog.maximum_loss": "20.0",
     "watchdog.maximum_gradient_norm": "10000.0",
     "evaluation.samples": "1000",
+    "evaluation.patience": "5",
 }
 """Key without a usable default to a value, as it would stand in TOML."""

@@ -83,8 +83,8 @@ class EvaluationConfig(Section):
     """Samples of the validation set, the first ones, that the model makes predictions for, where its task has any
     (translation, speech): their scores, as BLEU, are metrics of validation, and TensorBoard shows some; 0: none."""
     keep_best: bool = False
-    """A checkpoint is taken of every validation whose loss is the lowest so far, and the last such one is kept; commands
-    that use the model of a run take that one where no other is named."""
+    """A checkpoint is taken at every validation whose loss is the lowest so far, and the last such one is kept;
+    commands that use the model of a run take that one where no other is named."""
     patience: int | None = Field(default=None, gt=0)
     """Early stopping, with `keep_best`: validations in a row without a lower loss, behind which the run is done; none:
     it goes on to its last step."""

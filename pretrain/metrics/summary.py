@@ -57,7 +57,9 @@ def closing_lines(
     else:
         lines.append(f"final validation loss {loss:.4f} {loss_unit}{baseline_loss(validation)}")
     if state.best_step:
-        lines.append(f"the lowest was {state.best_loss:.4f}, at step {state.best_step}: that checkpoint is kept")
+        lines.append(
+            f"the lowest was {state.best_loss:.4f}, at step {state.best_step}: that checkpoint is kept"
+        )
     if config.journal.tensorboard:
         command = [program("tensorboard"), "--logdir", str(folder / TENSORBOARD)]
         lines.append(f"curves: {shlex.join(command)}")

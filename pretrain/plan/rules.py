@@ -186,7 +186,7 @@ def steps_of_schedule_fit(config: RunConfig, world_size: int) -> Iterator[Proble
     example = f"for example milestones = [{middle}, {middle + quarter}], or step_every = {quarter}"
     if (schedule.kind == "cosine_restarts") is not (schedule.restart_every is not None):
         rule = "goes with kind = cosine_restarts, which needs it, and with no other kind"
-        remedy = f"for example kind = \"cosine_restarts\", restart_every = {max(steps // 10, 1)}"
+        remedy = f'for example kind = "cosine_restarts", restart_every = {max(steps // 10, 1)}'
         yield Problem("schedule.restart_every", rule, remedy, str(schedule.restart_every or "nothing"))
     if schedule.kind != "step":
         for name, value in (("step_every", every), ("milestones", list(milestones))):

@@ -93,8 +93,8 @@ class CheckpointManager:
         self._take_snapshot(state)
 
     def save_due(self, state: TrainState) -> bool:
-        """It says whether a checkpoint of this state is due: at its turn, at the lowest validation loss so far if that is
-        to be kept, at the end, or some steps after a failure."""
+        """It says whether a checkpoint of this state is due: at its turn, at the lowest validation loss so far if that
+        is to be kept, at the end, or some steps after a failure."""
         again = bool(self._failure) and state.step >= self._saved_step + RETRY_STEPS
         best = state.best_step == state.step
         turn = best or state.step % self._settings.every_steps == 0 or self._ends_at(state)

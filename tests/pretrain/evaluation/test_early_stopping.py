@@ -64,7 +64,9 @@ def test_stopped_and_resumed_it_ends_at_the_same_step(tmp_path: Path, corpus: Pa
 
 def test_without_patience_it_goes_to_its_last_step(tmp_path: Path, corpus: Path) -> None:
     evaluation = {"every_steps": EVERY, "samples": 12, "keep_best": True}
-    patient = config(Layout(), tmp_path, corpus, evaluation=evaluation, run={"folder": str(tmp_path), "steps": 16})
+    patient = config(
+        Layout(), tmp_path, corpus, evaluation=evaluation, run={"folder": str(tmp_path), "steps": 16}
+    )
     run_distributed(run_to_end, 1, patient)
     losses = course(tmp_path)
     checkpoints = tmp_path / "test/checkpoints"
