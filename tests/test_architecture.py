@@ -20,6 +20,7 @@ OWNERS = {
     "jiwer": ("pretrain.tasks.speech.scores",),
     "rapidfuzz": ("pretrain.tasks.speech.objective",),
     "kenlm": ("pretrain.tasks.speech.language_model",),
+    "matplotlib": ("pretrain.commands.forecast.plot",),
     "sacrebleu": ("pretrain.tasks.translation.scores",),
     "sentencepiece": ("data_pipeline.text.tokenizer",),
     "soundfile": ("data_pipeline.speech.audio",),

@@ -17,6 +17,9 @@ LARGEST_PENALTY = 10
 LARGEST_WEIGHT = 1000
 """Of a language model, and of a word: far above it nothing else counts."""
 
+FILES_TO_WRITE = {"--alignments": "alignments", "--out": "forecasts", "--plot": "plot"}
+"""Options that name a file to be written, with the names that parsers give them."""
+
 
 def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a checkpoint") -> None:
     """It declares which checkpoint is used; `besides` says what else than a run may stand there."""
@@ -67,7 +70,6 @@ def check_paths(options: argparse.Namespace) -> None:
     written where it is to be, or would take the place of what is no file.
     """
     model, out = getattr(options, "model", None), getattr(options, "out", None)
-    alignments = getattr(options, "alignments", None)
     if model is not None and not model.is_dir():
         run = str(model).rpartition("@")[0]
         if model.exists():
@@ -78,8 +80,9 @@ def check_paths(options: argparse.Namespace) -> None:
         raise ConfigurationError(
             f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
         )
-    if alignments is not None:
-        _check_file_to_write("--alignments", alignments)
+    for option, name in FILES_TO_WRITE.items():
+        if (path := getattr(options, name, None)) is not None:
+            _check_file_to_write(option, path)
 
 
 def _check_file_to_write(option: str, path: Path) -> None:

@@ -18,6 +18,7 @@ from pretrain.models.context import Materials
 from pretrain.tasks.architecture import Architecture
 from pretrain.tasks.config import TaskConfig
 from pretrain.tasks.examples import Examples
+from pretrain.tasks.forecaster import Forecaster
 from pretrain.tasks.text import TextCodec
 from pretrain.tasks.transcriber import Decoding, Transcriber
 from pretrain.tasks.translator import Translator
@@ -101,4 +102,8 @@ class Task(ABC, Generic[Model]):
 
         Raises ConfigurationError and DataError for a language model that cannot be read.
         """
+        return None
+
+    def forecaster(self, model: Model, data: Any, companion: Callable[[str], bytes]) -> Forecaster | None:
+        """It returns how a model reads series and writes forecasts; none: it is none that forecasts."""
         return None

@@ -16,6 +16,7 @@ from pretrain.tasks.forecasting.config import (
     SamformerConfig,
     TemporalConfig,
 )
+from pretrain.tasks.forecasting.forecaster import SeriesForecaster
 from pretrain.tasks.forecasting.linear import linear_layers
 from pretrain.tasks.forecasting.mixer import mixer_layers
 from pretrain.tasks.forecasting.objective import MeanError, squared_error
@@ -55,3 +56,9 @@ class Forecasting(Task[ForecasterConfig]):
             MeanError("mse_original", 2, scale_D),
             MeanError("mae_original", 1, scale_D),
         )
+
+    def forecaster(
+        self, model: ForecasterConfig, data: SeriesConfig, companion: Companion
+    ) -> SeriesForecaster:
+        """It reads and writes in the units of its data."""
+        return SeriesForecaster(data, parse_scaler(companion(SCALER)))
