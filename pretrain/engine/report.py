@@ -1,6 +1,5 @@
 """The facts of a step come from all ranks; this says what each adds, and makes the report of what they sum up to."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +68,7 @@ def make_report(
     Of two passes, the `first` has the loss of the weights themselves; the gradient that moves them is the second one's.
     """
     norm = facts.squared_norm**0.5
-    both = (*(first or ()), facts.loss, norm)
+    numbers = torch.tensor([*(first or ()), facts.loss, norm])  # in fp32, which a norm of many must fit into
     ascent = {ASCENDED_LOSS: facts.loss, ASCENT_GRADIENT_NORM: first.gradient_norm} if first else {}
     return StepReport(
         step=step,
@@ -82,7 +81,7 @@ def make_report(
         interrupted=facts.interrupted > 0,
         unanimous=alike,
         passes=2 if first else 1,
-        finite=all(map(math.isfinite, both)),
+        finite=bool(torch.isfinite(numbers).all()),
         measures={**ascent, **measures.scalars},
         histograms=measures.histograms,
     )

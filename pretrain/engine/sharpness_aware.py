@@ -19,7 +19,7 @@ from pretrain.backend.update_gate import UpdateGate
 from pretrain.engine.reparametrization import Reparametrization
 from pretrain.engine.targets import share_of_loss
 from pretrain.optim.config import SharpnessAwareConfig
-from pretrain.optim.sharpness_aware import Copies, ascend, factor
+from pretrain.optim.sharpness_aware import Copies, ascend, ascent_factor
 
 
 class FirstPass(NamedTuple):
@@ -70,7 +70,7 @@ class SharpnessAware:
         )
         found, squared_norm, squared_length = sums.tolist()
         if all(map(math.isfinite, (found, squared_norm, squared_length))):
-            self._move(slopes, factor(self._config.rho, squared_length))
+            self._move(slopes, ascent_factor(self._config.rho, squared_length))
         return FirstPass(found, squared_norm**0.5)
 
     def put_back(self) -> None:

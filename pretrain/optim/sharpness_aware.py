@@ -15,7 +15,7 @@ SMALLEST_LENGTH = 1e-12
 """It is added to a norm, so that a gradient of zero moves nothing."""
 
 
-def factor(rho: float, squared: float) -> float:
+def ascent_factor(rho: float, squared: float) -> float:
     """It returns what g, or w^2 g, is multiplied with, for the squared norm of g, or of w g, over all ranks."""
     return rho / (squared**0.5 + SMALLEST_LENGTH)
 
