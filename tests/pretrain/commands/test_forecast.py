@@ -122,6 +122,16 @@ def test_without_intervals_no_validation_data_is_read(run: Path, command: Comman
     assert (numbers == all_numbers[:, ::3]).all()
 
 
+def test_of_many_windows_some_are_taken(
+    run: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 133, in 12 steps of 12, every fifth, across all batches: for each 3 columns and 8 steps in time are kept."""
+    monkeypatch.setattr("pretrain.commands.forecast.run.LARGEST_RESIDUALS", 12 * 12 * 3 * 8 // 5 + 1)
+    code, _, told = command("forecast", run, write_rows(tmp_path / "now.csv", 60))
+    assert code == 0
+    assert "from 27 windows of" in told
+
+
 def test_rows_without_times_are_counted_on(run: Path, command: Command, tmp_path: Path) -> None:
     file = tmp_path / "numbers.csv"
     lines = write_rows(tmp_path / "now.csv", 40).read_text().splitlines()
