@@ -24,7 +24,7 @@ class SourceConfig(BaseModel):
     """Folder or fsspec URL (`s3://`, `http://`, `memory://`) that `surefoot prepare` wrote: `DIR/train`, or `DIR`,
     which means `DIR/train` among the sources and `DIR/validation` in `data.validation`. A URL has no user, password or
     query: it is written down in many places."""
-    weight: float = Field(default=1.0, gt=0, le=1e100)
+    weight: float = Field(default=1.0, gt=0)
     """Share of the samples drawn from this source, relative to the sum of all weights."""
 
     @field_validator("path")

@@ -31,9 +31,12 @@ class OwnPackages:
 
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """It returns the environment of a process that imports what we import, wherever it is started."""
+    """It returns the environment of a process that imports what we import, wherever it is started.
+
+    Text is UTF-8 in it, whatever the locale says: libraries (torch 2.13) read files of their own by that.
+    """
     path = os.pathsep.join(search_path(environment.get("PYTHONPATH", "")))
-    return {**environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    return {**environment, "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": path}
 
 
 def search_path(given: str) -> Iterator[str]:

@@ -145,7 +145,7 @@ def mpirun_words(options: LaunchOptions, machine: Machine, count: int) -> Iterat
     yield str(MPIRUN_SECONDS)
     if options.slots is not None:
         yield from ("--host", ",".join(f"{host}:{len(numbers)}" for host, numbers in options.slots.items()))
-    for name in ("PYTHONPATH", "PYTHONSAFEPATH", *machine.passed_on, *meeting_point(options)):
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUTF8", *machine.passed_on, *meeting_point(options)):
         yield from ("-x", name)
 
 

@@ -106,7 +106,8 @@ class LocalFolder:
         return LocalFolder(self._path.absolute().parent)
 
     def has(self, name: str) -> bool:
-        return (self._path / name).exists()
+        with data_errors(self._path / name):
+            return (self._path / name).exists()
 
     def read(self, name: str) -> bytes:
         with data_errors(self._path / name):

@@ -44,6 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     except (SurefootError, DataError) as error:
         print(f"surefoot {name}: error: {shown_lines(masked(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, SurefootError) else DATA_EXIT_CODE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # The run folder of another user, above all: what is missing in it, whoever opens it says.
+        print(f"surefoot {name}: error: {shown(error.filename)}: {error.strerror}", file=sys.stderr)
+        return CheckpointError.exit_code
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise

@@ -4,6 +4,7 @@ Relative paths in a configuration are relative to the current directory, as with
 """
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ from pretrain.run_folder import CONFIG
 Table = dict[str, Any]
 
 MOST_BITS = 53
-"""Of a whole number: larger ones are not exact everywhere, and nothing counts so far."""
+"""Of a number: larger whole ones are not exact everywhere, and nothing counts so far; products of larger fractions are
+too large for fp32, which torch refuses."""
 BITS = {"run.seed": 63}
 """Other bounds: these numbers count nothing."""
 
@@ -68,7 +70,7 @@ def read_settings(path: Path, overrides: Sequence[str]) -> tuple[Table, list[Pro
 def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
     """It returns the configuration in a table, or what is wrong with it."""
     problems = [
-        Problem(key, f"must be a whole number below 2^{BITS.get(key, MOST_BITS)}", "", toml(value))
+        Problem(key, f"must be a number below 2^{BITS.get(key, MOST_BITS)}", "", toml(value))
         for key, value in too_large(table)
     ]
     data = table.get("data")
@@ -84,7 +86,7 @@ def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
         return None, explain(RunConfig, error)
 
 
-def too_large(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+def too_large(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
     """It yields the keys of numbers that no run reaches, with them: what is computed of them may know no bounds."""
     if isinstance(value, dict):
         for name, below in value.items():
@@ -92,7 +94,7 @@ def too_large(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
     elif isinstance(value, list):
         for number, below in enumerate(value):
             yield from too_large(below, f"{key}[{number}]")
-    elif isinstance(value, int) and value.bit_length() > BITS.get(key, MOST_BITS):
+    elif isinstance(value, int | float) and 2 ** BITS.get(key, MOST_BITS) <= abs(value) < math.inf:
         yield key, value
 
 

@@ -40,6 +40,16 @@ def test_children_import_nothing_from_the_current_directory(trap: Path, given: s
         assert str(trap) not in done.stdout
 
 
+def test_children_read_utf8_in_every_locale() -> None:
+    """torch reads a template of its own by the locale, and it is not ASCII."""
+    environment = child_environment({**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    script = "import locale; print(locale.getpreferredencoding())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "utf-8\n"
+
+
 def test_own_folder_comes_before_those_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(children, "INSTALLED", False)
     monkeypatch.chdir(tmp_path)

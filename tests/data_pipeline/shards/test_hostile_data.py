@@ -151,6 +151,12 @@ def test_only_a_regular_file_is_read(data: Path) -> None:
 # The cache
 
 
+def test_a_folder_that_cannot_be_looked_into_is_no_fault_of_ours(data: Path) -> None:
+    """One that is closed to this user, or a disk that fails; a name that is too long shows it to root as well."""
+    with pytest.raises(DataError, match="File name too long"):
+        BatchStream(TextSource(), config(data / ("x" * 300)), seed=1, data_rank=0, data_size=1)
+
+
 @pytest.fixture
 def served(data: Path) -> Iterator[str]:
     filesystem = fsspec.filesystem("memory")

@@ -37,6 +37,8 @@ def run(options):
         bytes(2**50)
     if options.height == 5:
         torch.zeros(1) @ torch.zeros(2)
+    if options.height == 6:
+        open("/proc/self/no\x1b[2J")
     return 7
 """
 
@@ -63,6 +65,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, 
         ([], 7, ""),
         (["--height", "1"], 3, "no water\\x1b[2J at https://***@host/x"),
         (["--height", "2"], 4, "no waves"),
+        (["--height", "6"], 4, "/proc/self/no\\x1b[2J: No such file or directory"),
     ],
 )
 def test_a_command_is_run(
