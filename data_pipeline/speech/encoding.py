@@ -78,7 +78,7 @@ class Encoding:
     def _encoded(self, utterance: Utterance) -> Encoded | LeftOut:
         try:
             if utterance.audio is None:
-                raise AudioRefused("has no audio")
+                raise AudioRefused(utterance.lacking)
             units = self._units(utterance)
             audio = read_audio(utterance.audio, self.form, utterance.span)
             self._check_alignable(units, len(audio.samples_N))

@@ -234,7 +234,8 @@ class _Work:
             "repeated": {split: writer.repeated for split, writer in writers.items()},
             "in_both": sum(len(train.digests & other.digests) for other in validation),
         }
-        return Prepared(manifests, tuple(budget.left_out), summary)
+        unread = (entry for corpora in self.corpora.values() for entry in corpora.found.left_out)
+        return Prepared(manifests, (*unread, *budget.left_out), summary)
 
     def _portions(self) -> Iterator[tuple[tuple[Split, ...], tuple[Utterance, ...]]]:
         """It yields utterances, with their splits, in portions that are worth a trip to another process."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.source_files import SourceFile, SourceFiles
 from data_pipeline.shown import shown
-from data_pipeline.speech.corpora.utterance import Utterance, listed_lines
+from data_pipeline.speech.corpora.utterance import NO_AUDIO, Utterance, listed_lines
 
 TRANSCRIPTS = ".trans.txt"
 AUDIO = (".flac", ".wav", ".ogg")
@@ -31,9 +31,13 @@ class LibriSpeechFolder:
                 self._chapters.setdefault(file.path.parent, []).append(file)
             elif file.path.suffix.lower() in AUDIO:
                 self._audio.setdefault(file.path.parent, {})[file.path.stem] = file.path
+        unread = {Path(entry.name): entry.reason for entry in here.left_out}
+        self._unread = {(path.parent, path.stem): reason for path, reason in unread.items()}
+        """Folder and id of what is not read, such as a link that leads out of the corpus -> why."""
         if not self._chapters:
+            why = next((f" ({shown(file)}: {reason})" for file, reason in unread.items()), "")
             raise DataError(
-                f"{shown(path)}: has no file *{TRANSCRIPTS}; name a folder as LibriSpeech's, with ID.flac beside "
+                f"{shown(path)}: has no file *{TRANSCRIPTS}{why}; name a folder as LibriSpeech's, with ID.flac beside "
                 f"SPEAKER-CHAPTER{TRANSCRIPTS}"
             )
 
@@ -52,7 +56,15 @@ class LibriSpeechFolder:
                         f"{place}: the id {shown(name)} stands there already ({places[name]}); leave one of them"
                     )
                 places[name] = place
-                yield Utterance(shown(name), place, audio.get(name), text, speaker=_speaker(folder))
+                unread = self._unread.get((folder, name))
+                yield Utterance(
+                    name=shown(name),
+                    place=place,
+                    audio=audio.get(name),
+                    text=text,
+                    speaker=_speaker(folder),
+                    lacking=f"{NO_AUDIO} that is read: {unread}" if unread else NO_AUDIO,
+                )
         for name in sorted({*audio} - {*places}):
             yield Utterance(shown(name), shown(audio[name]), audio[name], None, speaker=_speaker(folder))
 

@@ -13,6 +13,8 @@ from data_pipeline.preparing.source_files import SourceFile, SourceFiles, opened
 from data_pipeline.shown import shown
 from data_pipeline.speech.audio import WHOLE, Span
 
+NO_AUDIO = "has no audio"
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
@@ -23,12 +25,14 @@ class Utterance:
     place: str
     """Where it is listed, for messages."""
     audio: Path | None
-    """None: it is listed without."""
+    """None: it is listed without, or what would be it is not read."""
     text: str | None
     """None: it is listed without."""
     span: Span = WHOLE
     speaker: str | None = None
     """None: unknown."""
+    lacking: str = NO_AUDIO
+    """Why it has no audio, if it has none."""
 
     @property
     def group(self) -> str:

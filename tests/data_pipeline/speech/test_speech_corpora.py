@@ -172,6 +172,26 @@ def test_a_folder_without_transcripts_is_refused(tmp_path: Path) -> None:
         listed("librispeech", tmp_path)
 
 
+def test_links_that_lead_out_of_a_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cache of downloads, or a split on another disk, would else be missing without a word."""
+    folder, disk = librispeech(tmp_path / "LibriSpeech"), tmp_path / "disk"
+    (folder / "dev/26").rename(disk)
+    (folder / "dev/26").symlink_to(disk)
+    audio = folder / "dev/19/198/19-198-0000.flac"
+    audio.rename(tmp_path / "blob")
+    audio.symlink_to(tmp_path / "blob")
+    out = ["--out", str(tmp_path / "out"), "--left-out-budget", "0.6", "--validation-fraction", "0"]
+    words = ["speech", "--librispeech", str(folder), "--workers", "1", *out]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert f"left out: {audio}, {folder}/dev/26: a link that leads out of the source" in told
+    assert "left out: 19-198-0000 (" in told
+    assert "): has no audio that is read: a link that leads out of the source; name what it leads to" in told
+    (folder / "dev/19/198/19-198.trans.txt").rename(tmp_path / "blob.trans.txt")
+    with pytest.raises(DataError, match=r"\.trans\.txt \(.*: a link that leads out of the source"):
+        listed("librispeech", folder)
+
+
 # Kaldi
 
 
