@@ -237,6 +237,8 @@ class Trainer:
             result = self.examples.add_to(result, self.engine.evaluator, stop)
         if result is None:
             return state, True
+        for name in result.damaged:
+            self.metrics.event(state.step, f"damaged sample left out of the validation: {name}")
         self.validation_loss = result.loss
         self.metrics.validation(state.step, result.loss, result.targets, result.seconds, result.metrics)
         self.metrics.examples(state.step, result.examples)

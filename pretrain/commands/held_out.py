@@ -1,8 +1,11 @@
 """Commands run models over validation data: that of the model's run, or other data."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
+from data_pipeline.batches import Batch
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parsed_as
@@ -43,6 +46,24 @@ def held_out(
         yield ", ".join(shown(entry.path) for entry in data.validation or data.sources), found
     finally:
         found.close()
+
+
+def sound_batches(checkpoint: Usable, data: ValidationSet) -> Iterator[Batch]:
+    """It yields all batches, and names damaged samples, which count for nothing, on standard error.
+
+    Raises DataError for more of them than a run like the model's would take.
+    """
+    damaged, budget = 0, checkpoint.config.data.damaged_sample_budget
+    for batch in chain.from_iterable(data):
+        for name in batch.damaged:
+            print(f"damaged sample left out: {shown(name)}", file=sys.stderr)
+        damaged += len(batch.damaged)
+        if damaged > budget:
+            raise DataError(
+                f"{damaged} damaged samples, more than data.damaged_sample_budget = {budget} of the run allows; "
+                "they are named above: prepare the data again"
+            )
+        yield batch
 
 
 def check_companions(checkpoint: Usable, data: ValidationSet) -> None:

@@ -25,6 +25,8 @@ class Validation:
     """The task's, by name."""
     examples: Sequence[Example] = ()
     """What the model made of single samples, in the order of the data."""
+    damaged: Sequence[str] = ()
+    """Names of samples that were found damaged on any rank, and count for nothing."""
 
 
 def validate(
@@ -36,10 +38,11 @@ def validate(
         DataError: the data of a rank, not necessarily this one, fails.
     """
     started = time.perf_counter()
-    parts = []
+    parts, damaged = [], set()
     for batches, problem in guarded(steps):
         if stop():
             return None
+        damaged |= {name for batch in batches for name in batch.damaged}
         try:
             parts.append(evaluator.evaluate(batches))
         except BatchesMissing:
@@ -48,8 +51,13 @@ def validate(
     whole = summed(parts)
     if not whole.targets:
         raise DataError("no target of the validation set counts: all its samples are damaged")
-    metrics = evaluator.values(whole.sums, whole.loss)
-    return Validation(whole.loss, round(whole.targets), time.perf_counter() - started, metrics)
+    return Validation(
+        whole.loss,
+        round(whole.targets),
+        time.perf_counter() - started,
+        evaluator.values(whole.sums, whole.loss),
+        damaged=sorted(set().union(*evaluator.mesh.gather(damaged))),
+    )
 
 
 def summed(parts: Sequence[Evaluation]) -> Evaluation:

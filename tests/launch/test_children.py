@@ -42,7 +42,9 @@ def test_children_import_nothing_from_the_current_directory(trap: Path, given: s
 
 def test_children_read_utf8_in_every_locale() -> None:
     """torch reads a template of its own by the locale, and it is not ASCII."""
-    environment = child_environment({**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    environment = child_environment(
+        {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    )
     script = "import locale; print(locale.getpreferredencoding())"
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True

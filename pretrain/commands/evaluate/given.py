@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from data_pipeline.batches import Batch
@@ -12,7 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.parsing import parsed_as, read_whole
 from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
-from pretrain.commands.held_out import held_out
+from pretrain.commands.held_out import held_out, sound_batches
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable
 from pretrain.tasks.registry import TASKS
@@ -50,7 +49,8 @@ def given(checkpoint: Usable, options: argparse.Namespace) -> Iterator[Given]:
     samples = options.samples or (None if options.data else checkpoint.config.evaluation.samples)
     with held_out(checkpoint, options.data, samples, "--data or --text") as (name, data):
         baseline = data.baseline if data.whole else None
-        yield Given(f"validation data of {name}", chain.from_iterable(data), baseline, data.places())
+        batches = sound_batches(checkpoint, data)
+        yield Given(f"validation data of {name}", batches, baseline, data.places())
 
 
 def text_batches(checkpoint: Usable, path: Path) -> Iterator[Batch]:

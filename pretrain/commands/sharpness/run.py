@@ -4,14 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallel.mesh import ParallelMesh
-from pretrain.commands.held_out import held_out
+from pretrain.commands.held_out import held_out, sound_batches
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable, open_model, told
 from pretrain.inference.eigenvalues import (
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
             dtype,
             checkpoint.tensors,
             ParallelMesh.alone(),
-            chain.from_iterable(data),
+            sound_batches(checkpoint, data),
         )
     generator = torch.Generator().manual_seed(SEED)
     operator = Counted(hessian)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -157,6 +158,31 @@ def test_what_is_no_data_of_the_model_is_refused(
     found = capsys.readouterr().err
     assert told in found
     assert "secret" not in found
+
+
+def test_damaged_samples_are_no_silent_loss_of_data(
+    runs: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number of fewer samples than there are would be compared with those of all."""
+    whole = evaluated(capsys, f"{runs}/test", "--data", str(corpus))
+    data = shutil.copytree(corpus / "validation", tmp_path / "validation")
+    shutil.copy(corpus / "tokenizer.model", tmp_path)
+    (shard,) = data.glob("*.tar")
+    with shard.open("r+b") as file:
+        file.seek(600)
+        file.write(b"rotten")
+    assert main(["evaluate", f"{runs}/test", "--data", str(data)]) == 3
+    told = capsys.readouterr()
+    assert f"damaged sample left out: {data}/{shard.name}: sample 0 at byte 0: checksum mismatch\n" in told.err
+    assert "1 damaged samples, more than data.damaged_sample_budget = 0 of the run allows" in told.err
+    assert told.out == ""
+    export = tmp_path / "export"
+    assert main(["export", f"{runs}/test", "--to", "safetensors", "--out", str(export)]) == 0
+    settings = (export / "config.toml").read_text()
+    allowed = settings.replace("damaged_sample_budget = 0", "damaged_sample_budget = 1")
+    (export / "config.toml").write_text(allowed)
+    capsys.readouterr()
+    assert evaluated(capsys, str(export), "--data", str(data))["targets"] == whole["targets"] - SEQUENCE
 
 
 def from_other_tokenizer(out: Path) -> None:

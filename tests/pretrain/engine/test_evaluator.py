@@ -164,6 +164,9 @@ def without_batches(rank: int) -> str:
     masked = [replace(batch, weights_BS=batch.weights_BS * 0) for batch in make_batches(config, mesh, 1)]
     with pytest.raises(DataError, match="no target of the validation set counts"):
         validate(alone, [masked], lambda: False)
+    (batch,) = make_batches(config, mesh, 1)
+    found = validate(alone, [[replace(batch, damaged=(f"of rank {mesh.rank}", "of all"))]], lambda: False)
+    assert found is not None and list(found.damaged) == ["of all", "of rank 0", "of rank 1"]
     return "raised"
 
 
