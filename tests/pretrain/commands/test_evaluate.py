@@ -173,7 +173,9 @@ def test_damaged_samples_are_no_silent_loss_of_data(
         file.write(b"rotten")
     assert main(["evaluate", f"{runs}/test", "--data", str(data)]) == 3
     told = capsys.readouterr()
-    assert f"damaged sample left out: {data}/{shard.name}: sample 0 at byte 0: checksum mismatch\n" in told.err
+    assert (
+        f"damaged sample left out: {data}/{shard.name}: sample 0 at byte 0: checksum mismatch\n" in told.err
+    )
     assert "1 damaged samples, more than data.damaged_sample_budget = 0 of the run allows" in told.err
     assert told.out == ""
     export = tmp_path / "export"

@@ -166,7 +166,8 @@ def without_batches(rank: int) -> str:
         validate(alone, [masked], lambda: False)
     (batch,) = make_batches(config, mesh, 1)
     found = validate(alone, [[replace(batch, damaged=(f"of rank {mesh.rank}", "of all"))]], lambda: False)
-    assert found is not None and list(found.damaged) == ["of all", "of rank 0", "of rank 1"]
+    assert found is not None
+    assert list(found.damaged) == ["of all", "of rank 0", "of rank 1"]
     return "raised"
 
 
