@@ -109,8 +109,8 @@ def least_squares(data: Path, horizon: int) -> dict[str, float]:
 
 def epoch_steps(data: Path, horizon: int, lookback: int = 512) -> int:
     """It counts the steps that see all train windows once."""
-    rows = json.loads((data / "train" / "manifest.json").read_text())["rows"]
-    return -(-(rows - lookback - horizon + 1) // BATCH)
+    series = json.loads((data / "train" / "manifest.json").read_text())["series"]
+    return -(-sum(one["rows"] - lookback - horizon + 1 for one in series) // BATCH)
 
 
 def run(cell: Cell, data: Path, out: Path) -> dict[str, Any]:
@@ -133,7 +133,15 @@ def run(cell: Cell, data: Path, out: Path) -> dict[str, Any]:
     called([sys.executable, "-m", "pretrain", *words], out / "logs" / f"{cell.name}.log")
     seconds = time.perf_counter() - started
     folder = out / "runs" / cell.name
-    command = [sys.executable, "-m", "pretrain.commands", "evaluate", str(folder), "--data", str(data / "test")]
+    command = [
+        sys.executable,
+        "-m",
+        "pretrain.commands",
+        "evaluate",
+        str(folder),
+        "--data",
+        str(data / "test"),
+    ]
     found = json.loads(called([*command, "--json"], out / "logs" / f"{cell.name}.evaluate.log"))
     losses = {
         row["step"]: row["validation_loss"]
@@ -171,7 +179,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         cells[row["arm"], row["horizon"]].append(row)
     yield "| model | H | seeds | test MSE | test MAE | validation MSE | best epoch | s a run |"
     yield "| --- | --: | --: | --: | --: | --: | --: | --: |"
-    for (arm, horizon), found in sorted(cells.items(), key=lambda item: (item[0][1], list(ARMS).index(item[0][0]) if item[0][0] in ARMS else 99)):
+    for (arm, horizon), found in sorted(
+        cells.items(),
+        key=lambda item: (item[0][1], list(ARMS).index(item[0][0]) if item[0][0] in ARMS else 99),
+    ):
         values = [spread([row[key] for row in found]) for key in ("test_mse", "test_mae", "validation_mse")]
         epochs = fmean(row["best_epoch"] for row in found)
         seconds = fmean(row["seconds"] for row in found)
@@ -183,8 +194,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that surefoot prepare series has written")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that surefoot prepare series has written"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/forecasting")
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, LEAST_SQUARES], default=[*ARMS, LEAST_SQUARES])
     parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS)
@@ -199,7 +214,13 @@ def main() -> None:
 
     def take(cell: Cell) -> None:
         if cell.arm == LEAST_SQUARES:
-            row = {**vars(cell), "best_epoch": 0, "validation_mse": float("nan"), "seconds": 0.0, **least_squares(data, cell.horizon)}
+            row = {
+                **vars(cell),
+                "best_epoch": 0,
+                "validation_mse": float("nan"),
+                "seconds": 0.0,
+                **least_squares(data, cell.horizon),
+            }
         else:
             row = run(cell, data, out)
         rows.append(row)
