@@ -12,7 +12,8 @@ again every 5 epochs: as it is (`transformer`); with the attention as it was dra
 (`sigma`); with SAM, rho = 0.7 (`sam`); and one linear map (`linear`). At the looks, on the same 64 train windows:
 `entropy` of the attention of the channels (log 7 = 1.946 is attention to all alike, 0 to one alone), `identity`, the
 mean weight of a channel to itself (1/7 is uniform, 1 the identity), and `sharpness`, the largest eigenvalue of the
-Hessian of the loss (the largest Ritz value of 16 products), with its residual. `gap` is the test loss over the train loss of the same weights.
+Hessian of the loss (the largest Ritz value of 16 products), with its residual. `gap` is the test loss less the train
+loss of the same weights.
 
 Writes toy.jsonl, a line a run with all its looks; runs that are there do not run again. Prints a table.
 """
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 from data_pipeline.batches import Batch
 from data_pipeline.series.batch import SeriesBatch
+from data_pipeline.series.scaler import SCALER, Scaler
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
@@ -59,6 +61,12 @@ ARMS: Mapping[str, tuple[dict[str, Any], float]] = {
     "linear": ({"kind": "linear"}, 0.0),
 }
 """Changes of the model, and rho."""
+UNSCALED = Scaler(
+    columns=tuple(map(str, range(CHANNELS))),
+    means=(0.0,) * CHANNELS,
+    deviations=(1.0,) * CHANNELS,
+    step_seconds=None,
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -136,6 +144,7 @@ def make_config(arm: str, seed: int) -> RunConfig:
             "parallel": {"zero_stage": 0},
             "precision": {"dtype": "fp32"},
             "probes": {"every_steps": 1_000_000_000},
+            "watchdog": {"enabled": False},
         }
     )
 
@@ -147,7 +156,10 @@ class Toy:
         self.config = make_config(arm, seed)
         self.problem = Problem.drawn(seed)
         self._mesh = mesh
-        self._engine: TrainEngine = assemble_engine(self.config, plan(self.config, 1), mesh, detect_kernels())
+        layout = plan(self.config, 1)
+        self._engine = assemble_engine(
+            self.config, layout, mesh, detect_kernels(), {SCALER: UNSCALED.content}
+        )
         self._step = 0
 
     def epoch(self, number: int, generator: torch.Generator) -> float:

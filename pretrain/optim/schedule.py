@@ -25,6 +25,12 @@ def steps_down(total: int, config: ScheduleConfig) -> Sequence[int]:
     return range(config.warmup_steps + every, total, every) if every else config.milestones
 
 
+def restarts(total: int, config: ScheduleConfig) -> Sequence[int]:
+    """It returns the updates, of a run of `total`, that `cosine_restarts` begins again at."""
+    period = config.restart_every or total
+    return range(config.warmup_steps + period, total, period)
+
+
 def _decay(update: int, total: int, config: ScheduleConfig) -> float:
     """It returns the factor after warmup."""
     floor = config.minimum_ratio

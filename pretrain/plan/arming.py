@@ -1,5 +1,6 @@
 """When the watchdog begins to look for drift: once the warmup is over and a baseline full of values from after it."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from pretrain.config.run import RunConfig
@@ -48,8 +49,9 @@ def arming_warnings(config: RunConfig) -> Iterator[str]:
     elif (
         begin := first_comparison(warmup, probed_window(config), every := config.probes.every_steps)
     ) > LATE * steps:
-        works = next(
-            (n for n in range(every, 0, -1) if first_comparison(warmup, SHORT_WINDOW, n) <= LATE * steps), 0
+        # The more steps between looks the later; so many numbers of steps, from 1 on, begin in time.
+        works = bisect_left(
+            range(1, every + 1), True, key=lambda n: first_comparison(warmup, SHORT_WINDOW, n) > LATE * steps
         )
         yield (
             f"the watchdog looks for drift of what probes measure from step {begin:,} on, and the run has {steps:,}: "

@@ -14,7 +14,7 @@ from data_pipeline.reading.ranges import SampleRange
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError
 from pretrain.ledger.history import RunHistory
-from pretrain.optim.schedule import decay_start, steps_down
+from pretrain.optim.schedule import decay_start, restarts, steps_down
 from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.detectors import Detectors, Findings
 from pretrain.watchdog.health import Health
@@ -118,6 +118,8 @@ class Watchdog:
             return "the learning rate begins to decay"
         if schedule.kind == "step" and state.updates in steps_down(total, schedule):
             return "the learning rate goes down by a step"
+        if schedule.kind == "cosine_restarts" and state.updates in restarts(total, schedule):
+            return "the learning rate begins again at its peak"
         return ""
 
     def plan(self, verdict: Verdict) -> RollbackPlan:

@@ -71,6 +71,13 @@ def test_probes_that_look_too_rarely_are_told_of_and_how_often_would_do() -> Non
     assert told(configured(600, 30, 64, every=every + 1))
 
 
+@pytest.mark.parametrize("steps", [600, 10**9])
+def test_however_rarely_probes_look_it_is_told_at_once(steps: int) -> None:
+    (told_,) = told(configured(steps, 30, 64, every=2**52))
+    every = int(told_.rpartition("= ")[2])
+    assert told(configured(steps, 30, 64, every=every)) == []
+
+
 def test_a_horizon_that_never_passes_is_told() -> None:
     (told_,) = told(configured(200, 0, 64, every=1, horizon=200))
     assert "watchdog.horizon = 200" in told_

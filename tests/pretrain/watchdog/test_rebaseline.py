@@ -40,7 +40,13 @@ def test_a_session_with_other_settings_begins_with_new_baselines(corpus: Path, t
 
 
 @pytest.mark.parametrize(
-    "schedule", [{"kind": "wsd", "decay_steps": 8}, {"kind": "step", "milestones": [22]}], ids=str
+    "schedule",
+    [
+        {"kind": "wsd", "decay_steps": 8},
+        {"kind": "step", "milestones": [22]},
+        {"kind": "cosine_restarts", "restart_every": 22},
+    ],
+    ids=str,
 )
 def test_the_decay_of_a_schedule_is_declared_once(
     schedule: dict[str, Any], corpus: Path, tmp_path: Path
