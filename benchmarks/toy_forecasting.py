@@ -30,6 +30,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
+from pretrain.inference.eigenvalues import Eigenvalue, Krylov, measured, random_normal
 from torch import Tensor, nn
 
 from data_pipeline.batches import Batch
@@ -39,7 +40,6 @@ from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
-from pretrain.inference.eigenvalues import Eigenvalue, Krylov, measured, random_normal
 from pretrain.inference.hessian import LossHessian
 from pretrain.models.attention import AttentionCore
 from pretrain.models.named import WEIGHT

@@ -24,7 +24,7 @@ from pretrain.checkpoint.random_state import seed_generators
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.loader import changed_settings, dump_config
-from pretrain.config.run import RunConfig
+from pretrain.config.run import ProbesConfig, RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import ConfigurationError, Preempted, TrainingDiverged
@@ -118,7 +118,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     seed_generators(config.run.seed, mesh.rank)
     # Data first: a run whose data is missing leaves no folder.
     stream, validation = agreed(mesh, lambda: open_data(config, mesh, stack))
-    check_validation(mesh.gather(validation is not None))
+    check_validation(mesh.gather(validation is not None), config.probes)
     held_out = validation.fingerprint if validation else "none"
     check_alike(mesh, {"data.sources": stream.fingerprint, "data.validation": held_out})
     fault = make_fault(request.fault, config, mesh)
@@ -283,8 +283,10 @@ def open_data(
     return batches, validation
 
 
-def check_validation(found: Sequence[bool]) -> None:
-    """It raises DataError where some ranks have found validation data and others have not."""
+def check_validation(found: Sequence[bool], probes: ProbesConfig) -> None:
+    """It raises DataError where some ranks have found validation data and others have not, or it is missed."""
+    if probes.sharpness and not any(found):
+        raise DataError("probes.sharpness = true: is measured on validation data, and there is none")
     if len(set(found)) > 1:
         raise DataError(
             f"rank {found.index(True)} finds a validation split beside the training data, rank {found.index(False)} "

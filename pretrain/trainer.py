@@ -1,7 +1,7 @@
 """The training loop steps, records, rolls back or halts, validates and saves; the rooms know how each is done."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -16,6 +16,7 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.engine.targets import BatchesMissing
 from pretrain.errors import Preempted, RanksDisagree, TrainingDiverged
 from pretrain.evaluation.examples import ExampleSet
+from pretrain.evaluation.sharpness import SharpnessProbe
 from pretrain.evaluation.validate import validate
 from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.ledger import RunLedger
@@ -77,6 +78,7 @@ class Trainer:
         self.heartbeat = collaborators.heartbeat
         self.fault = collaborators.fault
         self.judge = collaborators.judge
+        self.sharpness = SharpnessProbe(config.probes, self.engine.curvature, self.validation, self.mesh)
         self.state = TrainState()
         """The state between two steps at which the run stands; a run that ends early reports it."""
         self.validation_loss: float | None = None
@@ -117,9 +119,11 @@ class Trainer:
         self.checkpoints.start(state)
         state, stopping = self._validate_and_save_when_due(state, self._asked_to_stop())
         while not self.config.ends_at(state) and not stopping:
+            sharpness = self._look_at_sharpness(state)
             started = time.perf_counter()
             report, verdict = self._step(state)
-            self._record(state, report, verdict, seconds=time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._record(state, report, verdict, {**self._measurements(seconds), **sharpness})
             if not report.unanimous:
                 raise RanksDisagree(
                     f"step {report.step}: ranks have decided differently; nothing of it is saved"
@@ -149,6 +153,14 @@ class Trainer:
         if not stopping and self.checkpoints.save_due(state):
             self.checkpoints.save(state)
         return state, stopping
+
+    def _look_at_sharpness(self, state: TrainState) -> dict[str, float]:
+        """Return how sharp the place is that the next step begins in, where that is due; it may take many passes."""
+
+        def alive() -> None:
+            self.heartbeat.beat(state.step, Phase.VALIDATING, state.attempt)
+
+        return self.sharpness.look(state.step + 1, alive)
 
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
         """Take one optimizer step; the update is applied where the verdict says so."""
@@ -186,9 +198,11 @@ class Trainer:
         rate = learning_rate(updates, total, self.config.schedule, peak)
         return self.fault.learning_rate(updates, rate * self.ledger.history.learning_rate_factor(updates))
 
-    def _record(self, state: TrainState, report: StepReport, verdict: Verdict, seconds: float) -> None:
+    def _record(
+        self, state: TrainState, report: StepReport, verdict: Verdict, measurements: Mapping[str, float]
+    ) -> None:
         """Record a step, also the one that ends the run; `state` is the state before it."""
-        self.metrics.record(report, verdict, self._measurements(seconds))
+        self.metrics.record(report, verdict, measurements)
         for tag, values in report.histograms.items():
             self.metrics.histogram(report.step, tag, values)
         totals = {

@@ -119,6 +119,11 @@ class ProbesConfig(Section):
     stages of a tied table; not with ZeRO-3, which has no copies."""
     update_rms: bool = True
     """RMS of the weights' change by layer, in the update before the look; needs a copy of the fp32 weights for it."""
+    sharpness: bool = False
+    """Largest eigenvalue of the Hessian of the loss, on the first step of the validation set. A look takes a dozen
+    passes of training, the first one up to 40, and as much memory as 10 copies of the fp32 weights. With fp32 alone."""
+    sharpness_every_steps: int = Field(default=500, gt=0)
+    """Steps between those looks."""
 
 
 class WatchdogConfig(Section):

@@ -16,10 +16,11 @@ from parallel.mesh import ParallelMesh
 from pretrain.backend.live_state import Tree, uncounted
 from pretrain.backend.matrices import local_matrices
 from pretrain.backend.pieces import NamedModel, StateSource
-from pretrain.backend.schedule import MicroBatch, make_schedule
+from pretrain.backend.schedule import Consult, MicroBatch, make_schedule
 from pretrain.backend.setup import build_module, initialize, local_layers
 from pretrain.backend.update_gate import LocalWeight, make_gate
 from pretrain.config.run import RunConfig
+from pretrain.engine.curvature import Curvature
 from pretrain.engine.evaluator import Evaluation, Evaluator, MeasuredObjective
 from pretrain.engine.parts import ModelParts
 from pretrain.engine.reparametrization import Reparametrization
@@ -91,6 +92,9 @@ class TrainEngine:
             optimizer.counting,
         )
         self.evaluator = Evaluator(self._schedule, objective, mesh)
+        self.curvature = Curvature(
+            self.module, self._pass_without_update, self._gate, self._reparametrization, mesh
+        )
 
     def step(
         self,
@@ -148,12 +152,20 @@ class TrainEngine:
         def consult(loss: Tensor) -> None:
             self._probes.between_passes()
             outcome.append(self._sharpness_aware.ascend(loss))
-            self._gate.decide(outcome[0].gradient_norm, apply=False)
+
+        self._pass_without_update(step, batches, consult)
+        return outcome[0]
+
+    def _pass_without_update(self, step: int, batches: Sequence[MicroBatch], consult: Consult) -> None:
+        """It passes through micro-batches with the masks of a step, and changes nothing but what `consult` does."""
+
+        def withhold(loss: Tensor) -> None:
+            consult(loss)
+            self._gate.decide(0.0, apply=False)
 
         self._streams.begin_step(step)
         with uncounted(self._engine):
-            self._schedule.train(batches, consult)
-        return outcome[0]
+            self._schedule.train(batches, withhold)
 
     def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
         """It returns the mean loss over the batches of all ranks, and the sums of the metrics."""

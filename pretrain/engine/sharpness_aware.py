@@ -6,20 +6,19 @@ of it is state, and no wrapper of DeepSpeed's or pipeline knows of it.
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parallel.mesh import ParallelMesh
 from parallel.statistics import squared_norms
-from pretrain.backend.pieces import counted
 from pretrain.backend.update_gate import UpdateGate
+from pretrain.engine.displacement import Displacement, Slope
 from pretrain.engine.reparametrization import Reparametrization
 from pretrain.engine.targets import share_of_loss
 from pretrain.optim.config import SharpnessAwareConfig
-from pretrain.optim.sharpness_aware import Copies, ascend, ascent_factor
+from pretrain.optim.sharpness_aware import ascent_factor
 
 
 class FirstPass(NamedTuple):
@@ -27,14 +26,6 @@ class FirstPass(NamedTuple):
 
     loss: float
     gradient_norm: float
-
-
-class Slope(NamedTuple):
-    """It is what this rank moves of one parameter, and the gradient there: both flat, without padding."""
-
-    parameter: nn.Parameter
-    weight: Tensor
-    gradient: Tensor
 
 
 class SharpnessAware:
@@ -51,7 +42,7 @@ class SharpnessAware:
         self._mesh = mesh
         self._gate = gate
         self._reparametrization = reparametrization
-        self._copies: Copies | None = None
+        self._displacement = Displacement(gate, reparametrization)
 
     def due(self, step: int) -> bool:
         """It says whether a step takes two passes."""
@@ -62,7 +53,7 @@ class SharpnessAware:
         """After the last backward of the first pass it moves the weights to where the loss rises, unless loss or norm
         are not finite: then the second pass will find the same. `loss` is this rank's, as `Consult` has it."""
         squared = self._reparametrization.squared_norm()
-        slopes = list(slopes_of(self._gate))
+        slopes = list(self._displacement.slopes())
         scaled = self._scaled_squares(slopes) if self._config.adaptive else squared
         own = torch.stack((squared, scaled)).tolist()
         sums = self._mesh.agree_sum(
@@ -70,17 +61,14 @@ class SharpnessAware:
         )
         found, squared_norm, squared_length = sums.tolist()
         if all(map(math.isfinite, (found, squared_norm, squared_length))):
-            self._move(slopes, ascent_factor(self._config.rho, squared_length))
+            length = ascent_factor(self._config.rho, squared_length)
+            self._displacement.move(slopes, length, adaptive=self._config.adaptive)
         return FirstPass(found, squared_norm**0.5)
 
     def put_back(self) -> None:
         """After the last backward of the second pass, and once its gradients are those of the parameters, the weights
         are what they were."""
-        if self._copies:
-            self._copies.put_back()
-            self._copies = None
-            self._gate.renew()
-            self._reparametrization.put_back()
+        self._displacement.put_back()
 
     def _scaled_squares(self, slopes: list[Slope]) -> Tensor:
         """It returns this rank's share of |w g|^2."""
@@ -91,24 +79,3 @@ class SharpnessAware:
         products = torch._foreach_mul([one.weight for one in counting], [one.gradient for one in counting])
         copies = 1 if self._gate.masters_sharded else self._mesh.data.size
         return total + squared_norms(products).sum() / copies
-
-    def _move(self, slopes: list[Slope], factor: float) -> None:
-        moved = {id(held.moved): held.moved for held in self._gate.masters()}
-        self._copies = Copies(list(moved.values()))
-        weights, gradients = [one.weight for one in slopes], [one.gradient for one in slopes]
-        ascend(weights, gradients, factor, adaptive=self._config.adaptive)
-        self._gate.renew()
-        self._reparametrization.ascend(factor, adaptive=self._config.adaptive)
-
-
-def slopes_of(gate: UpdateGate) -> Iterator[Slope]:
-    """It pairs what this rank holds of weights with their gradients, of which it may hold more."""
-    gradients = {id(given.parameter): given for given in gate.gradients()}
-    for held in gate.masters():
-        given, count = gradients.get(id(held.parameter)), counted(held.parameter, held.weight, held.start)
-        if given is None or not count:
-            continue
-        first = held.start - given.start
-        weight = held.weight.detach().view(-1)[:count]
-        gradient = given.gradient.reshape(-1)[first : first + count]
-        yield Slope(held.parameter, weight, gradient.to(weight.dtype))

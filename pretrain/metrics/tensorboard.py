@@ -40,6 +40,8 @@ _TAGS = {
     "update_rms": "update/rms",
     "sigma": "spectral/sigma",
     "sigma_max": "spectral/sigma_max",
+    "sharpness": "sharpness/eigenvalue",
+    "sharpness_residual": "sharpness/residual",
 }
 """Name in `metrics.jsonl` -> tag in TensorBoard; a probe that is not listed appears as `probe/NAME`.
 

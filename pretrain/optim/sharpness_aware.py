@@ -27,12 +27,17 @@ class Copies:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
         self._before = [torch.empty_like(tensor) for tensor in tensors]
-        torch._foreach_copy_(self._before, self._tensors)
+        self._copy(self._before, self._tensors)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """It makes the tensors what they were, to the bit."""
-        torch._foreach_copy_(self._tensors, self._before)
+        self._copy(self._tensors, self._before)
+
+    @staticmethod
+    def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+        if targets:  # torch refuses lists without
+            torch._foreach_copy_(targets, sources)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ FP32_BYTES = 4
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of one number in each compute dtype."""
 
-
+SHARPNESS_COPIES = 10
+"""Vectors as long as the weights that a look at sharpness has: of its basis, gradients, a copy of the weights."""
 LARGEST_BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces at once: its default for `reduce_bucket_size`, and fixed without ZeRO."""
 
@@ -56,11 +57,13 @@ def gradient_bytes(config: RunConfig, parameters: int, data: int) -> int:
 
 def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
     """The optimizer's state and master weights are in fp32, divided by d under ZeRO; plain fp32 needs no master
-    weights. The second pass of a sharpness-aware step needs a copy of what is moved."""
+    weights. The second pass of a sharpness-aware step needs a copy of what is moved, a look at sharpness
+    SHARPNESS_COPIES."""
     stage = config.parallel.zero_stage
     masters = 0 if stage == 0 and config.precision.dtype == "fp32" else 1
     ascent = 1 if config.optimizer.sharpness_aware.among(config.run.steps) else 0
-    copies = len(config.optimizer.state) + masters + ascent
+    looks = SHARPNESS_COPIES if config.probes.sharpness else 0
+    copies = len(config.optimizer.state) + masters + ascent + looks
     return copies * FP32_BYTES * parameters // (data if stage else 1)
 
 

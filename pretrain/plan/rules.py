@@ -224,6 +224,16 @@ def patience_has_a_best(config: RunConfig, world_size: int) -> Iterator[Problem]
         yield Problem("evaluation.patience", rule, "keep_best = true, or no patience", str(patience))
 
 
+def sharpness_is_seen(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    if config.probes.sharpness and config.precision.dtype != "fp32":
+        yield Problem(
+            "probes.sharpness",
+            f"needs precision.dtype = fp32: {config.precision.dtype} rounds away the small steps it is measured by",
+            "false; measure checkpoints with `surefoot sharpness`, in fp32 whatever the run computes in",
+            "true",
+        )
+
+
 def replica_count(config: RunConfig, world_size: int) -> int | None:
     """It returns the data-parallel size; none where the ranks do not divide."""
     replicas, remainder = divmod(world_size, config.parallel.model_size)
@@ -242,4 +252,5 @@ RULES: tuple[Rule, ...] = (
     patience_has_a_best,
     kept_checkpoints_exist,
     snapshot_store_turns_over,
+    sharpness_is_seen,
 )

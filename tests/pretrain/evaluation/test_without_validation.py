@@ -9,6 +9,8 @@ from support.distributed import RankFailed, run_distributed
 from support.runs import metrics, newest_checkpoint, run_config, run_to_end
 from support.training import Layout
 
+from data_pipeline.errors import DataError
+from pretrain.config.run import ProbesConfig
 from pretrain.run import check_validation
 
 
@@ -44,5 +46,7 @@ def test_ranks_that_see_different_data_do_not_wait_for_each_other(
 
 
 def test_all_or_none() -> None:
-    check_validation([True, True])
-    check_validation([False])
+    check_validation([True, True], ProbesConfig(sharpness=True))
+    check_validation([False], ProbesConfig())
+    with pytest.raises(DataError, match=r"probes\.sharpness = true: is measured on validation data"):
+        check_validation([False, False], ProbesConfig(sharpness=True))

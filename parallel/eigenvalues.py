@@ -5,7 +5,9 @@ Eigenvalues by Lanczos' method with full reorthogonalisation and thick restarts 
 bounded. It is written out here, 40 lines, since the well-kept implementation (ARPACK in scipy) knows NumPy's vectors in
 host memory alone and would be a dependency for this one command.
 
-P  rows of the matrix, M  vectors of the basis
+Vectors may be divided over ranks: whoever says what the inner products of all ranks together are, has the rest.
+
+P  rows of the matrix, or of this rank's part of its vectors; M  vectors of the basis
 """
 
 import math
@@ -18,14 +20,25 @@ from torch import Tensor
 Operator = Callable[[Tensor], Tensor]
 """It multiplies a vector (P,) by the matrix."""
 
-TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Residuals, relative to the eigenvalue that is largest in size, at which the search ends: what products in fp32 allow,
-and what those in float64 do."""
-MOST_PRODUCTS = 500
-"""The search ends here whatever the residuals, which then tell."""
+Inner = Callable[[Tensor, Tensor], Tensor]
+"""It returns the inner products (N,) of vectors (N, P) with a vector (P,)."""
 
 
 @dataclass(frozen=True)
+class Search:
+    """It says what is looked for, and when that ends."""
+
+    count: int
+    """Eigenvalues, the largest first."""
+    vectors: int
+    """M, at which the space restarts; more than `count`, or as many as the matrix has rows."""
+    tolerance: float
+    """Residuals, relative to the eigenvalue that is largest in size, at which the search ends."""
+    products: int
+    """Or it ends after as many, whatever the residuals, which tell."""
+
+
+@dataclass(frozen=True, eq=False)
 class Eigenvalue:
     """It is one eigenvalue, with how far its vector v of length 1 is from an eigenvector."""
 
@@ -33,6 +46,7 @@ class Eigenvalue:
     """The Rayleigh quotient v^T H v / v^T v."""
     residual: float
     """|H v - value v|: an eigenvalue of H lies no farther from `value`."""
+    vector_P: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Krylov:
     """(M + 1, P); the last vector is what the space grows by."""
     projected: Tensor
     """(M, M), float64, on the CPU."""
+    inner: Inner
     size: int = 0
     """Vectors that products have been taken of."""
     coupling: float = 0.0
@@ -59,29 +74,34 @@ class Krylov:
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def grow(self, operator: Operator) -> None:
-        """It takes the product of the newest vector, and adds what is new in it to the basis."""
+        """It takes the product of the newest vector, and adds what is new in it to the basis.
+
+        Raises FloatingPointError where it is not finite.
+        """
         end = self.size + 1
         product = operator(self.basis[self.size])
-        length = product.norm().item()
+        length = norm(product, self.inner)
+        if not math.isfinite(length):
+            raise FloatingPointError("a product is not finite")
         inside, outside = self._split(product, end)
         self.projected[: self.size + 1, self.size] = inside
         self.projected[self.size, : self.size + 1] = inside
-        self.coupling = outside.norm().item()
+        self.coupling = norm(outside, self.inner)
         if (
             self.coupling <= 100 * torch.finfo(outside.dtype).eps * length
         ):  # the space is invariant: go on elsewhere
             self.coupling = 0.0
             outside = self._split(random_normal(outside, self.generator), end)[1]
-        self.basis[end] = outside / outside.norm()
+        self.basis[end] = outside / norm(outside, self.inner)
         self.size = end
 
     def _split(self, vector: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """It returns the coefficients of a vector in the basis, and the rest of it; twice, for rounding."""
         known = self.basis[:end]
-        first = known @ vector
-        vector = vector - first @ known
-        second = known @ vector
-        return (first + second).double().cpu(), vector - second @ known
+        first = self.inner(known, vector)
+        vector = vector - first.to(vector) @ known
+        second = self.inner(known, vector)
+        return (first + second).double().cpu(), vector - second.to(vector) @ known
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """It returns approximate eigenvalues (size,), the largest first, and their vectors (size, size) in the basis as
@@ -103,37 +123,48 @@ class Krylov:
         self.size = kept
 
 
-def largest_eigenvalues(operator: Operator, start_P: Tensor, count: int) -> Sequence[Eigenvalue]:
-    """It returns the `count` largest eigenvalues of a symmetric matrix, the largest first, or all if it has no more.
+def plain(vectors: Tensor, vector: Tensor) -> Tensor:
+    """It returns the inner products of vectors that are whole on this rank."""
+    return vectors @ vector
 
-    `start_P` is a random vector, in whose precision it is computed. Of eigenvalues that are equal, one may be found.
+
+def norm(vector: Tensor, inner: Inner) -> float:
+    """It returns the length of a vector."""
+    return math.sqrt(max(inner(vector[None], vector).item(), 0.0))
+
+
+def largest_eigenvalues(
+    operator: Operator, start_P: Tensor, search: Search, inner: Inner = plain
+) -> Sequence[Eigenvalue]:
+    """It returns the largest eigenvalues of a symmetric matrix, the largest first, from a start that is not zero and
+    in its precision. A random one has something of every eigenvector; of eigenvalues that are equal, it may find one.
+
+    Raises:
+        FloatingPointError: a product is not finite.
     """
-    size = len(start_P)
-    count = min(count, size)
-    most = min(2 * count + 20, size)
-    space = Krylov(start_P.new_empty(most + 1, size), torch.zeros(most, most, dtype=torch.float64))
-    space.basis[0] = start_P / start_P.norm()
-    tolerance = TOLERANCES[start_P.dtype]
-    for _ in range(MOST_PRODUCTS):
+    count, most = search.count, search.vectors
+    basis = start_P.new_empty(most + 1, len(start_P))
+    space = Krylov(basis, torch.zeros(most, most, dtype=torch.float64), inner)
+    space.basis[0] = start_P / norm(start_P, inner)
+    for _ in range(search.products):
         space.grow(operator)
         values, vectors = space.ritz()
         errors = space.coupling * vectors[-1, :count].abs()
-        found = space.size >= count and (errors <= tolerance * values.abs().max()).all()
-        if found and (
-            space.coupling or space.size == most
-        ):  # a space may end where equal eigenvalues are left
+        found = space.size >= count and (errors <= search.tolerance * values.abs().max()).all()
+        # Where a space ends, equal eigenvalues may be left.
+        if found and (space.coupling or space.size == most or count == 1):
             break
         if space.size == most:
             space.restart((most + count) // 2)
-    return [measured(operator, vector) for vector in space.vectors(space.ritz()[1][:, :count])]
+    return [measured(operator, vector, inner) for vector in space.vectors(space.ritz()[1][:, :count])]
 
 
-def measured(operator: Operator, vector_P: Tensor) -> Eigenvalue:
+def measured(operator: Operator, vector_P: Tensor, inner: Inner) -> Eigenvalue:
     """It returns what an approximate eigenvector says, from one more product."""
-    vector_P = vector_P / vector_P.norm()
+    vector_P = vector_P / norm(vector_P, inner)
     product_P = operator(vector_P)
-    value = (vector_P @ product_P).item()
-    return Eigenvalue(value, (product_P - value * vector_P).norm().item())
+    value = inner(vector_P[None], product_P).item()
+    return Eigenvalue(value, norm(product_P - value * vector_P, inner), vector_P)
 
 
 def estimated_trace(operator: Operator, like_P: Tensor, vectors: int, generator: torch.Generator) -> Trace:
