@@ -9,7 +9,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Package index for torch alone, for example PyTorch's own index of CPU builds. Empty: pip's configuration.
 TORCH_INDEX ?=
 # Without those that draw or look at a run that exists already, and those that need data or a synthesizer.
-BENCHMARKS := $(filter-out %/rehearsal_plot.py %/tev_formulas.py %_depth.py %/spoken_digits.py %/spoken_times.py, \
+BENCHMARKS := $(filter-out %/rehearsal_plot.py %/tev_formulas.py %_depth.py %/spoken_digits.py %/spoken_times.py \
+	%/forecasting.py, \
 	$(wildcard benchmarks/*.py))
 # Processes that run tests side by side. Many tests wait for ranks or launchers that they have started.
 WORKERS ?= 2

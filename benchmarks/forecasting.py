@@ -17,6 +17,7 @@ Writes runs.jsonl, a line a cell; cells that are there do not run again. Prints 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -50,6 +51,8 @@ TEMPORAL = (
 )
 ARMS: Mapping[str, tuple[str, ...]] = {
     "samformer+sam": (SAM,),
+    "samformer+sam, rho 1": ("optimizer.sharpness_aware.rho=1",),
+    "samformer+sam, rho 0.4": ("optimizer.sharpness_aware.rho=0.4",),
     "samformer": (NO_SAM,),
     "samformer+sigma": (NO_SAM, "model.reparametrization=sigma"),
     "tsmixer": ("model.kind=tsmixer", NO_SAM),
@@ -82,7 +85,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.arm.replace('+', '-')}-{self.horizon}-{self.seed}"
+        return f"{re.sub('[^a-z0-9.]+', '-', self.arm)}-{self.horizon}-{self.seed}"
 
 
 def windows(data: Path, split: str, horizon: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -30,12 +30,12 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from pretrain.inference.eigenvalues import Eigenvalue, Krylov, measured, random_normal
 from torch import Tensor, nn
 
 from data_pipeline.batches import Batch
 from data_pipeline.series.batch import SeriesBatch
 from data_pipeline.series.scaler import SCALER, Scaler
+from parallel.eigenvalues import Eigenvalue, Search, largest_eigenvalues, random_normal
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
@@ -49,8 +49,7 @@ from pretrain.step import Action, StepReport, Verdict
 
 CHANNELS, LOOKBACK, HORIZON = 7, 512, 96
 TRAIN, TEST, LOOKED_AT, BATCH = 10_000, 2_000, 64, 32
-PRODUCTS = 16
-"""Of the Hessian with vectors, at a look."""
+SEARCH = Search(count=1, vectors=17, tolerance=0.0, products=16)
 PEAK, FLOOR, CYCLE = 1e-3, 1e-6, 5
 LOOKS = (1, 2, 5, 10, 20)
 ARMS: Mapping[str, tuple[dict[str, Any], float]] = {
@@ -194,13 +193,7 @@ class Toy:
         config = self.config
         hessian = LossHessian(config.model, config.data, "fp32", Weights(tensors), self._mesh, [batch])
         start_P = random_normal(hessian.zeros(), torch.Generator().manual_seed(0))
-        space = Krylov(
-            start_P.new_empty(PRODUCTS + 1, len(start_P)), torch.zeros(PRODUCTS, PRODUCTS).double()
-        )
-        space.basis[0] = start_P / start_P.norm()
-        for _ in range(PRODUCTS):
-            space.grow(hessian)
-        return measured(hessian, space.vectors(space.ritz()[1][:, :1])[0])
+        return largest_eigenvalues(hessian, start_P, SEARCH)[0]
 
 
 def proceed(report: StepReport) -> Verdict:
