@@ -237,10 +237,11 @@ class NamedState:
                 moved=held.moved,
             )
         gammas = {
-            id(t) for group in (self._gammas.param_groups if self._gammas else ()) for t in group["params"]
+            tensor.untyped_storage().data_ptr(): tensor
+            for tensor in (moved_tensors_of(self._gammas) if self._gammas else ())
         }
         for name, buffer in model.buffers():
-            moved = id(buffer) in gammas
+            moved = gammas.get(buffer.untyped_storage().data_ptr())
             yield Held(
                 name=name,
                 tensor=buffer,
@@ -248,8 +249,8 @@ class NamedState:
                 count=buffer.numel(),
                 alike=True,
                 spoken_for=model.is_sharded(name) or model.mesh.tensor.first,
-                optimizer=self._gammas if moved else None,
-                moved=buffer if moved else None,
+                optimizer=None if moved is None else self._gammas,
+                moved=moved,
             )
 
     def _computed_with(self, parameter: nn.Parameter) -> tuple[Tensor, int, int]:

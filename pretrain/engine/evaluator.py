@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
-from parallel.spectral import find_spectral_layers, initialise
+from parallel.power_step import initialise
+from parallel.spectral import find_spectral_layers
 from pretrain.backend.schedule import Schedule, make_schedule
 from pretrain.backend.setup import build_module, initialize_without_optimizer
 from pretrain.engine.parts import ModelParts

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.mesh import ParallelMesh
-from parallel.spectral import find_spectral_layers, initialise, materialise, measure, power_step
+from parallel.power_step import initialise, measure, power_step
+from parallel.spectral import SpectralLayer, find_spectral_layers, materialise
 from parallel.spectral_gradient import GradientPiece, pull_back
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.optim.optimizer import Optimizer
@@ -32,8 +33,10 @@ class Reparametrization:
         self._gate = gate
         self._layers = find_spectral_layers(module)
         self._by_weight = {id(layer.weight): layer for layer in self._layers}
+        self._active = [layer for layer in self._layers if layer.norms.active]
+        self._gammas = joined_gammas(self._active)
         self.optimizer = optimizer.gamma_optimizer(self.gammas) if self.gammas else None
-        """It moves the gammas; none: there are none."""
+        """It moves the gammas, all of this rank in one tensor; none: there are none."""
         self._copies: Copies | None = None
         """Gammas and sigmas as they were before an ascent."""
         self.residual = initialise(self._layers, mesh.tensor.group) if self._layers else 0.0
@@ -41,8 +44,8 @@ class Reparametrization:
 
     @property
     def gammas(self) -> list[Tensor]:
-        """They are all gammas that are moved."""
-        return [layer.norms.gamma_K for layer in self._layers if layer.norms.active]
+        """They are all gammas that are moved, as one tensor, if there are any."""
+        return [self._gammas] if len(self._gammas) else []
 
     @property
     def _gradients(self) -> list[Tensor]:
@@ -59,10 +62,8 @@ class Reparametrization:
             if id(held.parameter) in self._by_weight
         ]
         group = self._mesh.stage.group if self._gate.sharded else self._mesh.tensor.group
-        gradients = pull_back(pieces, self._layers, group)
-        for layer, gradient in zip(self._layers, gradients, strict=True):
-            layer.norms.gamma_K.grad = gradient
-        return self._share(gradients)
+        self._gammas.grad = pull_back(pieces, self._active, group)
+        return self._share(self._gradients)
 
     def squared_norm(self) -> Tensor:
         """It pulls back, and returns this rank's share of the squared gradient norm, gammas included."""
@@ -133,3 +134,15 @@ class Reparametrization:
         if self.optimizer:
             self.optimizer.load_state_dict(state)
         self.materialise()
+
+
+@torch.no_grad()
+def joined_gammas(layers: Sequence[SpectralLayer]) -> Tensor:
+    """It returns the gammas of all layers as one tensor, of which those of each are a view from now on."""
+    if not layers:
+        return torch.zeros(0)
+    gammas = torch.cat([layer.norms.gamma_K for layer in layers])
+    pieces = gammas.split([len(layer.norms.gamma_K) for layer in layers])
+    for layer, piece in zip(layers, pieces, strict=True):
+        layer.norms.gamma_K = piece
+    return gammas

@@ -17,7 +17,7 @@ from parallel.initialization import Normal
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import SequentialLayers
 from parallel.rng import RandomStreams
-from parallel.spectral import find_spectral_layers
+from parallel.spectral import find_spectral_layers, materialise
 from pretrain.errors import CheckpointError
 from pretrain.models.context import Materials
 from pretrain.models.outline import Outline
@@ -66,8 +66,9 @@ def load_model(
         CheckpointError: the tensors are not those of this model.
     """
     model = load_parameters(settings, data, dtype, source, mesh)
-    for layer in find_spectral_layers(model.layers):
-        layer.norms.materialise(layer.weight)
+    spectral = find_spectral_layers(model.layers)
+    materialise(spectral)
+    for layer in spectral:
         layer.fold()
     return model
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import ReplicatedLinear
 from parallel.mesh import Axis
-from parallel.spectral import SpectralConfig, SpectralLayer, SpectralNorms, initialise, power_step
+from parallel.power_step import initialise, power_step
+from parallel.spectral import SpectralConfig, SpectralLayer, SpectralNorms
 from pretrain.backend.setup import gathered
 from pretrain.models.outline import Outline
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep

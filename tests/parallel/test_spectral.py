@@ -19,15 +19,8 @@ from parallel.config import ParallelConfig
 from parallel.initialization import Normal
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.mesh import ParallelMesh
-from parallel.spectral import (
-    EXACT_UP_TO,
-    SpectralConfig,
-    find_spectral_layers,
-    fold,
-    initialise,
-    power_step,
-    residual,
-)
+from parallel.power_step import EXACT_UP_TO, initialise, power_step, residual
+from parallel.spectral import SpectralConfig, find_spectral_layers, fold, materialise
 from parallel.spectral_gradient import GradientPiece, add_outer, pull_back
 
 BATCH, INPUTS, HIDDEN, OUTPUTS = 6, 16, (8, 8), 12
@@ -82,12 +75,12 @@ def take_step(
     F.mse_loss(y, target).backward()
     pieces = [GradientPiece(layer, layer.weight.grad, 0) for layer in layers if layer.weight.grad is not None]
     gammas = pull_back(pieces, layers, mesh.tensor.group)
-    for layer, gradient in zip(layers, gammas, strict=True):
+    counts = [len(layer.norms.gamma_K) for layer in layers]
+    for layer, gradient in zip(layers, gammas.split(counts), strict=True):
         layer.norms.gamma_K.grad = gradient
     optimizer.step()
     power_step(layers, mesh.tensor.group)
-    for layer in layers:
-        layer.norms.materialise(layer.weight)
+    materialise(layers)
     return y.detach()
 
 
@@ -224,7 +217,9 @@ def test_outer_product_on_any_piece(rows: int, columns: int, draw: Any) -> None:
     stop = draw.draw(st.integers(start + 1, rows * columns))
     left, right = torch.arange(rows).double() + 1, torch.arange(columns).double() - 2
     whole = torch.linspace(-1, 1, rows * columns).double()
-    piece = whole[start:stop].clone()
-    add_outer(piece, start, left, right, scale=0.5, alpha=2.0)
-    expected = (0.5 * whole + 2.0 * torch.outer(left, right).flatten())[start:stop]
-    torch.testing.assert_close(piece, expected)
+    pieces = torch.stack((whole, -whole))[:, start:stop].clone()
+    scale = torch.tensor([0.5, 3.0]).double()
+    add_outer(pieces, start, torch.stack((2.0 * left, left)), right.expand(2, -1), scale)
+    outer = torch.outer(left, right).flatten()
+    expected = torch.stack((0.5 * whole + 2.0 * outer, outer - 3.0 * whole))[:, start:stop]
+    torch.testing.assert_close(pieces, expected)

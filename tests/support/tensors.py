@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from parallel.mesh import ParallelMesh
-from parallel.spectral import find_spectral_layers, initialise
+from parallel.power_step import initialise
+from parallel.spectral import find_spectral_layers
 from pretrain.config.run import RunConfig
 from pretrain.inference.model import LoadedModel, build_layers, load_model, named_tensors
 

@@ -29,7 +29,8 @@ from support.watched import kinds, run, watched
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.spectral import SpectralLayer, find_spectral_layers, power_step
+from parallel.power_step import power_step
+from parallel.spectral import SpectralLayer, find_spectral_layers
 from pretrain.backend.host_copy import copied
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import Judge, TrainEngine

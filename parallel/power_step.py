@@ -1,0 +1,237 @@
+"""A power step follows the largest singular values of many matrices at once, over tensor-parallel shards.
+
+One vector lags where another singular value overtakes the largest: it converges like (sigma_2 / sigma_1)^(2 t), and
+starts with almost nothing of the new direction. With V > 1 vectors the top of the spectrum is iterated as a
+subspace, at the same memory traffic, and r is its best vector (Rayleigh-Ritz); V = 1 is the reference code's iteration.
+
+For all layers of a rank a step takes one all-reduce, one solver call of each kind, and launches that go by the kinds
+of layers; see `parallel.spectral` for the notation.
+
+    M   the local shard of W (L, R), its sharded dimension first
+    Q   the basis (R, V), whose first column is r
+    N   layers of one kind
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from parallel.spectral import SpectralLayer, materialise, runs_of
+from parallel.stacks import hand_out, stacked
+
+EXACT_UP_TO = 512
+"""First vectors come from an exact decomposition up to this R, beyond it from power steps."""
+FIRST_POWER_STEPS = 64
+KEPT = 1e-6
+"""By how much of sigma^2 a vector of the basis keeps itself, beside what M^T M makes of it."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """It holds what a power step computes of one matrix in each of N layers before the ranks sum it."""
+
+    copies: int
+    basis_NRV: Tensor
+    """The old basis Q."""
+    image_NLV: Tensor
+    """M times the basis."""
+    back_NRV: Tensor
+    """M^T times the image."""
+    gram_NVV: Tensor
+    """The image's inner products."""
+
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """These are summed over the ranks."""
+        if self.copies == 1:
+            return self.back_NRV.flatten(), self.gram_NVV.flatten()
+        return self.back_NRV.flatten() / self.copies, self.gram_NVV.flatten() / self.copies
+
+
+@torch.no_grad()
+def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
+    """Advance the singular vectors and sigma of all matrices by one step, with one all-reduce."""
+    together = list(runs_of(layers))
+    images = [_images(run) for run in together]
+    every = [image for of_run in images for image in of_run]
+    totals = iter(sums_over([part for image in every for part in image.sums], group))
+    every = [
+        replace(
+            image,
+            back_NRV=next(totals).view_as(image.back_NRV),
+            gram_NVV=next(totals).view_as(image.gram_NVV),
+        )
+        for image in every
+    ]
+    steps = iter(advanced(every))
+    for run, of_run in zip(together, images, strict=True):
+        _put(run, [next(steps) for _ in of_run])
+
+
+def _images(run: Sequence[SpectralLayer]) -> list[_Images]:
+    """It returns the images of each stacked matrix."""
+    norms = run[0].norms
+    bases_NKRV = torch.stack([layer.norms.basis_KRV for layer in run])
+    images = []
+    weights = stacked([layer.weight for layer in run]).to(bases_NKRV.dtype)
+    for number, matrix_NLR in enumerate(norms.shards(weights)):
+        basis_NRV = bases_NKRV[:, number]
+        image_NLV = matrix_NLR @ basis_NRV
+        back_NRV, gram_NVV = matrix_NLR.mT @ image_NLV, image_NLV.mT @ image_NLV
+        images.append(_Images(norms.copies, basis_NRV, image_NLV, back_NRV, gram_NVV))
+    return images
+
+
+@dataclass(frozen=True)
+class _Step:
+    """It is where a power step has led to, for one matrix in each of N layers."""
+
+    basis_NRV: Tensor
+    piece_NL: Tensor
+    sigma_N: Tensor
+
+
+def advanced(images: Sequence[_Images]) -> Iterator[_Step]:
+    """It yields basis, sigma and pieces by the summed M^T M Q and Q^T M^T M Q of old bases Q, for one run after
+    another. All matrices that have as many vectors go through one solver call of each kind."""
+    by_size: dict[int, list[int]] = {}
+    for number, image in enumerate(images):
+        by_size.setdefault(image.gram_NVV.shape[-1], []).append(number)
+    steps: dict[int, _Step] = {}
+    for vectors, numbers in by_size.items():
+        chosen = [images[number] for number in numbers]
+        steps.update(zip(numbers, (_subspace_steps if vectors > 1 else _vector_steps)(chosen), strict=True))
+    yield from (steps[number] for number in range(len(images)))
+
+
+def _vector_steps(images: Sequence[_Images]) -> Iterator[_Step]:
+    for image in images:
+        yield _step(image.back_NRV, image.image_NLV, image.gram_NVV[:, 0])
+
+
+def _step(back_NRV: Tensor, image_NL1: Tensor, square_N1: Tensor, basis_NRV: Tensor | None = None) -> _Step:
+    """It takes the power step of the first vector: its M^T M r, its M r and |M r|^2."""
+    size_N1, length_N1 = torch.linalg.vector_norm(back_NRV[:, :, 0], dim=1, keepdim=True), square_N1.sqrt()
+    if basis_NRV is None:
+        basis_NRV = back_NRV / size_N1[:, None]
+    return _Step(basis_NRV, image_NL1[:, :, 0] / length_N1, (size_N1 / length_N1)[:, 0])
+
+
+def _subspace_steps(images: Sequence[_Images]) -> Iterator[_Step]:
+    """Rayleigh-Ritz rotates bases to the singular vectors of M within the subspace, the largest first."""
+    counts = [len(image.gram_NVV) for image in images]
+    # Solvers refuse what is not finite, and the others are not to suffer from one; back_NRV is not finite there either.
+    grams = torch.cat([image.gram_NVV for image in images]).nan_to_num(0.0, 0.0, 0.0)
+    squares, rotations = torch.linalg.eigh(grams)
+    squares, rotations = squares.flip(-1).split(counts), rotations.flip(-1).split(counts)
+    backs = []
+    for image, square_NV, rotation_NVV in zip(images, squares, rotations, strict=True):
+        back_NRV = image.back_NRV @ rotation_NVV
+        # M^T M + e I has the same vectors; with it those that M makes nothing of stay as they are.
+        kept_NRV = (image.basis_NRV @ rotation_NVV[:, :, 1:]) * (KEPT * square_NV[:, :1, None])
+        backs.append(torch.cat((back_NRV[:, :, :1], back_NRV[:, :, 1:] + kept_NRV), dim=2))
+    bases = orthonormal(backs)
+    for image, back_NRV, basis_NRV, square_NV, rotation_NVV in zip(
+        images, backs, bases, squares, rotations, strict=True
+    ):
+        yield _step(back_NRV, image.image_NLV @ rotation_NVV[:, :, :1], square_NV[:, :1], basis_NRV)
+
+
+def orthonormal(bases: Sequence[Tensor]) -> list[Tensor]:
+    """It returns orthonormal bases (N, R, V) of the spaces that the columns span, the first column but scaled.
+
+    Columns of length 1 go through Cholesky's decomposition of their inner products (Cholesky-QR), in float64: that
+    loses digits by the square of how far columns are from orthogonal, and after Rayleigh-Ritz they nearly are.
+    """
+    wide = [basis.double() for basis in bases]
+    columns = [basis / torch.linalg.vector_norm(basis, dim=1, keepdim=True) for basis in wide]
+    lower = torch.linalg.cholesky_ex(torch.cat([basis.mT @ basis for basis in columns])).L
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    inverse = torch.linalg.solve_triangular(lower, identity, upper=False).mT.split([len(b) for b in bases])
+    pairs = zip(columns, inverse, bases, strict=True)
+    return [(basis @ factor).to(old.dtype) for basis, factor, old in pairs]
+
+
+def _put(run: Sequence[SpectralLayer], steps: Sequence[_Step]) -> None:
+    """It puts what has become of each stacked matrix into the buffers of the layers."""
+    norms = [layer.norms for layer in run]
+    hand_out(torch.stack([step.basis_NRV for step in steps], dim=1), [own.basis_KRV for own in norms])
+    hand_out(torch.cat([step.piece_NL for step in steps], dim=1), [own.sharded_L for own in norms])
+    hand_out(torch.stack([step.sigma_N for step in steps], dim=1), [own.sigma_K for own in norms])
+
+
+@torch.no_grad()
+def measure(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
+    """Set sigma = v^T W u of all matrices for weights that have moved and vectors that have not, with one all-reduce of
+    one number per matrix."""
+    together = list(runs_of(layers))
+    products = []
+    for run in together:
+        norms = run[0].norms
+        bases_NKRV = torch.stack([layer.norms.basis_KRV for layer in run])
+        pieces = torch.stack([layer.norms.sharded_L for layer in run]).split(norms.pieces, dim=1)
+        weights = stacked([layer.weight for layer in run]).to(bases_NKRV.dtype)
+        own = [
+            (piece_NL * (matrix_NLR @ bases_NKRV[:, number, :, :1])[:, :, 0]).sum(dim=1)
+            for number, (matrix_NLR, piece_NL) in enumerate(zip(norms.shards(weights), pieces, strict=True))
+        ]
+        products.append(torch.stack(own, dim=1) / norms.copies)
+    totals = sums_over([product.flatten() for product in products], group)
+    for run, product, total in zip(together, products, totals, strict=True):
+        hand_out(total.view_as(product), [layer.norms.sigma_K for layer in run])
+
+
+@torch.no_grad()
+def initialise(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
+    """Set the first vectors, sigma and gamma of all matrices; return the largest |M^T s - sigma r| / sigma.
+
+    They are exact for small matrices, from the eigenvectors of M^T M. Large ones take FIRST_POWER_STEPS power steps, in
+    which sigma comes closer than the vectors do, and training goes on where they stand.
+    """
+    for layer in layers:
+        for number, matrix_LR, _ in layer.norms.matrices(layer.weight):
+            layer.norms.basis_KRV[number] = _first_basis(matrix_LR, layer.norms.basis_KRV.shape[-1], group)
+    exact = all(layer.norms.replicated_KR.shape[1] <= EXACT_UP_TO for layer in layers)
+    for _ in range(1 if exact else FIRST_POWER_STEPS):
+        power_step(layers, group)
+    for layer in layers:
+        if layer.norms.config.gamma_init == "sigma":
+            layer.norms.gamma_K.copy_(layer.norms.sigma_K)
+    materialise(layers)
+    return residual(layers, group)
+
+
+def _first_basis(matrix_LR: Tensor, vectors: int, group: ProcessGroup) -> Tensor:
+    """It returns the top right singular vectors (R, V) of all of M, or a start for power steps, equal on all ranks."""
+    size = matrix_LR.shape[1]
+    if size > EXACT_UP_TO:
+        generator = torch.Generator().manual_seed(0)
+        return torch.linalg.qr(torch.randn(size, vectors, generator=generator)).Q.to(matrix_LR)
+    gram_RR = matrix_LR.double().T @ matrix_LR.double()
+    dist.all_reduce(gram_RR, group=group)
+    return torch.linalg.eigh(gram_RR).eigenvectors[:, -vectors:].flip(-1).to(matrix_LR.dtype)
+
+
+@torch.no_grad()
+def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
+    """It returns the largest |M^T s - sigma r| / sigma: how far the pairs are from singular vectors."""
+    backs, targets = [], []
+    for layer in layers:
+        for number, matrix_LR, piece_L in layer.norms.matrices(layer.weight):
+            backs.append(matrix_LR.T @ piece_L / layer.norms.copies)
+            targets.append((layer.norms.sigma_K[number], layer.norms.replicated_KR[number]))
+    pairs = zip(sums_over(backs, group), targets, strict=True)
+    return max(((back - sigma * vector).norm() / sigma).item() for back, (sigma, vector) in pairs)
+
+
+def sums_over(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor]:
+    """It returns the sums of many small tensors over a group, in one all-reduce."""
+    if dist.get_world_size(group) == 1:
+        return tensors
+    flat = torch.cat(list(tensors))
+    dist.all_reduce(flat, group=group)
+    return flat.split([tensor.numel() for tensor in tensors])

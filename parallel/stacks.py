@@ -1,0 +1,72 @@
+"""Tensors of one shape are computed with together, so that launches go by shape and not by tensor.
+
+N  tensors that are taken together
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
+"""Elements that are taken together: where they have to be copied, the copies are to stay in a processor's cache, and on
+a device to take little of its memory."""
+
+
+def runs(
+    items: Iterable[Item], kind: Callable[[Item], Hashable], weight: Callable[[Item], Tensor]
+) -> Iterator[list[Item]]:
+    """It yields items of one kind, as many as may be taken together, at least one. All that are of one kind have
+    weights of one shape; kinds and items come in the order of the items."""
+    kinds: dict[Hashable, list[Item]] = {}
+    for item in items:
+        kinds.setdefault(kind(item), []).append(item)
+    for alike in kinds.values():
+        tensor = weight(alike[0])
+        count = max(AT_ONCE.get(tensor.device.type, AT_ONCE["cuda"]) // max(tensor.numel(), 1), 1)
+        for first in range(0, len(alike), count):
+            yield alike[first : first + count]
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """It returns tensors of one shape and dtype as one (N, ...).
+
+    It is a view where they lie at even distances in one storage, as those of successive layers do in DeepSpeed's flat
+    buffers, else a copy; `hand_out` takes what was changed there back to them.
+    """
+    if not lie_evenly(tensors):
+        return torch.stack(list(tensors))
+    first = tensors[0]
+    step = tensors[1].data_ptr() - first.data_ptr() if len(tensors) > 1 else 0
+    distance = step // first.element_size() or first.numel()
+    return first.as_strided((len(tensors), *first.shape), (distance, *first.stride()))
+
+
+def hand_out(stack: Tensor, tensors: Sequence[Tensor]) -> None:
+    """It copies each of N tensors out of (N, ...), unless that is a view of them."""
+    if stack.data_ptr() != tensors[0].data_ptr():
+        torch._foreach_copy_(list(tensors), list(stack.unbind()))
+
+
+def lie_evenly(tensors: Sequence[Tensor]) -> bool:
+    """It tells whether tensors of one shape lie contiguous in one storage, at even distances."""
+    first = tensors[0]
+    if not first.is_contiguous():
+        return False
+    pointer, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    step = tensors[1].data_ptr() - pointer if len(tensors) > 1 else 0
+    return step >= 0 and all(
+        tensor.data_ptr() == pointer + number * step
+        and tensor.untyped_storage().data_ptr() == storage
+        and tensor.is_contiguous()
+        for number, tensor in enumerate(tensors)
+    )
+
+
+def from_host(numbers: Sequence[int] | Sequence[float], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """It returns numbers of the host on a device, without waiting for what was launched there before."""
+    tensor = torch.tensor(numbers, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
