@@ -9,7 +9,6 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core.model_parallel_config import ModelParallelConfig
-    from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy
     from megatron.core.tensor_parallel.layers import (
         ColumnParallelLinear,
         RowParallelLinear,
@@ -21,7 +20,6 @@ __all__ = [
     "ColumnParallelLinear",
     "ModelParallelConfig",
     "RowParallelLinear",
-    "VocabParallelCrossEntropy",
     "VocabParallelEmbedding",
     "set_tensor_model_parallel_attributes",
 ]

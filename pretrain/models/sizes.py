@@ -263,7 +263,7 @@ def head_size(
     name: str = "head",
     tied_to: str = "embedding",
 ) -> LayerSize:
-    """The head over the vocabulary keeps its logits in the compute dtype and twice in fp32, for the loss."""
+    """The head over the vocabulary keeps its logits in the compute dtype; their gradient takes their place."""
     rows = vocabulary.padded_vocabulary_size
     own = ParameterSize("weight", (rows, config.hidden_size), HEAD, sharded=0)
     return LayerSize(
@@ -271,6 +271,6 @@ def head_size(
         () if vocabulary.tied_embeddings else (own,),
         tied_to=tied_to if vocabulary.tied_embeddings else "",
         table=TableSize(vocabulary.vocabulary_size, config.hidden_size, f"tev_{name}", watched=False),
-        activations=ActivationSize(sharded=tokens * rows, wide=2 * tokens * rows),
+        activations=ActivationSize(sharded=tokens * rows),
         flops=matrix_flops(rows * config.hidden_size, tokens),
     )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from parallel.cross_entropy import NO_SMOOTHING, Smoothing, vocabulary_parallel_cross_entropy
 from parallel.mesh import Axis
-from parallel.vocab import NO_SMOOTHING, Smoothing, vocabulary_parallel_cross_entropy
 from pretrain.tasks.task import Metric
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from data_pipeline.source import Companion
 from data_pipeline.translation.config import TranslationConfig
 from data_pipeline.translation.source import TranslationSource
+from parallel.cross_entropy import Smoothing
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
-from parallel.vocab import Smoothing
 from pretrain.models.context import LayerContext, Materials
 from pretrain.models.depth import decoder_of, encoder_of
 from pretrain.tasks.next_token import NextToken, Perplexity, UnsmoothedPerplexity
