@@ -37,8 +37,9 @@ from pretrain.watchdog.watchdog import Watchdog
 
 DEPTHS = (4, 12, 24, 48)
 SIGMA = {"reparametrization": "sigma"}
-LOOK, OFF = 4, 3
-"""Numbers of a step at which all probes look, and of one at which few do."""
+EVERY, LOOK, OFF = 2, 4, 3
+"""Probes look at every second step; numbers of a step at which all do, not for the first time, and of one
+where few do."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Watched:
     watchdog: bool = False
 
 
-PROBES = {"probes": {**dict.fromkeys(NO_PROBES, True), "every_steps": LOOK}}
+PROBES = {"probes": {**dict.fromkeys(NO_PROBES, True), "every_steps": EVERY}}
 ARMS = {
     "base": Watched(),
     "sigma": Watched(Arm({"model": SIGMA})),

@@ -190,15 +190,14 @@ def materialise(layers: Sequence[SpectralLayer]) -> None:
 
 def _effective(run: Sequence[SpectralLayer]) -> Tensor:
     """It returns What of these layers as one tensor, which it makes where there is none."""
-    own = [layer.norms.effective for layer in run]
-    if any(effective is None for effective in own) or not lie_evenly(own):
-        fresh = torch.empty(
-            len(run), *run[0].weight.shape, dtype=run[0].weight.dtype, device=run[0].weight.device
-        )
-        for layer, effective in zip(run, fresh.unbind(), strict=True):
-            layer.norms.effective = effective
-        return fresh
-    return stacked(own)
+    own = [layer.norms.effective for layer in run if layer.norms.effective is not None]
+    if len(own) == len(run) and lie_evenly(own):
+        return stacked(own)
+    weight = run[0].weight
+    effective = torch.empty(len(run), *weight.shape, dtype=weight.dtype, device=weight.device)
+    for layer, of_layer in zip(run, effective.unbind(), strict=True):
+        layer.norms.effective = of_layer
+    return effective
 
 
 def fold(module: nn.Module) -> None:

@@ -11,9 +11,14 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 
-AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
+_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 """Elements that are taken together: where they have to be copied, the copies are to stay in a processor's cache, and on
 a device to take little of its memory."""
+
+
+def at_once(device: torch.device) -> int:
+    """It returns how many elements are taken together on a device."""
+    return _AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
 
 
 def runs(
@@ -26,7 +31,7 @@ def runs(
         kinds.setdefault(kind(item), []).append(item)
     for alike in kinds.values():
         tensor = weight(alike[0])
-        count = max(AT_ONCE.get(tensor.device.type, AT_ONCE["cuda"]) // max(tensor.numel(), 1), 1)
+        count = max(at_once(tensor.device) // max(tensor.numel(), 1), 1)
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
 

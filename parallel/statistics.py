@@ -16,20 +16,29 @@ _ADDED_AT_ONCE = 2**16
 """Squares that a CPU adds in fp32 (torch 2.13 adds them one after the other: of 2^24 random numbers the norm would be
 6e-4 off, and of 2^16 it is 2e-7). GPUs add by trees."""
 _ROWS_AT_ONCE = 8192
-_LOGITS_AT_ONCE = 2**22
+_LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
 
 
 def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     """It returns the sum of the squares of each tensor's elements, float64, on their device; there must be some."""
-    device, dtype = tensors[0].device, torch.promote_types(tensors[0].dtype, torch.float32)
-    pieces = list(tensors)
-    if device.type == "cpu":
-        pieces = [piece for tensor in tensors for piece in tensor.reshape(-1).split(_ADDED_AT_ONCE)]
-    squares = torch.stack(torch._foreach_norm(pieces, 2, dtype)).double().square()
-    if len(pieces) == len(tensors):
+    parts = [pieces_of(tensor) for tensor in tensors]
+    norms = norms_of([piece for pieces in parts for piece in pieces])
+    squares = torch.stack(list(norms)).double().square()
+    if len(norms) == len(tensors):
         return squares
-    counts = [max(-(-tensor.numel() // _ADDED_AT_ONCE), 1) for tensor in tensors]
-    return torch.stack([own.sum() for own in squares.split(counts)])
+    return torch.stack([own.sum() for own in squares.split([len(pieces) for pieces in parts])])
+
+
+def pieces_of(tensor: Tensor) -> Sequence[Tensor]:
+    """It returns a tensor in pieces whose squares its device adds up without losing digits in fp32."""
+    if tensor.device.type != "cpu" or tensor.numel() <= _ADDED_AT_ONCE:
+        return [tensor]
+    return tensor.reshape(-1).split(_ADDED_AT_ONCE)
+
+
+def norms_of(pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+    """It returns the norm of each of `pieces_of` tensors, in fp32 at least."""
+    return torch._foreach_norm(list(pieces), 2, torch.promote_types(pieces[0].dtype, torch.float32))
 
 
 def row_std(table_WD: Tensor) -> Tensor:
@@ -102,14 +111,23 @@ class RowEntropies:
 
 @torch.no_grad()
 def attention_entropy(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
-    """It measures the entropy of sampled rows of an attention.
+    """It measures the entropy of sampled rows of an attention; see `entropy_of_rows`."""
+    rows_R = rows_R.to(q_BHTK.device)
+    return entropy_of_rows(q_BHTK[:, :, rows_R], k_BGSK, rows_R, visibility)
+
+
+@torch.no_grad()
+def entropy_of_rows(q_BHRK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
+    """It measures the entropy of some rows of an attention, by their queries and positions.
 
     Ent = log sum exp(s) - sum softmax(s) s over the visible keys, s = q k^T / sqrt(K). Logits in fp32, sums in fp64.
     The logits take bounded memory, however many rows there are.
     """
-    logits_per_row = q_BHTK.shape[0] * q_BHTK.shape[1] * k_BGSK.shape[2]
-    parts = rows_R.to(q_BHTK.device).split(max(_LOGITS_AT_ONCE // logits_per_row, 1))
-    return _joined([_entropy_of_rows(q_BHTK, k_BGSK, rows, visibility) for rows in parts])
+    logits_per_row = q_BHRK.shape[0] * q_BHRK.shape[1] * k_BGSK.shape[2]
+    at_once = _LOGITS_AT_ONCE["cpu" if q_BHRK.device.type == "cpu" else "cuda"]
+    count = max(at_once // max(logits_per_row, 1), 1)
+    parts = zip(q_BHRK.split(count, dim=2), rows_R.split(count), strict=True)
+    return _joined([_entropy_of_rows(q, k_BGSK, rows, visibility) for q, rows in parts])
 
 
 def _joined(parts: Sequence[RowEntropies]) -> RowEntropies:
@@ -120,18 +138,18 @@ def _joined(parts: Sequence[RowEntropies]) -> RowEntropies:
     )
 
 
-def _entropy_of_rows(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
+def _entropy_of_rows(q_BHRK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
     visible_PRS = visibility.of_rows(rows_R, k_BGSK.shape[2])
-    entropy, spread = _entropy_of_logits(_logits(q_BHTK, k_BGSK, rows_R), visible_PRS[:, None])
+    entropy, spread = _entropy_of_logits(_logits(q_BHRK, k_BGSK), visible_PRS[:, None])
     return RowEntropies(entropy, spread, visible_PRS.sum(-1))
 
 
-def _logits(q_BHTK: Tensor, k_BGSK: Tensor, rows_R: Tensor) -> Tensor:
+def _logits(q_BHRK: Tensor, k_BGSK: Tensor) -> Tensor:
     """It returns (B, H, R, S); head h attends to key head h // (H / G)."""
-    groups, size = k_BGSK.shape[1], k_BGSK.shape[3]
-    q_BGNK = q_BHTK[:, :, rows_R].float().unflatten(1, (groups, -1)).flatten(2, 3)
+    rows, groups, size = q_BHRK.shape[2], k_BGSK.shape[1], k_BGSK.shape[3]
+    q_BGNK = q_BHRK.float().unflatten(1, (groups, -1)).flatten(2, 3)
     logits_BGNS = q_BGNK @ k_BGSK.float().transpose(-1, -2) * size**-0.5
-    return logits_BGNS.unflatten(2, (-1, len(rows_R))).flatten(1, 2)
+    return logits_BGNS.unflatten(2, (-1, rows)).flatten(1, 2)
 
 
 def _entropy_of_logits(logits_BHRS: Tensor, visible_P1RS: Tensor) -> tuple[Tensor, Tensor]:

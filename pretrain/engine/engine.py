@@ -24,7 +24,7 @@ from pretrain.engine.curvature import Curvature
 from pretrain.engine.evaluator import Evaluation, Evaluator, MeasuredObjective
 from pretrain.engine.parts import ModelParts
 from pretrain.engine.reparametrization import Reparametrization
-from pretrain.engine.report import local_facts, make_report, reduced
+from pretrain.engine.report import fetched, local_facts, make_report, reduced
 from pretrain.engine.sharpness_aware import FirstPass, SharpnessAware
 from pretrain.engine.state import EngineState
 from pretrain.engine.targets import normalise
@@ -130,10 +130,11 @@ class TrainEngine:
             self._probes.gradients_averaged()
             squared_norm = self._reparametrization.squared_norm()
             self._sharpness_aware.put_back()
-            local = local_facts(self.mesh, batches, loss, squared_norm, interrupted=interrupted)
+            (share, squares), slots = fetched(self.mesh, loss, squared_norm, self._probes.local())
+            local = local_facts(self.mesh, batches, share, squares, interrupted=interrupted)
             facts, alike = reduced(self.mesh, local, digest)
             report = make_report(
-                facts, self._measures(), first, step=step, learning_rate=learning_rate, alike=alike
+                facts, self._measures(slots), first, step=step, learning_rate=learning_rate, alike=alike
             )
             verdict = judge(report)
             self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
@@ -171,9 +172,8 @@ class TrainEngine:
         """It returns the mean loss over the batches of all ranks, and the sums of the metrics."""
         return self.evaluator.evaluate(batches)
 
-    def _measures(self) -> Measures:
+    def _measures(self, slots: Tensor) -> Measures:
         """It returns what the probes have found, over all ranks."""
-        slots = self._probes.local()
         return self._probes.finish(self.mesh.agree_sum(slots) if len(slots) else slots)
 
     def _after_update(self, report: StepReport, *, applied: bool) -> None:

@@ -10,7 +10,7 @@ from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
 from pretrain.engine.rank_digest import SLOTS, slots_of, unanimous
 from pretrain.engine.sharpness_aware import FirstPass
-from pretrain.engine.targets import share_of_loss, speaks_for_batch
+from pretrain.engine.targets import speaks_for_batch, speaks_for_outputs
 from pretrain.probes.probe import Measures
 from pretrain.step import ASCENDED_LOSS, ASCENT_GRADIENT_NORM, StepReport
 
@@ -27,14 +27,25 @@ class Facts:
     interrupted: float
 
 
+def fetched(
+    mesh: ParallelMesh, loss: Tensor, squared_norm: Tensor, slots: Tensor
+) -> tuple[list[float], Tensor]:
+    """It brings to the host what a step reads of the device, and waits for it once: this rank's share of the loss and
+    of the squared gradient norm, and the slots of the probes."""
+    share = loss.double() / mesh.data.size if speaks_for_outputs(mesh) else squared_norm.new_zeros(())
+    numbers = torch.stack((share.to(squared_norm), squared_norm))
+    own, slots = torch.cat((numbers, slots)).cpu().split([2, len(slots)])
+    return own.tolist(), slots
+
+
 def local_facts(
-    mesh: ParallelMesh, batches: Sequence[Batch], loss: Tensor, squared_norm: Tensor, *, interrupted: bool
+    mesh: ParallelMesh, batches: Sequence[Batch], loss: float, squared_norm: float, *, interrupted: bool
 ) -> Facts:
-    """It returns what this rank contributes; `squared_norm` is its share of the squared gradient norm."""
+    """It returns what this rank contributes: its shares of loss and squared gradient norm, and what it counts."""
     counted = batches if speaks_for_batch(mesh) else ()
     return Facts(
-        loss=share_of_loss(mesh, loss),
-        squared_norm=squared_norm.item(),
+        loss=loss,
+        squared_norm=squared_norm,
         samples=sum(batch.samples for batch in counted),
         tokens=sum(batch.tokens for batch in counted),
         damaged=sum(len(batch.damaged) for batch in counted),

@@ -1,9 +1,14 @@
-"""This probe measures the RMS of the residual stream after each block."""
+"""This probe measures the RMS of the residual stream after each block.
+
+B  samples, S  positions, D  hidden size
+"""
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from parallel.stacks import from_host
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, observe_first_call
 
 
@@ -15,13 +20,14 @@ class ActivationProbe(Probe):
 
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
-        self._squares: dict[int, Tensor] = {}
+        self._norms: dict[torch.Size, dict[int, Tensor]] = {}
+        """By shape of the stream and by layer: norms of its rows."""
 
     def due(self, step: ProbeStep) -> bool:
         return step.full
 
     def begin(self, step: ProbeStep) -> None:
-        self._squares.clear()
+        self._norms.clear()
         if not (self._model.mesh.data.first and self._model.mesh.tensor.first):
             return
         for index, block in self._model.blocks.items():
@@ -30,14 +36,17 @@ class ActivationProbe(Probe):
     def _look(self, index: int, output: Tensor | tuple[Tensor, ...]) -> None:
         x_BSD = output if isinstance(output, Tensor) else output[0]
         # In rows: a norm over all entries at once would lose digits in fp32.
-        norms = x_BSD.float().norm(dim=-1).double()
-        self._squares[index] = norms.square().sum() / x_BSD.numel()
+        dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        norms_BS = torch.linalg.vector_norm(x_BSD, dim=-1, dtype=dtype)
+        self._norms.setdefault(x_BSD.shape, {})[index] = norms_BS
 
     def local(self) -> Tensor:
         blocks = self._model.outline.blocks
         slots = self._model.zeros(len(blocks))
-        for index, square in self._squares.items():
-            slots[blocks.index(index)] = square
+        for shape, norms in self._norms.items():
+            squares = torch.stack([*norms.values()]).flatten(1).double().square().sum(dim=1) / shape.numel()
+            places = from_host([blocks.index(index) for index in norms], slots.device, torch.int64)
+            slots.index_copy_(0, places, squares)
         return slots
 
     def finish(self, slots: Tensor) -> Measures:

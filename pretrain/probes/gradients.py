@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from parallel.statistics import sample_variance, squared_norms
+from parallel.statistics import norms_of, pieces_of, sample_variance
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_layer, squares_by_layer
 from pretrain.probes.ties import TiedGradients
 
@@ -81,7 +81,7 @@ class GradientVarianceProbe(Probe):
                     yield parameter
 
     def _look(self, layer: int, gradient: Tensor) -> None:
-        self._norms.append((layer, squared_norms([gradient])[0].sqrt()))
+        self._norms += ((layer, norm) for norm in norms_of(pieces_of(gradient)))
 
     def gradients_averaged(self) -> None:
         for handle in self._handles:

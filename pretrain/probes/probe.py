@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from data_pipeline.batches import Batch
 from parallel.mesh import ParallelMesh
+from parallel.stacks import from_host
 from parallel.statistics import squared_norms
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.config.run import ProbesConfig
@@ -184,8 +185,8 @@ def squares_by_layer(model: ProbedModel, layers: Sequence[int], tensors: Sequenc
     """It sums the squares of all entries by layer of the whole model, in float64."""
     sums = model.zeros(len(model.names))
     if tensors:
-        squares = squared_norms([tensor.float() for tensor in tensors])
-        sums.index_add_(0, torch.tensor(layers, device=sums.device), squares)
+        squares = squared_norms(tensors)
+        sums.index_add_(0, from_host(layers, sums.device, torch.int64), squares)
     return sums
 
 

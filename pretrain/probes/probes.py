@@ -31,6 +31,7 @@ class Probes:
         self._seen: dict[Probe, Tensor] = {}
         """Slots of the probes that have looked at the first of two passes."""
         self._sizes: list[int] = []
+        self._no_slots = model.zeros(0)
 
     def begin(
         self, number: int, batches: Sequence[Batch], *, full: bool = False, twice: bool = False
@@ -62,10 +63,10 @@ class Probes:
             probe.gradients_averaged()
 
     def local(self) -> Tensor:
-        """It returns this rank's slots of all probes that look at this step, on the CPU: one transfer."""
+        """It returns this rank's slots of all probes that look at this step, on its device."""
         slots = [self._seen[probe] if probe in self._seen else probe.local() for probe in self._active]
         self._sizes = [len(part) for part in slots]
-        return torch.cat(slots).cpu() if slots else torch.zeros(0, dtype=torch.float64)
+        return torch.cat(slots) if slots else self._no_slots
 
     def finish(self, slots: Tensor) -> Measures:
         """It returns the measures of the step from the slots summed over all ranks."""

@@ -44,7 +44,7 @@ class RowBound:
         """Take the rows of this step."""
         self._now = std_W, torch.hypot(mean_W, std_W)
 
-    def ratio(self) -> float:
+    def ratio(self) -> Tensor | float:
         """It is the largest change of a row relative to what is possible; inf where not finite, 0 without rows, and of
         rows that are beyond `TELLABLE`."""
         if self._now is None or self._before is None or not len(self._now[0]):
@@ -55,7 +55,7 @@ class RowBound:
         ratio = (std - kept * std_before).abs() / allowed.clamp(min=torch.finfo(allowed.dtype).tiny)
         ratio = ratio.nan_to_num(nan=torch.inf, posinf=torch.inf)
         reachable = self._learning_rate * self._bound + kept * rms_before
-        return ratio.where(reachable < TELLABLE, 0.0).max().item()
+        return ratio.where(reachable < TELLABLE, 0.0).max()
 
     def after_update(self, learning_rate: float) -> None:
         """The rows of this step have been updated; with a rate of 0 they stay as they are."""

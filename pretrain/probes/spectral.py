@@ -1,5 +1,6 @@
 """This probe measures the spectral norm of every matrix of the blocks."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from parallel.low_rank import ReplicatedLinear
 from parallel.mesh import Axis
 from parallel.power_step import initialise, power_step
 from parallel.spectral import SpectralConfig, SpectralLayer, SpectralNorms
+from parallel.stacks import from_host
 from pretrain.backend.setup import gathered
 from pretrain.models.outline import Outline
 from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep
@@ -90,29 +92,41 @@ class SpectralProbe(Probe):
 
     def _fill(self, slots: Tensor) -> None:
         """Norms of the model's own are the same on all data ranks; those that are followed have one owner."""
-        for stack, linear in self._linears:
-            norms = linear.spectral or self._norms.get(id(linear))
-            copies = self._model.mesh.data.size if linear.spectral else 1
-            if norms is not None:
-                slots[stack.start : stack.start + stack.count] = norms.sigma_K.double() / copies
+        for own in (True, False):
+            here = [
+                (stack, linear) for stack, linear in self._linears if (linear.spectral is not None) is own
+            ]
+            norms = [(stack, linear.spectral or self._norms.get(id(linear))) for stack, linear in here]
+            known = [(stack, of_layer) for stack, of_layer in norms if of_layer is not None]
+            if not known:
+                continue
+            places = [place for stack, _ in known for place in range(stack.start, stack.start + stack.count)]
+            sigmas = torch.cat([of_layer.sigma_K for _, of_layer in known]).double()
+            copies = self._model.mesh.data.size if own else 1
+            slots.index_copy_(0, from_host(places, slots.device, torch.int64), sigmas / copies)
 
     def finish(self, slots: Tensor) -> Measures:
         if not slots.isfinite().all():
             self._norms.clear()  # vectors that are not finite would stay so, whatever becomes of the weights
         if not len(slots):
             return Measures()
+        sigmas = slots.tolist()
         matrices: dict[str, float] = {}
-        blocks: dict[str, list[Tensor]] = {}
+        blocks: dict[str, list[float]] = {}
         for stack in self._stacks:
-            block, sigma_K = self._model.names[stack.layer], slots[stack.start : stack.start + stack.count]
-            blocks.setdefault(block, []).append(sigma_K)
-            for name, sigma in zip(stack.names, sigma_K.tolist(), strict=True):
-                matrices[f"sigma/{block}/{name}"] = sigma
-        largest = {f"sigma_max/{block}": torch.cat(sigmas).amax().item() for block, sigmas in blocks.items()}
-        return Measures({"sigma_max": slots.amax().item(), **largest, **matrices})
+            block, of_stack = self._model.names[stack.layer], sigmas[stack.start : stack.start + stack.count]
+            blocks.setdefault(block, []).extend(of_stack)
+            matrices.update(zip((f"sigma/{block}/{name}" for name in stack.names), of_stack, strict=True))
+        largest = {f"sigma_max/{block}": largest_of(values) for block, values in blocks.items()}
+        return Measures({"sigma_max": largest_of(sigmas), **largest, **matrices})
 
     def reset(self) -> None:
         self._norms.clear()
+
+
+def largest_of(values: Sequence[float]) -> float:
+    """It returns the largest value; one that is no number counts for more than any."""
+    return max(values, key=lambda value: math.inf if math.isnan(value) else value)
 
 
 def stacks_of(outline: Outline) -> Iterator[Stack]:

@@ -38,17 +38,23 @@ class UpdateProbe(Probe):
         whole = (slots[:-1].sum() / sizes.sum()).sqrt().item()
         return Measures({"update_rms": whole, **by_layer("update_rms", self._model, rms.tolist())})
 
+    @torch.no_grad()
     def before_update(self, *, full_next: bool) -> None:
         """Keep the weights that the coming update will change; of the last one nothing is left to tell."""
         self._squares = None
-        self._before = [weight.clone() for _, weight in self._counted()] if full_next else None
+        self._before = None
+        if full_next:
+            weights = [weight for _, weight in self._counted()]
+            # Times 1 is a copy, of all of them at once.
+            self._before = list(torch._foreach_mul(weights, 1.0)) if weights else []
 
+    @torch.no_grad()
     def after_update(self, learning_rate: float) -> None:
         """Compare the weights that were kept with what they have become."""
         if self._before is None:
             return
-        layers = [layer for layer, _ in self._counted()]
-        weights = [weight for _, weight in self._counted()]
+        counted = self._counted()
+        layers, weights = [layer for layer, _ in counted], [weight for _, weight in counted]
         changes = torch._foreach_sub(weights, self._before) if weights else []
         self._squares = squares_by_layer(self._model, layers, changes)
         self._before = None
@@ -56,9 +62,8 @@ class UpdateProbe(Probe):
     def reset(self) -> None:
         self._before, self._squares = None, None
 
-    @torch.no_grad()
     def _counted(self) -> list[tuple[int, Tensor]]:
         """It returns layer and weights, for what this rank holds and counts."""
         gate = self._model.gate
         held = [one for one in gate.masters() if gate.counts(one.parameter)]
-        return [(self._owners[id(one.parameter)], one.weight.detach()) for one in held]
+        return [(self._owners[id(one.parameter)], one.weight) for one in held]

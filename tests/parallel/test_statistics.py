@@ -74,7 +74,7 @@ def plain_entropy(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_all_rows_equal_the_dense_formula(groups: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", 2000)  # several pieces
+    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", {"cpu": 2000})  # several pieces
     q, k = scale * draw(3, 4, 40, 16), scale * draw(3, groups, 40, 16, seed=1)
     rows = sampled_rows(40, "all")
     found = attention_entropy(q, k, rows, Visibility())
@@ -105,7 +105,7 @@ RECTANGLE = (5, 4, 2, 11, 23)
 def test_entropy_of_what_a_row_sees_equals_the_dense_formula(
     causal: bool, masked: tuple[str, ...], scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", 1500)  # several pieces
+    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", {"cpu": 1500})  # several pieces
     samples, heads, groups, queries, keys = RECTANGLE
     keys = queries if causal else keys
     q, k = scale * draw(samples, heads, queries, 8), scale * draw(samples, groups, keys, 8, seed=1)
@@ -141,7 +141,7 @@ def test_logits_of_all_rows_are_never_there_at_once(monkeypatch: pytest.MonkeyPa
         largest.append(logits.numel())
         return logits.sum(-1), logits.sum(-1)
 
-    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", 4000)
+    monkeypatch.setattr("parallel.statistics._LOGITS_AT_ONCE", {"cpu": 4000})
     monkeypatch.setattr("parallel.statistics._entropy_of_logits", measured)
     q, k = draw(3, 4, 50, 8), draw(3, 2, 70, 8)
     masks = Visibility(False, torch.ones(3, 70, dtype=torch.bool), torch.ones(3, 50, dtype=torch.bool))

@@ -213,9 +213,13 @@ def against_the_plain_method(
     ours, lent = make_engine(config, mesh), make_engine(config, mesh)
     ours._engine.enable_backward_allreduce = False  # there is one rank, and DeepSpeed reduces no float64
     for engine in (ours, lent):
-        for tensor in (*engine.module.parameters(), *engine.module.buffers()):
+        gammas = engine._reparametrization.gammas
+        for tensor in (*engine.module.parameters(), *engine.module.buffers(), *gammas):
             tensor.data = tensor.data.double()
         if spectral := find_spectral_layers(engine.module):
+            pieces = gammas[0].split([len(layer.norms.gamma_K) for layer in spectral])
+            for layer, piece in zip(spectral, pieces, strict=True):
+                layer.norms.gamma_K = piece
             power_step(spectral, mesh.tensor.group)  # sigma, too, to the last digit
         engine._reparametrization.materialise()
     plain, losses, norms = PlainMethod(lent, config, sam), 0.0, 0.0
