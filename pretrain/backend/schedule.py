@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -45,13 +45,13 @@ class InOrder(Schedule):
 
     def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
         self._engine.train()
-        total = torch.zeros((), device=self._device)
+        losses: list[Tensor] = []
         for position, batch in enumerate(batches):
             loss = self._forward(batch)
             self._engine.backward(loss)
-            total += loss.detach()
+            losses.append(loss.detach())
             if position == len(batches) - 1:
-                consult(total / len(batches))
+                consult(reduce(torch.add, losses) / len(batches))
             self._engine.step()
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:

@@ -12,11 +12,11 @@ from deepspeed.pipe import LayerSpec as DeepSpeedLayerSpec
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
-from parallel.pipeline import LayerSpec, SequentialLayers
+from parallel.pipeline import Activation, LayerSpec, SequentialLayers
 from pretrain.backend.quiet import quiet, silence_known_warnings
 from pretrain.tasks.task import Objective
 
@@ -68,6 +68,15 @@ class PlannedPipeline(PipelineModule):
         super().__init__(*args, **kwargs)
         for index, key in self._sharing.items():
             self.forward_funcs[index - self._local_start].weight = self.tied_modules[key].weight
+
+    def forward(self, forward_input: Activation) -> Activation:
+        """It runs the layers of this stage. What they hand on becomes contiguous: stages send memory as it lies."""
+        outputs: Activation = super().forward(forward_input)
+        return (
+            outputs.contiguous()
+            if isinstance(outputs, Tensor)
+            else tuple(output.contiguous() for output in outputs)
+        )
 
     def _partition_layers(self, method: str = "planned") -> None:
         stage = self._topo.get_coord(self.global_rank).pipe

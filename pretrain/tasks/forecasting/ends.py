@@ -3,7 +3,7 @@
 B  windows in a micro-batch, D  channels, L  lookback, H  horizon, S  hidden size of a temporal Transformer
 
 From layer to layer flows the stream, behind `InstanceNorm` with what takes a forecast back to the scale of its window,
-restore (B, D, 2): a factor and what is added. It stays in fp32 whatever a model computes in, and has a gradient, since
+restore (B, D, 2): a factor and what is added. It is in fp32 where a model computes in less, and has a gradient, since
 it is made of the norm's gain and bias as well.
 """
 
@@ -49,7 +49,7 @@ class InstanceNorm(nn.Module):
     def forward(self, x_BDL: Tensor) -> Activation:
         variance_BD1, mean_BD1 = torch.var_mean(x_BDL, dim=-1, correction=0, keepdim=True)
         deviation_BD1 = (variance_BD1 + EPSILON).sqrt()
-        gain_D1, bias_D1 = self.weight.float()[:, None], self.bias.float()[:, None]
+        gain_D1, bias_D1 = self.weight[:, None], self.bias[:, None]
         factor_BD1 = deviation_BD1 / gain_D1
         restore_BD2 = torch.cat((factor_BD1, mean_BD1 - bias_D1 * factor_BD1), dim=-1)
         return (x_BDL - mean_BD1) / deviation_BD1 * gain_D1 + bias_D1, restore_BD2
@@ -64,7 +64,8 @@ class StreamNorm(FinalNorm):
 
 
 class HorizonHead(nn.Module):
-    """One linear map from the past to the future, the same for all channels: flow -> forecasts (B, D, H), fp32.
+    """One linear map from the past to the future, the same for all channels: flow -> forecasts (B, D, H), fp32
+    at least.
 
     A temporal Transformer's `hidden` numbers at each time, (B, L, S), first become channels.
     """
@@ -79,7 +80,8 @@ class HorizonHead(nn.Module):
     def forward(self, flow: Activation) -> Tensor:
         x, others = opened(flow)
         x_BDL = self.channels(x).transpose(1, 2) if self.channels else x.to(self.output.weight.dtype)
-        y_BDH: Tensor = self.output(x_BDL).float()
+        y_BDH: Tensor = self.output(x_BDL)
+        y_BDH = y_BDH.to(torch.promote_types(y_BDH.dtype, torch.float32))
         for restore_BD2 in others:
             factor_BD1, shift_BD1 = restore_BD2.split(1, dim=-1)
             y_BDH = y_BDH * factor_BD1 + shift_BD1

@@ -50,7 +50,7 @@ class SeriesForecaster(Forecaster):
             raise CheckpointError(
                 "the model computes no numbers (NaN or infinity); choose another checkpoint"
             )
-        return self._scaler.original(outputs.transpose(1, 2).cpu().numpy())
+        return self._scaler.original(outputs.transpose(1, 2).double().cpu().numpy())
 
     def residuals(self, outputs: Tensor, batch: Batch) -> Values:
         assert isinstance(batch, SeriesBatch)

@@ -76,7 +76,7 @@ class MixerBlock(ResidualBlock):
         inner_BLF = F.relu(self.up(h_BDL.transpose(1, 2)))
         if draw and self.dropout:
             inner_BLF = dropout(inner_BLF, self.dropout, draw.replicated(site))
-        return self.down(inner_BLF).transpose(1, 2).contiguous()  # a stage may hand the sum on, as it lies
+        return self.down(inner_BLF).transpose(1, 2)
 
 
 def whole_linear(context: LayerContext, name: str, rows: int, columns: int) -> ReplicatedLinear:

@@ -14,9 +14,10 @@ from pretrain.tasks.task import Metric
 
 
 def squared_error(outputs_BDH: Any, labels: tuple[Tensor, ...]) -> Tensor:
-    """It is the weighted sum of the mean squared error of each window, over channels and steps in time, in fp32."""
+    """It is the weighted sum of the mean squared error of each window, over channels and steps in time, in fp32 at
+    least, which the labels have."""
     y_BDH, weights_B = labels
-    errors_B = (outputs_BDH.float() - y_BDH).square().mean(dim=(1, 2))
+    errors_B = (outputs_BDH - y_BDH).square().mean(dim=(1, 2))
     return (errors_B * weights_B).sum()
 
 
@@ -32,7 +33,7 @@ class MeanError(Metric):
     def sums(self, outputs: Any, labels: tuple[Tensor, ...]) -> Tensor:
         """The mean errors of all windows that count, and how many these are."""
         y_BDH, weights_B = labels
-        errors_BD = (outputs.float() - y_BDH).abs().pow(self._power).mean(dim=2).double()
+        errors_BD = (outputs - y_BDH).abs().pow(self._power).mean(dim=2).double()
         if self._scale_D is not None:
             errors_BD = errors_BD * self._scale_D.to(errors_BD).pow(self._power)
         counted_B = weights_B > 0

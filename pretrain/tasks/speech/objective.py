@@ -22,8 +22,8 @@ class CTC:
     """Connectionist temporal classification (Graves et al. 2006): the weighted sum of the negative log-likelihood of
     each transcript, in nats, over all alignments of its units with the outputs.
 
-    Logarithms are taken in fp32 over the whole vocabulary. Infinite where a transcript has more units, and blanks
-    between equal ones, than there are outputs; prepared data has none such.
+    Logarithms are taken over the whole vocabulary, in fp32 at least. Infinite where a transcript has more units, and
+    blanks between equal ones, than there are outputs; prepared data has none such.
     """
 
     def __init__(self, stride: int) -> None:
@@ -33,7 +33,8 @@ class CTC:
     def __call__(self, logits_BTV: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
         """It returns a scalar; the caller scales the weights into a mean over units."""
         units_BU, lengths_B, frames_B, weights_B = labels
-        logs_BTV = F.log_softmax(logits_BTV.float(), dim=-1)
+        dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
+        logs_BTV = F.log_softmax(logits_BTV, dim=-1, dtype=dtype)
         outputs_B = output_frames(frames_B, self._stride)
         losses_B = F.ctc_loss(
             logs_BTV.transpose(0, 1), units_BU, outputs_B, lengths_B, blank=BLANK, reduction="none"

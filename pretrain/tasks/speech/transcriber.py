@@ -61,7 +61,7 @@ class SpeechTranscriber(Transcriber):
 
     def transcripts(self, outputs: Tensor, inputs: tuple[Tensor, ...]) -> list[Transcript]:
         _, frames_B = inputs
-        log_probs_BTV = outputs.float().cpu().double().log_softmax(-1).numpy()
+        log_probs_BTV = outputs.cpu().double().log_softmax(-1).numpy()
         ends = output_frames(frames_B, self._stride).tolist()
         return [self._transcript(row_TV[:end]) for row_TV, end in zip(log_probs_BTV, ends, strict=True)]
 

@@ -10,10 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 import torch.distributed as dist
 from support.courses import Losses, largest_difference
 from support.distributed import run_distributed
+from support.plain_sam import against_the_plain_method, sharpness_aware_course, with_sam
 from support.probed import probed_config
 from support.runs import (
     contents,
@@ -26,11 +26,9 @@ from support.runs import (
 )
 from support.training import Layout, make_batches, make_config, make_engine, make_mesh, proceed, slow
 from support.watched import kinds, run, watched
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallel.power_step import power_step
-from parallel.spectral import SpectralLayer, find_spectral_layers
 from pretrain.backend.host_copy import copied
 from pretrain.config.run import RunConfig
 from pretrain.engine.engine import Judge, TrainEngine
@@ -38,7 +36,6 @@ from pretrain.optim.config import AdamWConfig, LAMBConfig, OptimizerConfig, SGDC
 from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.policy import judge_finite
 
-STEPS = 20
 SAM = SharpnessAwareConfig(rho=0.05)
 ASAM = SharpnessAwareConfig(rho=0.5, adaptive=True)
 SGD = SGDConfig(learning_rate=0.1, gradient_clipping=0.5)
@@ -47,11 +44,6 @@ LAMB = LAMBConfig(learning_rate=0.01, gradient_clipping=0.5)
 PLAIN: dict[str, Any] = {"positions": "learned"}
 DROPOUT: dict[str, Any] = {"dropout": 0.1}
 SIGMA: dict[str, Any] = {**PLAIN, "reparametrization": "sigma"}
-
-
-def with_sam(config: RunConfig, optimizer: OptimizerConfig, sam: SharpnessAwareConfig) -> RunConfig:
-    optimizer = optimizer.model_copy(update={"sharpness_aware": sam})
-    return config.model_copy(update={"optimizer": optimizer})
 
 
 def take(engine: TrainEngine, config: RunConfig, step: int, judge: Judge = proceed) -> StepReport:
@@ -63,17 +55,7 @@ def take(engine: TrainEngine, config: RunConfig, step: int, judge: Judge = proce
 def course(
     layout: Layout, model: dict[str, Any], optimizer: OptimizerConfig, sam: SharpnessAwareConfig
 ) -> Losses:
-    """(loss, gradient norm), then (ascended loss, ascent gradient norm) of each step."""
-    config = with_sam(make_config(layout, **model), optimizer, sam)
-    engine = make_engine(config, make_mesh(config.parallel))
-    losses = []
-    for step in range(1, STEPS + 1):
-        report = take(engine, config, step)
-        losses += [
-            (report.loss, report.gradient_norm),
-            (report.measures["ascended_loss"], report.measures["ascent_gradient_norm"]),
-        ]
-    return losses
+    return sharpness_aware_course(with_sam(make_config(layout, **model), optimizer, sam), make_batches)
 
 
 AGREE = [
@@ -123,125 +105,6 @@ def test_bf16_stays_close(layout: Layout, optimizer: OptimizerConfig) -> None:
 # Against the plain method
 
 
-class PlainMethod:
-    """It is SAM as in the papers, by autograd, on one module in float64."""
-
-    def __init__(self, engine: TrainEngine, config: RunConfig, sam: SharpnessAwareConfig) -> None:
-        """`engine` is never stepped: it lends its module and objective."""
-        self._module, self._objective = engine.module, engine.evaluator._objective
-        self._sam = sam
-        self._spectral = find_spectral_layers(engine.module)
-        self._group = engine.mesh.tensor.group
-        gammas = [layer.norms.gamma_K.requires_grad_() for layer in self._spectral]
-        self._parameters = [*engine.module.parameters(), *gammas]
-        optimizer, rest = config.optimizer, [p for p in engine.module.parameters() if p.ndim == 1]
-        groups = [
-            {
-                "params": [p for p in engine.module.parameters() if p.ndim > 1],
-                "weight_decay": optimizer.weight_decay,
-            },
-            {"params": [*rest, *gammas], "weight_decay": 0.0},
-        ]
-        if isinstance(optimizer, SGDConfig):
-            self._optimizer: Any = torch.optim.SGD(groups, momentum=optimizer.momentum)
-        else:
-            assert isinstance(optimizer, AdamWConfig)
-            betas = optimizer.beta1, optimizer.beta2
-            self._optimizer = torch.optim.AdamW(groups, betas=betas, eps=optimizer.epsilon)
-        for group in self._optimizer.param_groups:
-            group["lr"] = optimizer.learning_rate
-
-    def step(self, batches: Any) -> tuple[float, float, float]:
-        """It returns loss, ascended loss and norm of the second gradient."""
-        first = self._gradients(batches)
-        before = [p.detach().clone() for p in self._parameters]
-        sizes = before if self._sam.adaptive else [torch.ones_like(p) for p in before]
-        slopes = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._parameters]
-        length = sum((t * g).square().sum() for t, g in zip(sizes, slopes, strict=True)).sqrt() + 1e-12
-        with torch.no_grad():
-            for p, t, g in zip(self._parameters, sizes, slopes, strict=True):
-                p.add_(self._sam.rho * t * t * g / length)
-        second = self._gradients(batches)
-        with torch.no_grad():
-            for p, old in zip(self._parameters, before, strict=True):
-                p.copy_(old)
-        norm = sum(p.grad.square().sum() for p in self._parameters if p.grad is not None).sqrt()
-        self._optimizer.step()
-        if self._spectral:
-            power_step(self._spectral, self._group)
-        return first, second, norm.item()
-
-    def _gradients(self, batches: Any) -> float:
-        for p in self._parameters:
-            p.grad = None
-        for layer in self._spectral:
-            layer.norms.effective = what(layer).detach()
-        weight = sum(batch.target_weight for batch in batches)
-        total = 0.0
-        for batch in batches:
-            scaled = batch.scaled(1 / weight)
-            loss = self._objective(self._module(*scaled.inputs), scaled.labels)
-            loss.backward()
-            total += loss.item()
-        for layer in self._spectral:
-            gradient, layer.weight.grad = layer.weight.grad, None
-            (what(layer) * gradient).sum().backward()
-        return total
-
-
-def what(layer: SpectralLayer) -> Tensor:
-    """(gamma / v^T W u) W of each stacked matrix, u and v constant."""
-    norms, blocks = layer.norms, layer.weight.split(layer.norms.local_blocks)
-    if not norms.rows_sharded:
-        blocks = (layer.weight,)
-    vectors = norms.sharded_L.split([len(b) if norms.rows_sharded else b.shape[1] for b in blocks])
-    made = []
-    for number, (block, own) in enumerate(zip(blocks, vectors, strict=True)):
-        whole = norms.replicated_KR[number].clone()
-        sigma = own.clone() @ block @ whole if norms.rows_sharded else whole @ block @ own.clone()
-        made.append(norms.gamma_K[number] / sigma * block)
-    return torch.cat(made)
-
-
-def against_the_plain_method(
-    model: dict[str, Any], optimizer: OptimizerConfig, sam: SharpnessAwareConfig
-) -> tuple[float, float, float]:
-    """The largest difference in a loss and in a norm over 20 steps, relative, and in a weight after them."""
-    optimizer = optimizer.model_copy(update={"gradient_clipping": 0.0})  # which is by a norm in fp32
-    config = with_sam(make_config(Layout(accumulation=2), **model), optimizer, sam)
-    mesh = make_mesh(config.parallel)
-    ours, lent = make_engine(config, mesh), make_engine(config, mesh)
-    ours._engine.enable_backward_allreduce = False  # there is one rank, and DeepSpeed reduces no float64
-    for engine in (ours, lent):
-        gammas = engine._reparametrization.gammas
-        for tensor in (*engine.module.parameters(), *engine.module.buffers(), *gammas):
-            tensor.data = tensor.data.double()
-        if spectral := find_spectral_layers(engine.module):
-            pieces = gammas[0].split([len(layer.norms.gamma_K) for layer in spectral])
-            for layer, piece in zip(spectral, pieces, strict=True):
-                layer.norms.gamma_K = piece
-            power_step(spectral, mesh.tensor.group)  # sigma, too, to the last digit
-        engine._reparametrization.materialise()
-    plain, losses, norms = PlainMethod(lent, config, sam), 0.0, 0.0
-    for step in range(1, STEPS + 1):
-        report = take(ours, config, step)
-        loss, ascended, norm = plain.step(make_batches(config, mesh, step))
-        losses = max(
-            losses, abs(report.loss / loss - 1), abs(report.measures["ascended_loss"] / ascended - 1)
-        )
-        norms = max(norms, abs(report.gradient_norm / norm - 1))
-    pairs = zip(state_of(ours.module), state_of(lent.module), strict=True)
-    return losses, norms, max((a - b).abs().max().item() for a, b in pairs)
-
-
-def state_of(module: nn.Module) -> list[Tensor]:
-    """Weights, gammas and sigmas."""
-    norms = [layer.norms for layer in find_spectral_layers(module)]
-    return [
-        t.detach() for t in (*module.parameters(), *(n.gamma_K for n in norms), *(n.sigma_K for n in norms))
-    ]
-
-
 @pytest.mark.parametrize(
     ("model", "optimizer", "sam"),
     [
@@ -255,9 +118,8 @@ def state_of(module: nn.Module) -> list[Tensor]:
 def test_it_is_the_plain_method_in_float64(
     model: dict[str, Any], optimizer: OptimizerConfig, sam: SharpnessAwareConfig
 ) -> None:
-    ((loss, norm, weight),) = run_distributed(against_the_plain_method, 1, model, optimizer, sam)
-    assert loss <= 1e-6, "losses of micro-batches are added in fp32"
-    assert max(norm, weight) <= 1e-10
+    config = with_sam(make_config(Layout(accumulation=2), **model), optimizer, sam)
+    assert max(run_distributed(against_the_plain_method, 1, config, make_batches)[0]) <= 1e-10
 
 
 # What stays behind

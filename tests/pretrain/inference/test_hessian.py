@@ -3,19 +3,22 @@
 B  samples, S  tokens, P  numbers that training moves
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from support.forecasting_model import forecasting_batches, forecasting_config
 from support.speech_model import speech_batches, speech_config
 from support.tensors import initial_tensors
-from support.training import Layout, make_config
+from support.training import Layout, make_config, slow
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
+from data_pipeline.series.batch import SeriesBatch
 from data_pipeline.text.batch import TokenBatch
 from parallel.eigenvalues import Eigenvalue, Search, estimated_trace, largest_eigenvalues, random_normal
 from parallel.mesh import ParallelMesh
@@ -59,7 +62,18 @@ def largest(hessian: LossHessian, start: Tensor, count: int, tolerance: float = 
     return largest_eigenvalues(hessian, start, Search(count, 2 * count + 20, tolerance, 500))
 
 
-def dense(hessian: LossHessian) -> Tensor:
+def cross_entropy(outputs: Tensor, batch: TokenBatch) -> Tensor:
+    losses_BS = F.cross_entropy(outputs[..., :TOKENS].transpose(1, 2), batch.targets_BS, reduction="none")
+    return (losses_BS * batch.weights_BS).sum()
+
+
+def squared_error(outputs: Tensor, batch: SeriesBatch) -> Tensor:
+    return (F.mse_loss(outputs, batch.y_BDH.double(), reduction="none").mean((1, 2)) * batch.weights_B).sum()
+
+
+def dense(
+    hessian: LossHessian, batches: Sequence[Batch], summed_loss: Callable[[Tensor, Any], Tensor]
+) -> Tensor:
     """It returns the Hessian (P, P) of the loss as formulas have it, by torch's own derivatives."""
     layers = hessian.model.layers
     names = [name for name, _ in layers.named_parameters()]
@@ -76,11 +90,10 @@ def dense(hessian: LossHessian) -> Tensor:
             name = f"{layer.name}.weight"
             weights[name] = hat(weights[name], gamma_K, *layer.norms.buffers())
         total = flat_P.new_zeros(())
-        for batch in batches():
-            logits = torch.func.functional_call(layers, weights, batch.inputs)[..., :TOKENS]
-            losses = F.cross_entropy(logits.transpose(1, 2), batch.targets_BS, reduction="none")
-            total = total + (losses * batch.weights_BS).sum()
-        return total / sum(batch.target_weight for batch in batches())
+        for batch in batches:
+            inputs = [t.double() if t.is_floating_point() else t for t in batch.inputs]
+            total = total + summed_loss(torch.func.functional_call(layers, weights, tuple(inputs)), batch)
+        return total / sum(batch.target_weight for batch in batches)
 
     flat_P = torch.cat([leaf.detach().flatten() for leaf in leaves])
     assert len(flat_P) < 2000
@@ -100,7 +113,30 @@ def hat(weight: Tensor, gamma_K: Tensor, basis_KRV: Tensor, sharded_L: Tensor, *
 @pytest.mark.parametrize("model", [{}, SIGMA], ids=["plain", "sigma"])
 def test_equals_the_dense_one(alone: ParallelMesh, model: dict[str, Any]) -> None:
     hessian = hessian_of(small(**model), alone)
-    expected = dense(hessian)
+    equals(hessian, dense(hessian, batches(), cross_entropy))
+    assert hessian.reparametrised is bool(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"num_layers": 1, "head_size": 2},
+        {"kind": "tsmixer", "num_layers": 2},
+        slow({"num_layers": 2, "head_size": 2, "norm_placement": "pre", **SIGMA}),
+        slow({"kind": "temporal", "num_layers": 1, "hidden_size": 4}),
+    ],
+    ids=str,
+)
+def test_equals_the_dense_one_of_models_that_forecast(alone: ParallelMesh, model: dict[str, Any]) -> None:
+    config = forecasting_config(Layout(accumulation=3), model, lookback=8, horizon=3)
+    data = forecasting_batches(config, alone, 1)
+    source = initial_tensors(config, alone, factor=2.0)
+    hessian = LossHessian(config.model, config.data, "fp64", source, alone, data)
+    equals(hessian, dense(hessian, data, squared_error))
+
+
+def equals(hessian: LossHessian, expected: Tensor) -> None:
+    """Its products, largest eigenvalues and trace are those of the dense one."""
     spectrum = torch.linalg.eigvalsh(expected).flip(0)
     generator = torch.Generator().manual_seed(0)
     start = random_normal(hessian.zeros(), generator)
@@ -110,7 +146,6 @@ def test_equals_the_dense_one(alone: ParallelMesh, model: dict[str, Any]) -> Non
     assert all(one.residual < 1e-6 * spectrum[0] for one in found)
     trace = estimated_trace(hessian, start, 30, generator)
     assert abs(trace.value - expected.trace().item()) < 3 * trace.standard_error
-    assert hessian.reparametrised is bool(model)
 
 
 def test_in_fp32_too(alone: ParallelMesh) -> None:

@@ -14,12 +14,14 @@ from support.plain_formulas import attend, feed_forward, norm, sinusoids
 from support.training import Layout, companions_of, make_engine, make_mesh, proceed
 from torch import Tensor
 
+from data_pipeline.series.scaler import SCALER, parse_scaler
 from parallel.pipeline import SequentialLayers
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import model_parts
 from pretrain.engine.parts import ModelParts
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
+from pretrain.tasks.forecasting.forecaster import SeriesForecaster
 from pretrain.tasks.forecasting.objective import MeanError
 
 Weights = dict[str, Tensor]
@@ -250,3 +252,13 @@ def test_levels_keep_fp32_in_bf16() -> None:
     ((dtype, missed),) = run_distributed(forecasts_in_bf16, 1)
     assert dtype is torch.float32
     assert missed < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_values_are_read_in_the_precision_that_a_model_computes_in(dtype: torch.dtype) -> None:
+    config = forecasting_config(Layout(), {"kind": "linear"})
+    scaler = parse_scaler(companions_of(config)[SCALER])
+    outputs = torch.full((1, 3, 8), 1 / 3, dtype=dtype)
+    values_HD = SeriesForecaster(config.data, scaler).values(outputs)[0]
+    expected = [10 * d + (d + 1) * outputs[0, 0, 0].item() for d in range(3)]
+    assert values_HD[0].tolist() == pytest.approx(expected, rel=1e-15)
