@@ -47,7 +47,7 @@ SHAPES: Mapping[Kind, type[BaseModel]] = {
     Kind.LEFT_ALONE: shape(reason=str),
     Kind.ROLLBACK_INTENT: shape(
         whole=True,
-        remedy=Annotated[str, AfterValidator(Remedy)],
+        remedy=Annotated[Remedy, Field(strict=False)],  # it comes as a word
         onset=Whole,
         target_step=Count,
         target_tag=str | None,
