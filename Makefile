@@ -3,14 +3,16 @@
 #   make test        static checks and all tests that need neither minutes each nor a GPU
 #   make check       static checks only
 #   make test-slow   the tests that take minutes, and the layouts that `make test` leaves out
-#   make gpu         on a machine with a GPU: its tests, those of the rig over NCCL, and what steps and methods cost there
+#   make gpu         on a machine with a GPU: its tests, and in eight minutes a table of what training costs there
+#   make gpu-dry     the table with a toy of a model on a CPU: whether it would work
+#   make gpu-rig     there, too: the tests of layers and of training over NCCL
 #   make bench       every benchmark; tables on the console, JSON in benchmarks/results
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Package index for torch alone, for example PyTorch's own index of CPU builds. Empty: pip's configuration.
 TORCH_INDEX ?=
-# Without those that draw or look at a run that exists already, and those that need data or a synthesizer.
+# Without those that draw or look at a run that exists already, and those that need data, a synthesizer or a GPU.
 BENCHMARKS := $(filter-out %/rehearsal_plot.py %/tev_formulas.py %_depth.py %/spoken_digits.py %/spoken_times.py \
-	%/forecasting.py, \
+	%/forecasting.py %/gpu.py %/gpu_sections.py, \
 	$(wildcard benchmarks/*.py))
 # Processes that run tests side by side. Many tests wait for ranks or launchers that they have started.
 WORKERS ?= 2
@@ -18,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check test-slow gpu bench clean
+.PHONY: demo test check test-slow gpu gpu-dry gpu-rig bench clean
 
 demo: $(READY)
 	$(BIN)/surefoot prepare text python-stdlib --out data/demo --vocabulary-size 2048 --sequence-length 128 \
@@ -43,10 +45,13 @@ test-slow: $(READY)
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
+
+gpu-dry: $(READY)
+	$(BIN)/python benchmarks/gpu.py --dry
+
+gpu-rig: $(READY)
 	SUREFOOT_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "not slow and not gpu" tests/parallel tests/pretrain --numprocesses $(WORKERS)
-	$(BIN)/python benchmarks/step.py --size 124m
-	$(BIN)/python benchmarks/step.py --size 1.3b --ours-only
-	$(BIN)/python benchmarks/methods.py --size deep --arms sigma tev probes
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[dev,plots]"

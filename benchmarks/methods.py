@@ -11,6 +11,7 @@ peak of a process that trains one arm alone, less the base's.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from naive_sigma import NaiveSigmaLinear
+from step import quartiles
 
 from data_pipeline.text.batch import TokenBatch
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
@@ -36,6 +38,7 @@ BLOCK = 10
 MICRO_BATCHES = 4
 SIZES = {
     # layers, hidden size, heads, vocabulary, sequence, micro-batch
+    "toy": (2, 64, 2, 512, 32, 2),
     "tiny": (6, 256, 4, 8192, 128, 4),
     "small": (6, 384, 6, 8192, 256, 4),
     "124m": (12, 768, 12, 50304, 1024, 4),
@@ -62,6 +65,8 @@ ARMS = {
     "sigma": Arm({"model": {"reparametrization": "sigma"}}, goal=0.05),
     "sigma, 1": Arm({"model": {"reparametrization": "sigma", "sigma_vectors": 1}}, goal=0.05),
     "naive sigma": Arm(naive_sigma=True),
+    "MLRA": Arm({"model": {"attention": {"kind": "mlra"}}}),
+    "SAM": Arm({"optimizer": {"learning_rate": 1e-4, "sharpness_aware": {"rho": 0.05}}}),
     "tev": Arm({"probes": {"tev": True}}, goal=0.005),
     "entropy": Arm({"probes": {"attention_entropy": True}}, goal=0.01),
     "variance": Arm({"probes": {"gradient_variance": True}}),
@@ -84,10 +89,10 @@ def make_config(size: str, dtype: str, arm: Arm) -> RunConfig:
         "probes": {**NO_PROBES, "every_steps": BLOCK},
         "watchdog": {"enabled": False},
     }
-    sections["model"]["attention"] = {"num_heads": heads}
     sections["data"]["global_batch_size"] = micro * MICRO_BATCHES
     for name, changes in arm.sections.items():
         sections[name] = {**sections.get(name, {}), **changes}
+    sections["model"]["attention"] = {"num_heads": heads, **sections["model"].get("attention", {})}
     return RunConfig.model_validate(sections)
 
 
@@ -134,14 +139,25 @@ def make_step(config: RunConfig, mesh: ParallelMesh, arm: Arm) -> Step:
     return step
 
 
-def time_blocks(steps: Mapping[str, Step], config: RunConfig, blocks: int) -> dict[str, list[float]]:
-    """Seconds of each block of steps by arm; a block to warm up is left out."""
+def time_blocks(
+    steps: Mapping[str, Step],
+    config: RunConfig,
+    blocks: int,
+    until: float = math.inf,
+    block_size: int = BLOCK,
+) -> dict[str, list[float]]:
+    """Seconds of each block of steps by arm; a block to warm up is left out.
+
+    Once the clock, `time.perf_counter`, says `until`, there is no other block than the first.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for block in range(-1, blocks):
+        if block > 0 and time.perf_counter() > until:
+            break
         spent = dict.fromkeys(names, 0.0)
-        for number in range(BLOCK):
-            position = (block + 1) * BLOCK + number
+        for number in range(block_size):
+            position = (block + 1) * block_size + number
             batches = make_batches(config, position)
             turn = position % len(names)
             for name in names[turn:] + names[:turn]:
@@ -149,6 +165,15 @@ def time_blocks(steps: Mapping[str, Step], config: RunConfig, blocks: int) -> di
         for name in names if block >= 0 else ():
             seconds[name].append(spent[name])
     return seconds
+
+
+def added(seconds: Mapping[str, list[float]], base: str = "base") -> dict[str, tuple[float, float, float]]:
+    """What each arm adds to the base, as a fraction of it: lower quartile, median, upper quartile over blocks."""
+    return {
+        name: quartiles([ours / theirs - 1 for ours, theirs in zip(values, seconds[base], strict=True)])
+        for name, values in seconds.items()
+        if name != base
+    }
 
 
 def peak_memory(options: argparse.Namespace, arm: str) -> int:
@@ -186,23 +211,18 @@ def report(
     )
     print(f"base: {step:.3f} s a step")
     print(f"{'arm':12} {'adds':>8} {'quartiles':>18} {'goal':>7} {'memory':>12}")
-    added: dict[str, float] = {}
-    for name in seconds.keys() - {"base"}:
-        ratios = [ours / base - 1 for ours, base in zip(seconds[name], seconds["base"], strict=True)]
-        added[name] = statistics.median(ratios)
-    for name in filter(added.__contains__, seconds):
-        ratios = [ours / base - 1 for ours, base in zip(seconds[name], seconds["base"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
+    found = added(seconds)
+    for name, (low, middle, high) in found.items():
         goal = ARMS[name].goal
         due = f"{goal:.1%}" if goal is not None else "-"
         more = f"{(memory[name] - memory['base']) / 2**20:+.1f} MiB" if memory else "-"
-        print(f"{name:12} {added[name]:+8.2%} {f'{low:+.2%} to {high:+.2%}':>18} {due:>7} {more:>12}")
+        print(f"{name:12} {middle:+8.2%} {f'{low:+.2%} to {high:+.2%}':>18} {due:>7} {more:>12}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "size": options.size,
         "device": device,
         "seconds": seconds,
-        "added": added,
+        "added": {name: middle for name, (_, middle, _) in found.items()},
         "peak_bytes": memory,
     }
     options.out.write_text(json.dumps(result, indent=1))

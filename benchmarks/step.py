@@ -13,11 +13,13 @@ B  samples, S  tokens, D  hidden size, H  heads, V  vocabulary
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +36,15 @@ from pretrain.step import Action, StepReport, Verdict
 
 SIZES = {
     # layers, hidden size, heads, vocabulary, sequence, micro-batch, micro-batches
+    "toy": (2, 64, 2, 512, 32, 2, 2),
     "tiny": (6, 384, 6, 8192, 256, 4, 2),
     "124m": (12, 768, 12, 50304, 1024, 16, 2),
     "1.3b": (24, 2048, 16, 50304, 1024, 8, 2),
 }
 LEARNING_RATE = 1e-4
+
+Step = Callable[[list[TokenBatch]], float]
+"""It takes one optimizer step and returns its loss."""
 
 
 def make_config(size: str, dtype: str, zero_stage: int) -> RunConfig:
@@ -106,9 +112,16 @@ class PlainGPT(nn.Module):
         return self.norm(self.blocks(x_BSD)) @ self.embedding.weight.T
 
 
-def bare_step(config: RunConfig, device: torch.device) -> Callable[[list[TokenBatch]], float]:
-    """One optimizer step of the bare loop."""
-    model = PlainGPT(config).to(device)
+def bare_step(
+    config: RunConfig, device: torch.device, *, compiled: Literal["", "blocks", "whole"] = ""
+) -> Step:
+    """One optimizer step of the bare loop; torch compiles each of its blocks, or the whole model, or nothing."""
+    with device:
+        model = PlainGPT(config)
+    if compiled == "whole":
+        model.compile()
+    for block in model.blocks if compiled == "blocks" else ():
+        block.compile()
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -136,7 +149,7 @@ def bare_step(config: RunConfig, device: torch.device) -> Callable[[list[TokenBa
     return step
 
 
-def our_step(config: RunConfig, mesh: ParallelMesh) -> Callable[[list[TokenBatch]], float]:
+def our_step(config: RunConfig, mesh: ParallelMesh) -> Step:
     """One optimizer step of TrainEngine, judged."""
     engine = assemble_engine(config, plan(config, 1), mesh, detect_kernels())
     count = iter(range(1, 10**9))
@@ -161,14 +174,36 @@ def make_batches(config: RunConfig, seed: int) -> list[TokenBatch]:
     return [TokenBatch(b[:, :-1], b[:, 1:], torch.ones(b[:, 1:].shape)) for b in blocks]
 
 
-def timed(
-    step: Callable[[list[TokenBatch]], float], batches: list[TokenBatch], device: torch.device
-) -> float:
+def timed(step: Step, batches: list[TokenBatch], device: torch.device) -> float:
     started = time.perf_counter()
     step(batches)  # returns a Python float, so the device has finished
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def take_turns(
+    arms: Mapping[str, Step], config: RunConfig, device: torch.device, pairs: int, until: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds of each step by arm, a step of each in turn; three rounds to warm up are left out.
+
+    Once the clock, `time.perf_counter`, says `until`, there is no other round than the first.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for pair in range(-3, pairs):
+        if pair > 0 and time.perf_counter() > until:
+            break
+        for name in sorted(arms, reverse=pair % 2 == 0):  # neither arm always goes first
+            spent = timed(arms[name], make_batches(config, pair + 3), device)
+            if pair >= 0:
+                seconds[name].append(spent)
+    return seconds
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile; of a single value that one."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+    return low, middle, high
 
 
 def main() -> None:
@@ -188,13 +223,7 @@ def main() -> None:
     arms = {"ours": our_step(config, mesh)}
     if not options.ours_only:
         arms["bare"] = bare_step(config, mesh.device)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for pair in range(-3, options.pairs):
-        for name in sorted(arms, reverse=pair % 2 == 0):  # neither arm always goes first
-            spent = timed(arms[name], make_batches(config, pair + 3), mesh.device)
-            if pair >= 0:
-                seconds[name].append(spent)
-    report(options, config, mesh, size, seconds)
+    report(options, config, mesh, size, take_turns(arms, config, mesh.device, options.pairs))
 
 
 def report(
@@ -228,10 +257,9 @@ def report(
         print(f"  {name:5} {speed:12,.0f} tokens/s  {tflops:8.2f} TFLOP/s{utilisation}")
     if "bare" in seconds:
         ratios = [bare / ours for ours, bare in zip(seconds["ours"], seconds["bare"], strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
-        low, middle, high = quartiles
+        low, middle, high = quartiles(ratios)
         print(f"  ours / bare in tokens/s: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
-        result["ratio_median"] = quartiles[1]
+        result["ratio_median"] = middle
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))
 
