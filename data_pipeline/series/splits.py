@@ -128,7 +128,7 @@ def write_split(
     chunks = 0
     with ShardWriter(folder, "series", shard_samples) as shards:
         for part in parts:
-            scaled_ND = scaled_rows(part, scaler)
+            scaled_ND = scaled_rows(part.table, part.rows, scaler)
             for first in range(0, len(scaled_ND), CHUNK_ROWS):
                 content = {FIELDS[0]: encoded(scaled_ND[first : first + CHUNK_ROWS])}
                 shards.write(f"{split}-{chunks:09d}", content)
@@ -163,17 +163,18 @@ def entry_of(part: Part) -> SeriesEntry:
     )
 
 
-def scaled_rows(part: Part, scaler: Scaler) -> NDArray[np.float32]:
-    """It scales the rows of a part (N, D). Raises DataError for one that is too far from the mean of its column."""
+def scaled_rows(table: Table, rows: slice, scaler: Scaler) -> NDArray[np.float32]:
+    """It scales rows (N, D). Raises DataError for one that is too far from the mean of its column."""
     with np.errstate(over="ignore"):
-        scaled_ND = scaler.scaled(part.table.values_ND[part.rows])
+        scaled_ND = scaler.scaled(table.values_ND[rows])
     if (odd := ~(np.abs(scaled_ND) <= LARGEST_SCALED)).any():
         row, column = divmod(int(odd.argmax()), len(scaler.columns))
-        row += part.rows.start
+        row += rows.start
         raise DataError(
-            f"{part.table.place(row, scaler.columns[column])}: {part.table.values_ND[row, column]:g} is more than "
+            f"{table.place(row, scaler.columns[column])}: {table.values_ND[row, column]:g} is more than "
             f"{LARGEST_SCALED:g} times the deviation of the train rows ({scaler.deviations[column]:g}) away from their "
-            f"mean ({scaler.means[column]:g}), which no loss can hold; leave the column out (--columns)"
+            f"mean ({scaler.means[column]:g}), which no loss can hold; correct it, or prepare the data "
+            "without the column (--columns)"
         )
     return scaled_ND
 

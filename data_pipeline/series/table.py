@@ -201,8 +201,7 @@ class _Reader:
         if "" in names:
             raise DataError(f"{place}: column {chosen[names.index('')] + 1} has no name")
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{place}: has two columns {shown(twice)!r}; give each a name of its own")
+            self._refuse_twice(place, next(name for name in names if names.count(name) > 1))
         if form.has_times and time in chosen:
             raise DataError(
                 f"{place}: column {shown(header[time])!r} is that of times; leave it out of --columns"
@@ -214,7 +213,12 @@ class _Reader:
             names = ", ".join(map(shown, self._header[:SHOWN_COLUMNS]))
             more = ", ..." if len(self._header) > SHOWN_COLUMNS else ""
             raise DataError(f"{place}: has no column {shown(name)!r}; there are {names}{more}")
+        if self._header.count(name) > 1:
+            self._refuse_twice(place, name)
         return self._header.index(name)
+
+    def _refuse_twice(self, place: str, name: str) -> NoReturn:
+        raise DataError(f"{place}: has two columns {shown(name)!r}; give each a name of its own")
 
     def _refuse_header(self, place: str, cell: str) -> NoReturn:
         raise DataError(
@@ -245,8 +249,8 @@ class _Reader:
         where = f"{place}, column {shown(self._header[number])!r}"
         if odd.strip().lower() in MISSING:
             raise DataError(
-                f"{where}: the value is missing ({shown(odd)!r}); nothing is filled in here: do so before, or leave "
-                "the column out (--columns)"
+                f"{where}: the value is missing ({shown(odd)!r}); nothing is filled in here: do so before, or prepare "
+                "data without the column (--columns)"
             )
         raise DataError(f"{where}: {shown(odd)!r} is no finite number, such as -1.5 or 2e3")
 
@@ -284,7 +288,7 @@ def _check_values(table: Table) -> None:
         value = table.values_ND[row, column]
         raise DataError(
             f"{table.place(row, table.columns[column])}: {value:g} is beyond {LARGEST:g}, the largest number that is "
-            "taken; write it in a larger unit, or leave the column out (--columns)"
+            "taken; write it in a larger unit, or prepare data without the column (--columns)"
         )
 
 
@@ -302,5 +306,5 @@ def _check_times(table: Table, form: TableForm) -> None:
         raise DataError(
             f"{table.place(row, column)}: {table.time(row)} comes {duration(int(times_N[row] - times_N[row - 1]))} "
             f"after the row before, but most rows are {duration(usual_step(times_N))} apart; nothing is resampled or "
-            "filled in here: do so before, or take the rows as they come (--uneven)"
+            "filled in here: do so before, or prepare data with the rows as they come (--uneven)"
         )

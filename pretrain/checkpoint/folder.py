@@ -15,6 +15,7 @@ from pretrain.checkpoint.lifecycle import (
     set_foreign_aside,
     update_latest,
 )
+from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.tag import Tag
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.runtime.agreement import first_problem, from_first
@@ -100,6 +101,13 @@ class CheckpointFolder:
             self.report(
                 f"checkpoint {tag} belongs to another run and was set aside; --resume {tag} goes on from it"
             )
+
+    def set_unsealed_aside(self, sealed: Collection[str]) -> None:
+        """It quarantines what has lost its manifest since it was sealed, as these tags were: without one it would pass
+        for a save that never ended, which is removed."""
+        for tag in self.candidates().torn:
+            if str(tag) in sealed:
+                self.set_aside(tag, f"its {MANIFEST} is gone")
 
     def update_latest(self) -> None:
         """It points `latest` to where it belongs. Rank 0 calls this after each change, the others need not."""

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,8 @@ DTYPES = {
 """Types of numbers by the names that headers have for them."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+LFS_POINTER = b"version https://git-lfs"
+"""A clone without Git LFS has files that begin like this."""
 LARGEST_HEADER = 100_000_000
 """Bytes; the format allows no more."""
 _LENGTH = struct.Struct("<Q")
@@ -134,7 +137,15 @@ class TensorFile:
         self.path = path
         with open_regular(path) as file, parsed_as(CheckpointError, path):
             size = os.fstat(file.fileno()).st_size
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            self._identity = _identity_of(file)
+            start = file.read(_LENGTH.size)
+            if start == LFS_POINTER[: _LENGTH.size]:
+                raise ValueError(
+                    "is a pointer of Git LFS in place of the tensors; `git lfs pull` fetches them"
+                )
+            if len(start) < _LENGTH.size:
+                raise ValueError(f"has {size} bytes, fewer than a header begins with")
+            (length,) = _LENGTH.unpack(start)
             if length > min(LARGEST_HEADER, size - _LENGTH.size):
                 raise ValueError(f"its header is to have {length} bytes, the whole file has {size}")
             self._start = _LENGTH.size + length
@@ -158,7 +169,7 @@ class TensorFile:
     def read_flat(self, name: str, start: int, stop: int) -> Tensor:
         """It returns elements [start, stop) of a tensor in row-major order, (stop - start,).
 
-        Raises OSError, and CheckpointError where the file has no such elements.
+        Raises OSError, and CheckpointError where the file has no such elements, or is another one than at first.
         """
         entry = self._known(name)
         if not 0 <= start <= stop <= entry.size:
@@ -167,6 +178,10 @@ class TensorFile:
         at = self._start + self._header[name]["data_offsets"][0] + start * entry.dtype.itemsize
         left = _bytes_of(tensor)
         with open_regular(self.path) as file:
+            if _identity_of(file) != self._identity:
+                raise CheckpointError(
+                    f"{self.path}: was changed or replaced while it was read; do that again"
+                )
             while left:
                 count = os.preadv(file.fileno(), [left], at)
                 if not count:
@@ -210,6 +225,12 @@ def _header(entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> 
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     return _LENGTH.pack(len(text)) + text
+
+
+def _identity_of(file: BufferedReader) -> tuple[int, int, int]:
+    """It returns what is the same of a file for as long as nobody replaces it or writes to it."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _metadata(fields: Any) -> dict[str, str]:

@@ -111,7 +111,8 @@ class ForeignTensors:
         return self._outline.tensors[name].shape
 
     def read(self, name: str) -> Tensor:
-        """It returns a tensor. Raises CheckpointError where a file has changed meanwhile, or cannot be read."""
+        """It returns a tensor. Raises CheckpointError where a file has changed meanwhile or cannot be read, and for
+        numbers that are not finite."""
         pair = self._maps[name]
         tensor = pair.join([_read(*self._found[theirs]).float() for theirs in pair.theirs]).contiguous()
         rows = self._outline.tensors[name].shape[0]
@@ -186,7 +187,12 @@ def _same(one: tuple[TensorFile, str], other: tuple[TensorFile, str]) -> bool:
 
 def _read(file: TensorFile, name: str) -> Tensor:
     with read_from(file.path):
-        return file.read(name)
+        tensor = file.read(name)
+    if not tensor.isfinite().all():
+        raise CheckpointError(
+            f"{shown(file.path)}: {shown(name)} holds NaN or infinity; choose another model"
+        )
+    return tensor
 
 
 def _architecture(folder: Path, settings: Table) -> tuple[str, Architecture[Any]]:

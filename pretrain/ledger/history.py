@@ -93,8 +93,8 @@ class RunHistory:
     """Attempts whose update was withheld since the last rollback, of the last `VETO_WINDOW` ones."""
     suspected_hosts: tuple[str, ...] = ()
     """Hosts that faults of memory were seen on."""
-    sealed: bool = False
-    """Whether a checkpoint of the run was ever complete."""
+    sealed: frozenset[str] = frozenset()
+    """Tags of all checkpoints that were ever complete."""
     certified: frozenset[str] = frozenset()
     """Tags of checkpoints that were certified and neither condemned nor damaged since."""
     condemned: frozenset[str] = frozenset()
@@ -229,7 +229,7 @@ _CHANGES: Mapping[Kind, Change] = {
     Kind.RUN_START: _began,
     Kind.RESUMED: _began,
     Kind.STOPPED: lambda state, record: {"stopped": record.fields["reason"]},
-    Kind.SEALED: lambda state, record: {"sealed": True},
+    Kind.SEALED: lambda state, record: {"sealed": state.sealed | {record.fields["tag"]}},
     Kind.REFUSED: lambda state, record: {"refused": state.refused | {record.fields["tag"]}},
     Kind.REBASELINE: lambda state, record: (
         {"declared_attempt": record.attempt} if record.fields["declared"] else {}

@@ -56,13 +56,14 @@ def restore(
     It returns None where there is nothing to resume: the run begins.
     """
     loader.folder.set_foreign_aside(ledger.history.run_ids, request.tag)
+    loader.folder.set_unsealed_aside(ledger.history.sealed)
     if request.tag:
         return loader.load_tag(engine, request.tag, allow_condemned=request.force_condemned)
     pending = ledger.history.pending
     if pending is None:
         rollbacks = ledger.history.rollbacks
         afresh = bool(rollbacks) and rollbacks[-1].target_tag is None  # to host memory, or to the beginning
-        return loader.load_newest(engine, sealed=ledger.history.sealed, afresh=afresh)
+        return loader.load_newest(engine, sealed=bool(ledger.history.sealed), afresh=afresh)
     loader.folder.condemn(pending.target_step, pending.reason)
     if not loader.folder.candidates().preferred(pending.target_step):
         return None  # host memory is gone, and nothing older is on disk: the initial weights are

@@ -5,7 +5,6 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -13,7 +12,7 @@ from data_pipeline.files import replace_file
 from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from pretrain.commands.forecast.plot import need_matplotlib, plotted
-from pretrain.commands.held_out import held_out
+from pretrain.commands.held_out import held_out, sound_batches
 from pretrain.commands.output import write
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable, open_model, told
@@ -61,7 +60,7 @@ def found_intervals(
     with held_out(checkpoint, options.data, None, "--data, or --level 0 for no intervals") as (name, data):
         numbers = len(data) * model.data.global_batch_size * forecaster.horizon * len(forecaster.columns)
         every = -(-numbers // LARGEST_RESIDUALS)
-        above_NHD = residuals(model, forecaster, chain.from_iterable(data), every)
+        above_NHD = residuals(model, forecaster, sound_batches(checkpoint, data), every)
     found = intervals(above_NHD, options.level)
     print(
         f"surefoot forecast: intervals of {found.level:.1%} from {found.windows:,} windows of {name}; those from the "

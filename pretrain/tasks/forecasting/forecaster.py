@@ -14,6 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.series.batch import SeriesBatch
 from data_pipeline.series.config import SeriesConfig
 from data_pipeline.series.scaler import Scaler
+from data_pipeline.series.splits import scaled_rows
 from data_pipeline.series.table import Table, TableForm, read_table
 from data_pipeline.series.times import in_words, usual_step
 from pretrain.errors import CheckpointError
@@ -35,6 +36,7 @@ class SeriesForecaster(Forecaster):
             raise DataError(f"{table.name}: has {len(table):,} rows, and the model reads {self._lookback:,}")
         self._check_step(table)
         rows = range(len(table) - self._lookback, len(table))
+        scaled_rows(table, slice(rows.start, rows.stop), self._scaler)  # refuses what the model cannot read
         return Past(
             table.values_ND[rows.start :],
             [table.time(row) or str(row) for row in rows],
@@ -71,4 +73,9 @@ class SeriesForecaster(Forecaster):
         if table.times_N is None:
             return [str(len(table) - 1 + step) for step in ahead]
         last, step = int(table.times_N[-1]), usual_step(table.times_N)
-        return [in_words(last + number * step, table.zoned) for number in ahead]
+        try:
+            return [in_words(last + number * step, table.zoned) for number in ahead]
+        except OverflowError as error:
+            raise DataError(
+                f"{table.name}: the forecast ends behind the year 9999, the last one of times"
+            ) from error

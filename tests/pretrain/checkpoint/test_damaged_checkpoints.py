@@ -75,6 +75,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "missing": lambda path: path.unlink(),
     "swapped": swap,
+    "manifest missing": lambda path: path.with_name(MANIFEST).unlink(),
 }
 
 
@@ -86,7 +87,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     DAMAGES[damage](newest / "state_00001.safetensors")
     assert run_distributed(outcome, 2, config_of(copy, corpus)) == ["finished"] * 2
     aside = newest.with_name(f"{newest.name}.quarantined")
-    assert "state_0000" in (aside / REASON).read_text()
+    assert ("MANIFEST" if damage == "manifest missing" else "state_0000") in (aside / REASON).read_text()
     assert differences(contents(newest_checkpoint(copy)), contents(newest_checkpoint(finished))) == []
     assert metrics(copy) == metrics(finished)
 

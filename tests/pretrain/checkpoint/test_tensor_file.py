@@ -81,6 +81,7 @@ def spelled(header: object, data: bytes = bytes(8)) -> bytes:
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 LIES = {
     "nothing": b"",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8\n",
     "a header longer than the file": struct.pack("<Q", 2**40) + b"{}",
     "no JSON": struct.pack("<Q", 2) + b"[[",
     "a list": spelled([ENTRY]),
@@ -103,6 +104,21 @@ def test_a_file_that_lies_is_refused(lie: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(LIES[lie])
     with pytest.raises(CheckpointError, match="file"):
         TensorFile(tmp_path / "file")
+
+
+def test_a_pointer_is_told_from_tensors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(LIES["a pointer of Git LFS"])
+    with pytest.raises(CheckpointError, match="`git lfs pull` fetches them"):
+        TensorFile(tmp_path / "file")
+
+
+def test_tensors_of_another_file_are_not_taken(tmp_path: Path) -> None:
+    path = write(tmp_path / "file", {"a": torch.zeros(3)})
+    file = TensorFile(path)
+    assert file.read("a").tolist() == [0, 0, 0]
+    write(tmp_path / "other", {"a": torch.ones(3)}).rename(path)
+    with pytest.raises(CheckpointError, match="was changed or replaced while it was read"):
+        file.read("a")
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -156,6 +157,55 @@ def test_what_is_no_series_for_the_model_is_told(
     ended, found, told = command("forecast", run, file)
     assert (ended, found) == (code, "")
     assert words in told
+
+
+def test_a_column_that_stands_twice_is_refused(run: Path, command: Command, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "now.csv", 60, columns=(*COLUMNS, "fast"))
+    code, found, told = command("forecast", run, file)
+    assert (code, found) == (3, "")
+    assert "has two columns 'fast'" in told
+
+
+@pytest.mark.parametrize("value", ["1e30", "1e90"])
+def test_values_that_no_model_can_read_are_named(
+    value: str, run: Path, command: Command, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "now.csv", 60)
+    *rows, last = file.read_text().splitlines()
+    time, _, *others = last.split(",")
+    file.write_text("\n".join([*rows, ",".join([time, value, *others])]))
+    code, found, told = command("forecast", run, file)
+    assert (code, found) == (3, "")
+    assert "line 61, column 'fast': 1e+" in told
+    assert "Warning" not in told
+
+
+def test_times_end_with_the_year_9999(run: Path, command: Command, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "now.csv", 60)
+    file.write_text(file.read_text().replace("2020-02-28", "9999-12-29").replace("2020-02-29", "9999-12-30"))
+    file.write_text(file.read_text().replace("2020-03-01", "9999-12-31"))
+    code, _, told = command("forecast", run, file, "--level", 0)
+    assert code == 0, told
+    file.write_text(
+        "\n".join(file.read_text().splitlines() + [f"9999-12-31 {h}:00:00,1,1,1,1" for h in range(12, 24)])
+    )
+    code, found, told = command("forecast", run, file, "--level", 0)
+    assert (code, found) == (3, "")
+    assert "the forecast ends behind the year 9999" in told
+
+
+def test_damaged_validation_data_is_named(run: Path, command: Command, tmp_path: Path) -> None:
+    shutil.copytree(run.parent / "data" / "validation", tmp_path / "data")
+    (shard,) = (tmp_path / "data").glob("*.tar")
+    with shard.open("r+b") as file:
+        file.seek(600)
+        file.write(b"rotten")
+    code, found, told = command(
+        "forecast", run, write_rows(tmp_path / "now.csv", 60), "--data", tmp_path / "data"
+    )
+    assert (code, found) == (3, "")
+    assert f"damaged sample left out: {tmp_path}/data/{shard.name}" in told
+    assert "more than data.damaged_sample_budget = 0 of the run allows" in told
 
 
 def test_the_test_split_is_evaluated_in_the_units_of_the_series(run: Path, command: Command) -> None:

@@ -257,6 +257,17 @@ def test_tensors_that_do_not_fit_are_named(
         imported(tmp_path)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(number: float, tmp_path: Path) -> None:
+    stock_model("gpt2").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["transformer.ln_f.bias"][7] = number
+    save_file(tensors, tmp_path / "model.safetensors")
+    _, found = imported(tmp_path)
+    with pytest.raises(CheckpointError, match=r"ln_f\.bias holds NaN or infinity"):
+        found.read("final_norm.norm.bias")
+
+
 @pytest.mark.parametrize("trick", ["zip", "raw_pickle"])
 def test_pickles_are_refused_unread(trick: str, tmp_path: Path) -> None:
     stock_model("gpt2").save_pretrained(tmp_path)
