@@ -24,6 +24,7 @@ from launch.process import note, run_to_end
 from launch.rehearse import rehearse
 from launch.run_progress import has_resumed, records
 from launch.schedulers import launch_command
+from launch.step_report import report_step, step_document, step_rows, step_warnings
 from launch.supervise import Policy, Supervisor
 from launch.version import PrintVersion
 from pretrain.checkpoint.tag import requested
@@ -31,6 +32,7 @@ from pretrain.config.loader import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
+from pretrain.plan.devices import DEVICES
 from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
 from pretrain.plan.reading import read_plan
@@ -80,10 +82,15 @@ def check(options: argparse.Namespace) -> int:
     planned = replace(planned, warnings=(*planned.warnings, *missing_data(config)))
     if problems := list(data_problems(config)):
         raise ConfigurationError("the data does not fit this configuration", problems)
+    if options.rate and options.device is None:
+        raise ConfigurationError(f"--rate {options.rate[0]}: only with --device")
+    step = report_step(config, planned, options.device, options.rate)
+    planned = replace(planned, warnings=(*planned.warnings, *step_warnings(planned, step)))
     if options.json:
-        print(json.dumps(plan_document(planned), indent=2))
+        print(json.dumps(plan_document(planned) | step_document(config, planned, step), indent=2))
         return 0
-    print_rows([*plan_rows(config, planned), ("deepspeed", json.dumps(planned.deepspeed))])
+    rows = (*plan_rows(config, planned), *step_rows(config, planned, step))
+    print_rows([*rows, ("deepspeed", json.dumps(planned.deepspeed))])
     for warning in planned.warnings:
         note(f"warning: {warning}")
     return 0
@@ -198,6 +205,16 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
         "--world-size", type=positive, metavar="N", help="number of ranks (default: tensor x pipeline)"
+    )
+    parser.add_argument(
+        "--device", choices=DEVICES, help="estimate the time of a step on such devices, from declared rates"
+    )
+    parser.add_argument(
+        "--rate",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another rate of device or links, such as gpus_per_node=4; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=check)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 from parallel.partition import partition_layers
 
@@ -105,6 +106,21 @@ class ActivationSize:
 
 
 @dataclass(frozen=True)
+class CollectiveSize:
+    """It describes what tensor-parallel ranks tell each other in a layer, for every micro-batch."""
+
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter"]
+    numbers: float
+    """Of one sample: those of the whole that is reduced, gathered or scattered."""
+    times: int = 1
+    """In a micro-batch, recomputation included."""
+    wide: bool = False
+    """In fp32, not in the compute dtype."""
+    beside: float = 0.0
+    """FLOPs of one sample, over all tensor-parallel ranks, that a device computes meanwhile."""
+
+
+@dataclass(frozen=True)
 class LayerSize:
     """It describes one layer of the model, which a pipeline stage holds whole."""
 
@@ -123,6 +139,9 @@ class LayerSize:
     activations: ActivationSize = ActivationSize()
     flops: float = 0.0
     """Of training on one sample, forward and backward, without recomputation."""
+    repeated_flops: float = 0.0
+    """Of these, those of what every tensor-parallel rank has whole, and computes for itself."""
+    collectives: tuple[CollectiveSize, ...] = ()
 
     @property
     def tensors(self) -> tuple[ParameterSize | BufferSize, ...]:
@@ -144,6 +163,8 @@ class Outline:
     """Parts that parameters belong to, in the order of reports, each with what to say where it has none."""
     handed_on: int = 1
     """Tensors with a gradient that a layer hands to the next one, as an encoder's states beside the decoder's."""
+    stream: int = 0
+    """Numbers in those tensors of one sample, which pipeline stages send each other."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -12,6 +12,12 @@ V  padded vocabulary
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from pretrain.models.collectives import (
+    block_collectives,
+    decoder_block_collectives,
+    embedding_collectives,
+    head_collectives,
+)
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 from pretrain.models.outline import (
     ActivationSize,
@@ -48,6 +54,7 @@ def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
     """It describes one Transformer block over sequences of `tokens` tokens."""
     parameters = tuple(block_parameters(config))
     matrices = sum(parameter.size for parameter in parameters if len(parameter.shape) == 2)
+    Q, K = query_and_key_rows(config)
     return LayerSize(
         name,
         parameters,
@@ -56,6 +63,8 @@ def block_size(config: TransformerConfig, name: str, tokens: int) -> LayerSize:
         attentions=(AttentionSize("attention.core", config.attention.num_heads),),
         activations=block_activations(config, tokens),
         flops=matrix_flops(matrices, tokens) + attention_flops(config, tokens, tokens),
+        repeated_flops=matrix_flops(whole_elements(parameters), tokens),
+        collectives=tuple(block_collectives(config, (Q, K, K), tokens)),
     )
 
 
@@ -64,7 +73,8 @@ def decoder_block_size(config: TransformerConfig, name: str, tokens: int, states
     parameters = tuple(decoder_block_parameters(config))
     sizes = {parameter.name: parameter.size for parameter in parameters if len(parameter.shape) == 2}
     of_states = sum(size for key, size in sizes.items() if key.startswith(KEY_VALUE))
-    heads = config.attention.num_heads
+    whole_of_states = whole_elements(p for p in parameters if p.name.startswith(KEY_VALUE))
+    heads, (Q, K) = config.attention.num_heads, query_and_key_rows(config)
     return LayerSize(
         name,
         parameters,
@@ -78,7 +88,15 @@ def decoder_block_size(config: TransformerConfig, name: str, tokens: int, states
         flops=matrix_flops(sum(sizes.values()) - of_states, tokens)
         + matrix_flops(of_states, states)
         + attention_flops(config, tokens, tokens + states),
+        repeated_flops=matrix_flops(whole_elements(parameters) - whole_of_states, tokens)
+        + matrix_flops(whole_of_states, states),
+        collectives=tuple(decoder_block_collectives(config, (Q, K, K), tokens, states)),
     )
+
+
+def whole_elements(parameters: Iterable[ParameterSize]) -> int:
+    """It counts the elements of the matrices that every tensor-parallel rank has whole."""
+    return sum(p.size for p in parameters if len(p.shape) == 2 and p.sharded is None)
 
 
 def block_parameters(config: TransformerConfig) -> Iterator[ParameterSize]:
@@ -232,16 +250,18 @@ def decoder_block_activations(config: TransformerConfig, tokens: int, states: in
 def embedding_size(
     config: TransformerConfig,
     vocabulary: VocabularyConfig,
+    tokens: int,
     name: str = "embedding",
     measures: str = "tev",
     input: int = 0,
 ) -> LayerSize:
-    """A token embedding looks up rows for the ids in `inputs[input]` of a batch."""
+    """A token embedding looks up rows for the ids in `inputs[input]` of a batch, `tokens` in a sample."""
     shape = vocabulary.padded_vocabulary_size, config.hidden_size
     return LayerSize(
         name,
         (ParameterSize("weight", shape, EMBEDDING, sharded=0, looked_up=True),),
         table=TableSize(vocabulary.vocabulary_size, config.hidden_size, measures, input=input),
+        collectives=tuple(embedding_collectives(config, tokens)),
     )
 
 
@@ -273,4 +293,5 @@ def head_size(
         table=TableSize(vocabulary.vocabulary_size, config.hidden_size, f"tev_{name}", watched=False),
         activations=ActivationSize(sharded=tokens * rows),
         flops=matrix_flops(rows * config.hidden_size, tokens),
+        collectives=tuple(head_collectives(config, rows, tokens)),
     )

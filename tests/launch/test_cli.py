@@ -54,6 +54,30 @@ def test_check_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["tokens"] == document["steps"] * document["batch"]["tokens"]
 
 
+def test_check_estimates_a_step_on_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["check", DEMO, "--world-size", "4", "--set", "data.global_batch_size=32"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "all_gather 2 x" in out
+    assert "--device NAME estimates it: a100, h100, h200" in out
+    assert main([*command, "--device", "h100"]) == 0
+    out = capsys.readouterr().out
+    assert "an estimate from declared rates of h100, not a measurement" in out
+    assert "bound by" in out
+    rates = ["--rate", "network_gb_per_second=1e-6", "--rate", "gpus_per_node=2"]
+    assert main([*command, "--device", "h100", *rates, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    time, (messages,) = document["step_time"], document["messages"]
+    assert time["bound"] == "data"
+    assert time["rates"]["gpus_per_node"] == 2
+    assert {message["axis"] for message in messages} == {"tensor", "data"}
+
+
+def test_check_tells_that_a_device_is_too_small(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", DEMO, "--device", "a100", "--rate", "memory_gb=1e-6"]) == 0
+    assert "more than the 1000 bytes of a100" in capsys.readouterr().err
+
+
 def test_check_tells_that_the_data_is_not_there_yet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +108,8 @@ def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", DEMO, "--supervise", "--set", "run.step=1"],
         ["train", DEMO, "--set", "run.deepspeed_config=absent.json"],
         ["check", DEMO, "--world-size", "3"],
+        ["check", DEMO, "--rate", "gpus_per_node=4"],
+        ["check", DEMO, "--device", "h100", "--rate", "gpus_per_nod=4"],
     ],
 )
 def test_nothing_starts_when_something_is_wrong(

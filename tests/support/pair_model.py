@@ -84,12 +84,12 @@ class PairConfig(TransformerConfig, TaskConfig):
 
     def outline(self, data: DataConfig) -> Outline:
         encoders, decoders = range(self.encoder_layers), range(self.num_layers)
-        target = embedding_size(self, self.target, "embedding_target", "tev_target", input=1)
+        target = embedding_size(self, self.target, TARGET_LENGTH, "embedding_target", "tev_target", input=1)
         if self.joint:
             target = replace(target, parameters=(), tied_to="embedding")
         return Outline(
             (
-                embedding_size(self, self.source, "embedding"),
+                embedding_size(self, self.source, SOURCE_LENGTH, "embedding"),
                 *(block_size(self, f"encoder_{number:02d}", SOURCE_LENGTH) for number in encoders),
                 target,
                 *(decoder_size(self, f"decoder_{number:02d}") for number in decoders),

@@ -4,6 +4,7 @@ D  channels, L  lookback, H  horizon, S  hidden size of a temporal Transformer
 """
 
 from data_pipeline.series.config import SeriesConfig
+from pretrain.models.collectives import attention_collectives
 from pretrain.models.config import TransformerConfig
 from pretrain.models.outline import (
     ActivationSize,
@@ -25,6 +26,7 @@ from pretrain.models.sizes import (
     final_norm_size,
     matrix_flops,
     position_size,
+    query_and_key_rows,
     self_attention_parameters,
     spectral_buffers,
 )
@@ -41,7 +43,8 @@ def samformer_outline(config: TransformerConfig, data: SeriesConfig, *, instance
         final_norm_size(config),
         horizon_head_size(data),
     )
-    return outline_of(layers, (INSTANCE_NORM, ATTENTION, NORMS, HEAD), instance_norm=instance_norm)
+    parts = (INSTANCE_NORM, ATTENTION, NORMS, HEAD)
+    return outline_of(layers, parts, data.channels * config.hidden_size, instance_norm=instance_norm)
 
 
 def temporal_outline(config: TransformerConfig, data: SeriesConfig, *, instance_norm: bool) -> Outline:
@@ -55,6 +58,7 @@ def temporal_outline(config: TransformerConfig, data: SeriesConfig, *, instance_
             embedding,
             activations=ActivationSize(whole=L * S),
             flops=matrix_flops(S * D, L),
+            repeated_flops=matrix_flops(S * D, L),
         ),
         position_size(config, L),
         *(block_size(config, block_name(index), L) for index in range(config.num_layers)),
@@ -62,7 +66,7 @@ def temporal_outline(config: TransformerConfig, data: SeriesConfig, *, instance_
         horizon_head_size(data, hidden=S),
     )
     parts = (INSTANCE_NORM, EMBEDDING, POSITIONS, ATTENTION, FEED_FORWARD, NORMS, HEAD)
-    return outline_of(layers, parts, instance_norm=instance_norm, positions=config.positions)
+    return outline_of(layers, parts, L * S, instance_norm=instance_norm, positions=config.positions)
 
 
 def mixer_outline(
@@ -77,7 +81,7 @@ def mixer_outline(
     )
     layers = (*instance_norm_sizes(data, instance_norm), *blocks, horizon_head_size(data))
     parts = (INSTANCE_NORM, TIME_MIXING, CHANNEL_MIXING, NORMS, HEAD)
-    return outline_of(layers, parts, instance_norm=instance_norm)
+    return outline_of(layers, parts, data.channels * config.hidden_size, instance_norm=instance_norm)
 
 
 def linear_outline(data: SeriesConfig, *, decomposed: bool) -> Outline:
@@ -95,12 +99,17 @@ def linear_outline(data: SeriesConfig, *, decomposed: bool) -> Outline:
 
 
 def outline_of(
-    layers: tuple[LayerSize, ...], parts: tuple[str, ...], *, instance_norm: bool, positions: str = "0"
+    layers: tuple[LayerSize, ...],
+    parts: tuple[str, ...],
+    stream: int,
+    *,
+    instance_norm: bool,
+    positions: str = "0",
 ) -> Outline:
-    """It returns an outline. What takes a forecast back to the scale of its window is handed on beside the stream, and
-    has a gradient, that of gain and bias."""
+    """It returns an outline of layers that hand on `stream` numbers. What takes a forecast back to the scale of its
+    window is handed on beside them, and has a gradient, that of gain and bias."""
     absent = dict.fromkeys(parts, "0") | ({POSITIONS: positions} if POSITIONS in parts else {})
-    return Outline(layers, absent, handed_on=2 if instance_norm else 1)
+    return Outline(layers, absent, handed_on=2 if instance_norm else 1, stream=stream)
 
 
 def instance_norm_sizes(data: SeriesConfig, instance_norm: bool) -> tuple[LayerSize, ...]:
@@ -118,6 +127,7 @@ def channel_block_size(config: TransformerConfig, name: str, channels: int) -> L
     parameters = tuple(self_attention_parameters(config))
     stream, heads = channels * config.hidden_size, config.attention.num_heads
     matrices = sum(parameter.size for parameter in parameters if len(parameter.shape) == 2)
+    Q, K = query_and_key_rows(config)
     return LayerSize(
         name,
         parameters,
@@ -131,6 +141,7 @@ def channel_block_size(config: TransformerConfig, name: str, channels: int) -> L
             input=stream if config.activation_checkpointing else None,
         ),
         flops=matrix_flops(matrices, channels) + attention_flops(config, channels, channels),
+        collectives=tuple(attention_collectives(config, (Q, K, K), channels)),
     )
 
 
@@ -164,11 +175,13 @@ def horizon_head_size(data: SeriesConfig, hidden: int | None = None) -> LayerSiz
     Forecasts and errors are in fp32."""
     H, L, D = data.horizon, data.lookback, data.channels
     channels = linear_parameters("channels", (D, hidden), HEAD) if hidden else ()
+    flops = matrix_flops(H * L, D) + matrix_flops(D * (hidden or 0), L)
     return LayerSize(
         HEAD,
         (*channels, *linear_parameters("output", (H, L), HEAD)),
         activations=ActivationSize(whole=D * (L + H), wide=2 * D * H),
-        flops=matrix_flops(H * L, D) + matrix_flops(D * (hidden or 0), L),
+        flops=flops,
+        repeated_flops=flops,
     )
 
 

@@ -32,11 +32,12 @@ def gpt_outline(model: TransformerConfig, vocabulary: VocabularyConfig, sequence
     """It lists embedding, positions, blocks, final norm and head."""
     return Outline(
         (
-            embedding_size(model, vocabulary),
+            embedding_size(model, vocabulary, sequence_length),
             position_size(model, sequence_length),
             *(block_size(model, block_name(i), sequence_length) for i in range(model.num_layers)),
             final_norm_size(model),
             head_size(model, vocabulary, sequence_length),
         ),
         PARTS | {POSITIONS: model.positions},
+        stream=sequence_length * model.hidden_size,
     )

@@ -36,6 +36,7 @@ def speech_outline(
             unit_head_size(config, vocabulary_size, outputs),
         ),
         PARTS | {POSITIONS: config.positions},
+        stream=outputs * config.hidden_size,
     )
 
 
@@ -49,6 +50,7 @@ def subsampling_size(config: TransformerConfig, mel_bins: int, kernel: int, outp
         (weight, bias) if config.bias else (weight,),
         activations=ActivationSize(whole=outputs * (rows + config.hidden_size)),
         flops=matrix_flops(weight.size, outputs),
+        repeated_flops=matrix_flops(weight.size, outputs),
     )
 
 
@@ -62,4 +64,5 @@ def unit_head_size(config: TransformerConfig, vocabulary_size: int, outputs: int
         (weight, bias) if config.bias else (weight,),
         activations=ActivationSize(whole=logits, wide=2 * logits),
         flops=matrix_flops(weight.size, outputs),
+        repeated_flops=matrix_flops(weight.size, outputs),
     )

@@ -47,12 +47,12 @@ class Sides:
 def translation_outline(sides: Sides, source_length: int, target_length: int) -> Outline:
     """It lists embedding, positions, blocks and norm of either side, and the head, for the longest sentences."""
     encoder, decoder, tokens = sides.encoder, sides.decoder, target_length
-    target = embedding_size(decoder, sides.target, TARGET, "tev_target", input=1)
+    target = embedding_size(decoder, sides.target, target_length, TARGET, "tev_target", input=1)
     if sides.joint:
         target = replace(target, parameters=(), tied_to=SOURCE)
     return Outline(
         (
-            embedding_size(encoder, sides.source, SOURCE),
+            embedding_size(encoder, sides.source, source_length, SOURCE),
             position_size(encoder, source_length, "positions_source"),
             *(block_size(encoder, f"encoder_{i:02d}", source_length) for i in range(encoder.num_layers)),
             final_norm_size(encoder, "encoder_norm"),
@@ -67,4 +67,5 @@ def translation_outline(sides: Sides, source_length: int, target_length: int) ->
         ),
         PARTS | {POSITIONS: decoder.positions},
         handed_on=2,
+        stream=(source_length + target_length) * encoder.hidden_size,
     )
