@@ -44,8 +44,10 @@ class Run:
 
     @cached_property
     def step(self) -> int:
-        """It is the last step that was taken: the one that ends a run or takes it back was not."""
-        last = next((row for row in reversed(self.rows) if "loss" in row), {"step": 0})
+        """It is the last step that was taken: the one that ends a run or takes it back was not. Where the metrics are
+        lost, it is the last one that the ledger tells of."""
+        known = self.records[-1].step if self.records else 0
+        last = next((row for row in reversed(self.rows) if "loss" in row), {"step": known})
         if last.get("verdict") == Action.ROLLBACK and self.history.rollbacks:
             return self.history.rollbacks[-1].target_step
         refused = last.get("verdict") in (Action.HALT, Action.ROLLBACK)
@@ -150,8 +152,10 @@ def summary(run: Run) -> Rows:
     yield "steps", progress(run)
     yield from ((name, f"{value:.4f}") for name, value in losses(run).items() if value is not None)
     if not run.records:
-        yield "ledger", "none: this run has had no watchdog"
+        yield "ledger", "none: it was removed, or the run has not begun yet"
         return
+    if run.step and not run.rows:
+        yield "metrics", "none can be read: losses are not known, steps are those of the ledger"
     yield "lost", loss_of_work(run)
     yield "skipped", f"{run.lost.skipped_samples:,} samples{share_of_run(run, run.lost.skipped_samples)}"
     if run.evidence:

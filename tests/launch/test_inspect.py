@@ -263,8 +263,17 @@ def test_every_kind_of_record_can_be_told(
 
 def test_a_run_without_a_ledger(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     (troubled.path / "ledger.jsonl").unlink()
-    assert "none: this run has had no watchdog" in troubled.printed(capsys)
+    assert "none: it was removed, or the run has not begun yet" in troubled.printed(capsys)
     assert troubled.document(capsys)["lineages"] == []
+
+
+def test_a_run_without_metrics_has_the_steps_of_its_ledger(
+    troubled: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (troubled.path / "metrics.jsonl").unlink()
+    told = troubled.printed(capsys)
+    assert f"{troubled.run.state.step:,} of " in told
+    assert "none can be read: losses are not known" in told
 
 
 def test_a_configuration_of_another_version(troubled: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
