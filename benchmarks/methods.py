@@ -108,13 +108,12 @@ def reparametrize_naively(layer: ColumnParallelLinear | RowParallelLinear) -> No
     """Let a layer divide each of its matrices by its spectral norm in every forward pass."""
     sizes = getattr(layer, "local_blocks", [layer.weight.shape[0]])
     matrices = [NaiveSigmaLinear(block, None) for block in layer.weight.detach().split(sizes)]
-    plain = layer._forward_impl
 
-    def forward(input: torch.Tensor, weight: torch.Tensor, **options: Any) -> Any:
-        effective = [m.effective(block) for m, block in zip(matrices, weight.split(sizes), strict=True)]
-        return plain(input, torch.cat(effective), **options)
+    def effective() -> torch.Tensor:
+        blocks = layer.weight.split(sizes)
+        return torch.cat([m.effective(block) for m, block in zip(matrices, blocks, strict=True)])
 
-    layer._forward_impl = forward
+    layer.weight_in_use = effective  # type: ignore[method-assign]
 
 
 def make_step(config: RunConfig, mesh: ParallelMesh, arm: Arm) -> Step:

@@ -1,4 +1,5 @@
-"""The tensor-parallel linear layers are Megatron-core's, with the group explicit and initial weights of our own.
+"""The tensor-parallel linear layers are Megatron-core's, with the group explicit, and initial weights and products of
+our own.
 
 O  output features, I  input features of the full weight W (O, I)
 """
@@ -6,7 +7,11 @@ O  output features, I  input features of the full weight W (O, I)
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
 from parallel import megatron
 from parallel.initialization import Normal, fill_columns, fill_rows
@@ -31,6 +36,51 @@ def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
 def substituted(spectral: SpectralNorms | None, weight: Tensor) -> Tensor:
     """It returns the weight that a layer computes with: its own, or the reparametrised one."""
     return weight if spectral is None else spectral.substitute(weight)
+
+
+class _Product(torch.autograd.Function):
+    """It computes Y = X W^T + b, and all-reduces the gradient of X, if so asked, beside the product that makes W's.
+
+    It keeps W itself and no view of it, which would hold the whole of a weight that ZeRO-3 gives back meanwhile.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased, ctx.group = bias is not None, group
+        if bias is not None and recorded(x):
+            return F.linear(x, weight) + bias
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_x = gradient @ weight
+        sum_of_x = dist.all_reduce(of_x, group=ctx.group, async_op=True) if ctx.group else None
+        rows = gradient.flatten(0, -2)
+        of_weight = rows.T @ x.flatten(0, -2)
+        of_bias = rows.sum(dim=0) if ctx.biased else None
+        if sum_of_x:
+            sum_of_x.wait()
+        return of_x, of_weight, of_bias, None
+
+
+def recorded(x: Tensor) -> bool:
+    """It tells whether runs on this device are recorded to the bit: then a product is rounded before its bias is added,
+    and the gradients of a layer come in the order that they always came in."""
+    return x.device.type == "cpu"
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup | None = None) -> Tensor:
+    """It returns X W^T + b, with biases added by the kernel of the product on GPUs. Over a group, whose ranks have the
+    same X and rows of their own, the gradient of X is summed."""
+    divided = hasattr(weight, "ds_id")  # by which DeepSpeed marks the weights that ZeRO-3 divides
+    if group is None and not divided and not recorded(x):
+        return F.linear(x, weight, bias)
+    y: Tensor = _Product.apply(x, weight, bias, group)
+    return y
 
 
 class ColumnParallelLinear(megatron.ColumnParallelLinear):
@@ -69,13 +119,13 @@ class ColumnParallelLinear(megatron.ColumnParallelLinear):
         if spectral:
             self.spectral = SpectralNorms(self.weight, self.local_blocks, rows_sharded=True, config=spectral)
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        return super()._forward_impl(input, substituted(self.spectral, weight), **options)
+    def weight_in_use(self) -> Tensor:
+        """It returns the weight that it computes with."""
+        return substituted(self.spectral, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """It maps (..., I) -> (..., O / tensor size)."""
-        y, _ = super().forward(x)
-        return y
+        return product(x, self.weight_in_use(), self.bias, self.tp_group if self.allreduce_dgrad else None)
 
 
 class RowParallelLinear(megatron.RowParallelLinear):
@@ -113,10 +163,15 @@ class RowParallelLinear(megatron.RowParallelLinear):
         if spectral:
             self.spectral = SpectralNorms(self.weight, [out_features], rows_sharded=False, config=spectral)
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        return super()._forward_impl(input, substituted(self.spectral, weight), **options)
+    def weight_in_use(self) -> Tensor:
+        """It returns the weight that it computes with."""
+        return substituted(self.spectral, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """It maps (..., I / tensor size) -> (..., O)."""
-        y, _ = super().forward(x)
-        return y
+        if self.tp_group.size() == 1 and not recorded(x):
+            return product(x, self.weight_in_use(), self.bias)
+        y = megatron.reduce_from_tensor_model_parallel_region(
+            product(x, self.weight_in_use(), None), group=self.tp_group
+        )
+        return y if self.bias is None else y + self.bias

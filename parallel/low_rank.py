@@ -15,10 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn import functional as F
 
 from parallel.initialization import Normal, fill_rows
-from parallel.linear import ColumnParallelLinear, substituted
+from parallel.linear import ColumnParallelLinear, product, substituted
 from parallel.mesh import Axis
 from parallel.spectral import SpectralConfig, SpectralNorms
 
@@ -66,7 +65,7 @@ class ReplicatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """It maps (..., I) -> (..., O)."""
-        return F.linear(x, substituted(self.spectral, self.weight), self.bias)
+        return product(x, substituted(self.spectral, self.weight), self.bias)
 
 
 class UpProjection(ColumnParallelLinear):
@@ -79,7 +78,7 @@ class UpProjection(ColumnParallelLinear):
         self, rank: int, product: Factors, *, bias: bool, tensor: Axis, spectral: SpectralConfig | None
     ) -> None:
         super().__init__(rank, [(product.rows, product.up)], bias=bias, tensor=tensor, spectral=spectral)
-        self.allreduce_dgrad, self.disable_grad_reduce = False, True
+        self.allreduce_dgrad = False
 
 
 class _SumGradients(torch.autograd.Function):

@@ -15,11 +15,13 @@ with warnings.catch_warnings():
         VocabParallelEmbedding,
         set_tensor_model_parallel_attributes,
     )
+    from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 
 __all__ = [
     "ColumnParallelLinear",
     "ModelParallelConfig",
     "RowParallelLinear",
     "VocabParallelEmbedding",
+    "reduce_from_tensor_model_parallel_region",
     "set_tensor_model_parallel_attributes",
 ]
