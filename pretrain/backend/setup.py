@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import Activation, LayerSpec, SequentialLayers
 from pretrain.backend.quiet import quiet, silence_known_warnings
+from pretrain.backend.whole_update import update_at_once
 from pretrain.tasks.task import Objective
 
 _OF_EVALUATION = (
@@ -168,6 +169,7 @@ def initialize(
     optimizer.state.clear()
     for group in optimizer.param_groups:
         group.pop("step", None)  # where apex counts
+    update_at_once(engine, mesh)
     return engine
 
 

@@ -67,24 +67,27 @@ def optimizer_bytes(config: RunConfig, parameters: int, data: int) -> int:
     return copies * FP32_BYTES * parameters // (data if stage else 1)
 
 
-def bucket_bytes(config: RunConfig, zero: Mapping[str, Any], parameters: int, activations: int) -> int:
+def bucket_bytes(
+    config: RunConfig, zero: Mapping[str, Any], parameters: int, data: int, activations: int
+) -> int:
     """DeepSpeed (0.19.8) copies gradients before it reduces them over data ranks; what this takes at the peak.
 
     ZeRO has buffers for `reduce_bucket_size` numbers beside the backward pass, of 4 bytes under ZeRO-1 and else of e:
     one, or two where ZeRO-1 and 2 are to overlap reduction and backward pass, or where ZeRO-1 follows a pipeline.
 
     Without ZeRO, and with bf16 under ZeRO-1, gradients are joined after the backward pass, 5e8 numbers at once, and
-    reduced in the compute dtype: in the memory of `activations`, so that only what goes beyond those counts.
+    reduced in the compute dtype: in the memory of `activations`, so that only what goes beyond those counts. A single
+    data rank joins none, and rounds those of bf16 under ZeRO-1 alone.
 
     `zero` is what DeepSpeed is given as `zero_optimization`.
     """
     stage, size = config.parallel.zero_stage, DTYPE_BYTES[config.precision.dtype]
     if stage == 0:
-        return max(size * min(parameters, LARGEST_BUCKET) - activations, 0)
+        return max(size * min(parameters, LARGEST_BUCKET) - activations, 0) if data > 1 else 0
     if (
         stage == 1 and size < FP32_BYTES
     ):  # biases and gains are one tensor, matrices the other, which may be too large
-        joined = FP32_BYTES if parameters <= LARGEST_BUCKET else 0
+        joined = FP32_BYTES if parameters <= LARGEST_BUCKET and data > 1 else 0
         return max((joined + size) * parameters - activations, 0)
     if not zero.get("contiguous_gradients", True):
         return 0

@@ -166,7 +166,7 @@ def plan_stages(
             weights=weight_bytes(config, parameters, batch.data),
             gradients=gradient_bytes(config, parameters, batch.data),
             optimizer=optimizer_bytes(config, parameters, batch.data),
-            buckets=bucket_bytes(config, deepspeed["zero_optimization"], parameters, activations),
+            buckets=bucket_bytes(config, deepspeed["zero_optimization"], parameters, batch.data, activations),
             activations=activations,
         )
         stages.append(Stage(first, last, sum(layer.is_block for layer in layers), parameters, memory))

@@ -81,8 +81,8 @@ COPIES = [
     Layout(data=2),
     Layout(data=2, zero=1, dtype="bf16", accumulation=2),
     slow(Layout(data=2, dtype="bf16")),
-    slow(Layout(tensor=2, zero=1, dtype="bf16")),
-    slow(Layout(pipeline=2, zero=1, dtype="bf16", accumulation=2)),
+    slow(Layout(tensor=2, data=2, zero=1, dtype="bf16")),
+    slow(Layout(pipeline=2, data=2, zero=1, dtype="bf16", accumulation=2)),
 ]
 
 
@@ -91,5 +91,5 @@ def test_copies_are_as_large_as_planned(layout: Layout) -> None:
     config = make_config(layout)
     stages = plan(config, layout.world_size).stages
     zero = {"stage": layout.zero}
-    planned = {bucket_bytes(config, zero, stage.parameters, activations=0) for stage in stages}
+    planned = {bucket_bytes(config, zero, stage.parameters, layout.data, activations=0) for stage in stages}
     assert set(run_distributed(largest_copy_of_a_step, layout.world_size, config)) == planned

@@ -153,24 +153,28 @@ def test_model_states_by_zero_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "stage", "dtype", "per_parameter"),
-    [(2, 1, "fp32", 4), (2, 2, "bf16", 2), (2, 1, "bf16", 6), (2, 0, "fp32", 4), (200, 1, "bf16", 2)],
+    ("layers", "stage", "dtype", "per_parameter", "alone"),
+    [
+        (2, 1, "fp32", 4, 4),
+        (2, 2, "bf16", 2, 2),
+        (2, 1, "bf16", 6, 2),
+        (2, 0, "fp32", 4, 0),
+        (200, 1, "bf16", 2, 2),
+    ],
 )
-def test_buckets(layers: int, stage: int, dtype: str, per_parameter: int) -> None:
-    """200 layers have 6e8 parameters: what is reduced at once ends at 5e8."""
+def test_buckets(layers: int, stage: int, dtype: str, per_parameter: int, alone: int) -> None:
+    """200 layers have 6e8 parameters: what is reduced at once ends at 5e8. One data rank `alone` needs less."""
     config = make(
         parallel={"zero_stage": stage},
         precision={"dtype": dtype},
         model={"num_layers": layers, "hidden_size": 512},
     )
-    planned = plan(config, 1)
-    parameters = planned.parameters.total
+    planned = plan(config, 2)
+    parameters, zero = planned.parameters.total, planned.deepspeed["zero_optimization"]
     assert (parameters > 500_000_000) == (layers == 200)
-    assert (
-        bucket_bytes(config, planned.deepspeed["zero_optimization"], parameters, 0)
-        == per_parameter * parameters
-    )
-    assert planned.deepspeed["zero_optimization"]["reduce_bucket_size"] == min(parameters, 500_000_000)
+    assert bucket_bytes(config, zero, parameters, 2, 0) == per_parameter * parameters
+    assert bucket_bytes(config, zero, parameters, 1, 0) == alone * parameters
+    assert zero["reduce_bucket_size"] == min(parameters, 500_000_000)
     memory = planned.memory
     beside = stage == 2 or (stage, dtype) == (1, "fp32")
     expected = per_parameter * parameters - (0 if beside else memory.activations)
