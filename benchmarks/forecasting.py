@@ -9,7 +9,7 @@ The protocol is that of SAMformer (arXiv 2402.10198, and its released code): win
 after 5 epochs without a lower validation loss, and the weights of the lowest one. Each cell is a run of
 `python -m pretrain` by configs/forecasting/etth1.toml, whose test error `surefoot evaluate` tells; all windows of the
 test split count. `least squares` is the linear map, shared by the channels, that fits the train windows best in closed
-form, each window less its last value.
+form, each window less its last value; with a bias for each step of the horizon, and without.
 
 Writes runs.jsonl, a line a cell; cells that are there do not run again. Prints a table of means and deviations.
 """
@@ -49,12 +49,21 @@ TEMPORAL = (
     "model.attention={num_heads=4}",
     "model.dropout=0.1",
 )
+SLOW = ("model.head_init=zero", "optimizer.learning_rate=1e-4", "schedule.minimum_ratio=1e-2")
+"""The floor of the learning rate stays 1e-6."""
+DEEP = ("model.num_layers=12",)
 ARMS: Mapping[str, tuple[str, ...]] = {
     "samformer+sam": (SAM,),
     "samformer+sam, rho 1": ("optimizer.sharpness_aware.rho=1",),
     "samformer+sam, rho 0.4": ("optimizer.sharpness_aware.rho=0.4",),
+    "samformer+sam, zero head, rate 1e-4": (SAM, *SLOW),
+    "samformer, zero head, rate 1e-4": (NO_SAM, *SLOW),
     "samformer": (NO_SAM,),
     "samformer+sigma": (NO_SAM, "model.reparametrization=sigma"),
+    "deep": (*DEEP, NO_SAM),
+    "deep+sam": (*DEEP, SAM),
+    "deep+sigma": (*DEEP, NO_SAM, "model.reparametrization=sigma"),
+    "deep+sigma+sam": (*DEEP, SAM, "model.reparametrization=sigma"),
     "tsmixer": ("model.kind=tsmixer", NO_SAM),
     "tsmixer+sam": ("model.kind=tsmixer", SAM),
     "temporal": (*TEMPORAL, NO_SAM),
@@ -70,7 +79,8 @@ QUIET = (
     "checkpoint.keep_last=1",
 )
 """What a run does beside: nothing that would not be in the paper."""
-LEAST_SQUARES = "least squares"
+LEAST_SQUARES: Mapping[str, bool] = {"least squares": True, "least squares, no bias": False}
+"""Whether there is a bias."""
 HORIZONS = (96, 192, 336, 720)
 SEEDS = (1, 2, 3, 4, 5)
 
@@ -98,16 +108,26 @@ def windows(data: Path, split: str, horizon: int) -> tuple[NDArray[np.float64], 
     return past.reshape(-1, past.shape[-1]), future.reshape(-1, horizon)
 
 
-def least_squares(data: Path, horizon: int) -> dict[str, float]:
-    """It fits the train windows in closed form and returns the errors on the test windows."""
-    past, future = windows(data, "train", horizon)
-    last = past[:, -1:]
-    inputs = np.concatenate([past[:, :-1] - last, np.ones_like(last)], axis=1)
-    weights = np.linalg.solve(inputs.T @ inputs, inputs.T @ (future - last))
-    past, future = windows(data, "test", horizon)
-    last = past[:, -1:]
-    error = np.concatenate([past[:, :-1] - last, np.ones_like(last)], axis=1) @ weights + last - future
-    return {"test_mse": float((error**2).mean()), "test_mae": float(np.abs(error).mean())}
+def least_squares(data: Path, horizon: int, *, bias: bool) -> dict[str, float]:
+    """It fits the train windows in closed form and returns the errors on validation and test windows."""
+
+    def equations(split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        past, future = windows(data, split, horizon)
+        last = past[:, -1:]
+        return np.concatenate([past[:, :-1] - last, *[np.ones_like(last)] * bias], axis=1), future - last
+
+    inputs, outputs = equations("train")
+    weights = np.linalg.solve(inputs.T @ inputs, inputs.T @ outputs)
+    errors = {
+        split: inputs @ weights - outputs
+        for split in ("validation", "test")
+        for inputs, outputs in [equations(split)]
+    }
+    return {
+        "validation_mse": float((errors["validation"] ** 2).mean()),
+        "test_mse": float((errors["test"] ** 2).mean()),
+        "test_mae": float(np.abs(errors["test"]).mean()),
+    }
 
 
 def epoch_steps(data: Path, horizon: int, lookback: int = 512) -> int:
@@ -204,7 +224,7 @@ def main() -> None:
         "--data", type=Path, required=True, help="folder that surefoot prepare series has written"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/forecasting")
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, LEAST_SQUARES], default=[*ARMS, LEAST_SQUARES])
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *LEAST_SQUARES], default=[*ARMS, *LEAST_SQUARES])
     parser.add_argument("--horizons", nargs="+", type=int, default=HORIZONS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, each on one thread")
@@ -216,14 +236,9 @@ def main() -> None:
     done = {(row["arm"], row["horizon"], row["seed"]) for row in rows}
 
     def take(cell: Cell) -> None:
-        if cell.arm == LEAST_SQUARES:
-            row = {
-                **vars(cell),
-                "best_epoch": 0,
-                "validation_mse": float("nan"),
-                "seconds": 0.0,
-                **least_squares(data, cell.horizon),
-            }
+        if cell.arm in LEAST_SQUARES:
+            found = least_squares(data, cell.horizon, bias=LEAST_SQUARES[cell.arm])
+            row = {**vars(cell), "best_epoch": 0, "seconds": 0.0, **found}
         else:
             row = run(cell, data, out)
         rows.append(row)
@@ -236,7 +251,7 @@ def main() -> None:
         for horizon in options.horizons
         for seed in options.seeds
         for arm in options.arms
-        if arm != LEAST_SQUARES or seed == options.seeds[0]
+        if arm not in LEAST_SQUARES or seed == options.seeds[0]
     ]
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(take, [cell for cell in wanted if tuple(vars(cell).values()) not in done]))

@@ -12,8 +12,11 @@ again every 5 epochs: as it is (`transformer`); with the attention as it was dra
 (`sigma`); with SAM, rho = 0.7 (`sam`); and one linear map (`linear`). At the looks, on the same 64 train windows:
 `entropy` of the attention of the channels (log 7 = 1.946 is attention to all alike, 0 to one alone), `identity`, the
 mean weight of a channel to itself (1/7 is uniform, 1 the identity), and `sharpness`, the largest eigenvalue of the
-Hessian of the loss (the largest Ritz value of 16 products), with its residual. `gap` is the test loss less the train
-loss of the same weights.
+Hessian of the loss (the largest Ritz value of 16 products), with its residual. `test_entropy` and `test_identity` are
+those of all test windows. `gap` is the test loss less the train loss of the same weights.
+
+Of attention as it was drawn the best linear map behind it is known, too: `optimum` are the train and test loss of the
+least-squares fit to what the block makes of the windows.
 
 Writes toy.jsonl, a line a run with all its looks; runs that are there do not run again. Prints a table.
 """
@@ -46,15 +49,17 @@ from pretrain.models.named import WEIGHT
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.step import Action, StepReport, Verdict
+from pretrain.tasks.forecasting.ends import HorizonHead
 
 CHANNELS, LOOKBACK, HORIZON = 7, 512, 96
 TRAIN, TEST, LOOKED_AT, BATCH = 10_000, 2_000, 64, 32
 SEARCH = Search(count=1, vectors=17, tolerance=0.0, products=16)
 PEAK, FLOOR, CYCLE = 1e-3, 1e-6, 5
-LOOKS = (1, 2, 5, 10, 20)
+LOOKS = (1, 2, 5, 10, 20, 40, 60, 80, 100)
 ARMS: Mapping[str, tuple[dict[str, Any], float]] = {
     "transformer": ({}, 0.0),
     "random": ({"frozen_attention": True}, 0.0),
+    "random, glorot": ({"frozen_attention": True, "init": "glorot"}, 0.0),
     "sigma": ({"reparametrization": "sigma"}, 0.0),
     "sam": ({}, 0.7),
     "linear": ({"kind": "linear"}, 0.0),
@@ -178,8 +183,25 @@ class Toy:
         found = {"train": train, "test": test, "gap": test - train}
         if self.config.model.kind == "samformer":
             found |= attention(self._engine.module, self._engine, self.problem.batch(slice(0, LOOKED_AT)))
+            of_test = attention(self._engine.module, self._engine, self.problem.batch(slice(TRAIN, None)))
+            found |= {f"test_{name}": value for name, value in of_test.items()}
         eigenvalue = self._sharpness()
         return {**found, "sharpness": eigenvalue.value, "residual": eigenvalue.residual}
+
+    def optimum(self) -> dict[str, float]:
+        """It returns the losses of the linear map that fits best what reaches the head now, in closed form."""
+        seen: list[Tensor] = []
+        (head,) = [part for part in self._engine.module.modules() if isinstance(part, HorizonHead)]
+        handle = head.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].reshape(-1, LOOKBACK))
+        )
+        mean_loss(self._engine, self.problem.batches(0, TRAIN + TEST))
+        handle.remove()
+        inputs = torch.cat(seen).double().split((TRAIN * CHANNELS, TEST * CHANNELS))
+        outputs = self.problem.y_NDH.reshape(-1, HORIZON).double().split((TRAIN * CHANNELS, TEST * CHANNELS))
+        weights_LH = torch.linalg.solve(inputs[0].T @ inputs[0], inputs[0].T @ outputs[0])
+        losses = [(x @ weights_LH - y).square().mean().item() for x, y in zip(inputs, outputs, strict=True)]
+        return dict(zip(("train", "test"), losses, strict=True))
 
     def _train(self) -> list[SeriesBatch]:
         return self.problem.batches(0, TEST)
@@ -228,13 +250,14 @@ def train(arm: str, seed: int, epochs: int, mesh: ParallelMesh) -> dict[str, Any
     toy = Toy(arm, seed, mesh)
     generator = torch.Generator().manual_seed(seed)
     looks = [{"epoch": 0, **toy.look()}]
+    optimum = toy.optimum() if ARMS[arm][0].get("frozen_attention") else None
     for number in range(epochs):
         loss = toy.epoch(number, generator)
         if number + 1 in LOOKS or number + 1 == epochs:
             looks.append({"epoch": number + 1, "epoch_loss": loss, **toy.look()})
     least_squares = toy.problem.least_squares()
     return {
-        "arm": arm, "seed": seed, "epochs": epochs, "least_squares": least_squares,
+        "arm": arm, "seed": seed, "epochs": epochs, "least_squares": least_squares, "optimum": optimum,
         "cpu_seconds": time.process_time() - started, "looks": looks,
     }  # fmt: skip
 

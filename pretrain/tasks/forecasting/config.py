@@ -34,6 +34,14 @@ class ForecasterConfig(TaskConfig):
         return {**super().shape(data), **sizes}
 
 
+class HeadedConfig(ForecasterConfig):
+    """It has what models have in common that end with a linear map of their own over time."""
+
+    head_init: Literal["glorot", "zero"] = "glorot"
+    """First weights of the head: by Glorot's rule, as in the released code of SAMformer, or zero. What was drawn stays
+    in directions that train windows hardly vary in; zero forecasts better at long horizons (docs/results)."""
+
+
 class ChannelBlocksConfig(TransformerConfig):
     """It is what the blocks of SAMformer are made from: tokens are channels, and their width is the lookback.
 
@@ -49,7 +57,7 @@ class ChannelBlocksConfig(TransformerConfig):
         return self.size_of_heads
 
 
-class SamformerConfig(ForecasterConfig):
+class SamformerConfig(HeadedConfig):
     """SAMformer (Ilbert et al. 2024, arXiv 2402.10198): attention of channels to each other, and one linear map."""
 
     kind: Literal["samformer"] = "samformer"
@@ -114,7 +122,7 @@ class SamformerConfig(ForecasterConfig):
             yield Problem("model.frozen_attention", rule, 'for example reparametrization = "none"', "true")
 
 
-class TemporalConfig(ForecasterConfig, TransformerConfig):
+class TemporalConfig(HeadedConfig, TransformerConfig):
     """A Transformer whose tokens are times, each with all channels, to compare SAMformer with: embedding, positions,
     blocks; then back to the channels, and the same linear map over time as SAMformer's."""
 
@@ -136,7 +144,7 @@ class TemporalConfig(ForecasterConfig, TransformerConfig):
         yield from block_problems(self, parallel)
 
 
-class MixerConfig(ForecasterConfig):
+class MixerConfig(HeadedConfig):
     """TSMixer (Chen et al. 2023, arXiv 2303.06053): a block mixes times with one matrix, then channels with two.
 
     Norms are over times and channels of each window. The released code has batch norms: with those the loss of a window

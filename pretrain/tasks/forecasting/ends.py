@@ -10,6 +10,8 @@ it is made of the norm's gain and bias as well.
 # Layers of a flow take and return a tuple, where those that they are made of take and return one tensor:
 # mypy: disable-error-code="override"
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -71,11 +73,19 @@ class HorizonHead(nn.Module):
     """
 
     def __init__(
-        self, materials: Materials, channels: int, lookback: int, horizon: int, hidden: int | None = None
+        self,
+        materials: Materials,
+        channels: int,
+        lookback: int,
+        horizon: int,
+        init: Literal["glorot", "zero"] = "glorot",
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.channels = glorot_linear(materials, "head.channels", channels, hidden) if hidden else None
         self.output = glorot_linear(materials, "head.output", horizon, lookback)
+        if init == "zero":
+            nn.init.zeros_(self.output.weight)
 
     def forward(self, flow: Activation) -> Tensor:
         x, others = opened(flow)
@@ -108,7 +118,9 @@ def instance_norm_layers(data: SeriesConfig, instance_norm: bool) -> list[LayerS
     return [LayerSpec(InstanceNorm, {"channels": data.channels})] if instance_norm else []
 
 
-def head_layer(data: SeriesConfig, materials: Materials, hidden: int | None = None) -> LayerSpec:
+def head_layer(
+    data: SeriesConfig, materials: Materials, init: Literal["glorot", "zero"], hidden: int | None = None
+) -> LayerSpec:
     """It returns the layer that forecasts come out of."""
     sizes = {"channels": data.channels, "lookback": data.lookback, "horizon": data.horizon, "hidden": hidden}
-    return LayerSpec(HorizonHead, {"materials": materials, **sizes})
+    return LayerSpec(HorizonHead, {"materials": materials, "init": init, **sizes})

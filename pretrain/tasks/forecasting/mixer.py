@@ -98,5 +98,5 @@ def mixer_layers(model: MixerConfig, data: SeriesConfig, materials: Materials) -
             LayerSpec(MixerBlock, {**blocks, "index": index})
             for index in range(1 if model.share_layers else model.num_layers)
         ),
-        head_layer(data, materials),
+        head_layer(data, materials, model.head_init),
     ]

@@ -82,5 +82,5 @@ def samformer_layers(model: SamformerConfig, data: SeriesConfig, materials: Mate
         *instance_norm_layers(data, model.instance_norm),
         *(LayerSpec(ChannelBlock, {**block, "index": index}) for index in range(model.num_layers)),
         LayerSpec(StreamNorm, {"context": context}),
-        head_layer(data, materials),
+        head_layer(data, materials, model.head_init),
     ]

@@ -68,5 +68,5 @@ def temporal_layers(model: TemporalConfig, data: SeriesConfig, materials: Materi
         LayerSpec(StreamPositions, {**shared, "sequence_length": data.lookback, "factor": 1.0}),
         *(LayerSpec(TimeBlock, {**shared, "index": index}) for index in range(model.num_layers)),
         LayerSpec(StreamNorm, shared),
-        head_layer(data, materials, hidden=model.hidden_size),
+        head_layer(data, materials, model.head_init, hidden=model.hidden_size),
     ]

@@ -15,12 +15,15 @@ from support.training import Layout, companions_of, make_engine, make_mesh, proc
 from torch import Tensor
 
 from data_pipeline.series.scaler import SCALER, parse_scaler
+from parallel.mesh import ParallelMesh
 from parallel.pipeline import SequentialLayers
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import model_parts
 from pretrain.engine.parts import ModelParts
+from pretrain.inference.model import build_layers
 from pretrain.plan.plan import plan
 from pretrain.runtime.kernels import detect_kernels
+from pretrain.tasks.forecasting.ends import HorizonHead
 from pretrain.tasks.forecasting.forecaster import SeriesForecaster
 from pretrain.tasks.forecasting.objective import MeanError
 
@@ -214,6 +217,22 @@ def moved(frozen: bool) -> dict[str, float]:
     for step in (1, 2, 3):
         engine.step(forecasting_batches(config, mesh, step), proceed, step=step, learning_rate=1e-2)
     return {n: (p - before[n]).abs().max().item() for n, p in engine.module.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["samformer", "temporal", "tsmixer"])
+def test_a_head_may_begin_at_zero(kind: str, alone: ParallelMesh) -> None:
+    """Forecasts are then the mean of the window, and its weights have a gradient all the same."""
+    config = forecasting_config(Layout(), {"kind": kind, "head_init": "zero"})
+    layers = build_layers(config.model, config.data, alone, seed=1)
+    (batch,) = forecasting_batches(config, alone, 1)
+    forecasts_BDH = layers(*batch.inputs)
+    means_BD1 = batch.x_BDL.mean(-1, keepdim=True)
+    torch.testing.assert_close(forecasts_BDH, means_BD1.expand_as(forecasts_BDH))
+    forecasts_BDH.square().mean().backward()
+    head = layers.layers[-1]
+    assert isinstance(head, HorizonHead)
+    assert head.output.weight.grad is not None
+    assert head.output.weight.grad.abs().max() > 0
 
 
 def test_frozen_attention_keeps_its_weights_and_the_head_learns() -> None:
