@@ -1,7 +1,7 @@
 """A schedule runs micro-batches on a DeepSpeed engine, with and without pipeline: for training and for evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -14,10 +14,8 @@ from torch import Tensor
 from parallel.mesh import ParallelMesh
 from pretrain.backend.joint_backward import backward_at_once
 from pretrain.backend.quiet import quiet
+from pretrain.backend.transfer import DeviceCopies, MicroBatch
 from pretrain.tasks.task import Objective
-
-MicroBatch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-"""Inputs of the first layer, labels of the objective."""
 
 Consult = Callable[[Tensor], None]
 """It is told the mean loss of the micro-batches; ranks that have no loss tell it 0."""
@@ -41,13 +39,13 @@ class InOrder(Schedule):
     def __init__(self, engine: DeepSpeedEngine, objective: Objective, device: torch.device) -> None:
         self._engine = engine
         self._objective = objective
-        self._device = device
+        self._copies = DeviceCopies(device)
 
     def train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
         self._engine.train()
         losses: list[Tensor] = []
-        for position, batch in enumerate(batches):
-            loss = self._forward(batch)
+        for position, batch in enumerate(self._copies(batches)):
+            loss = self._forward(*batch)
             self._engine.backward(loss)
             losses.append(loss.detach())
             if position == len(batches) - 1:
@@ -57,10 +55,9 @@ class InOrder(Schedule):
     def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
         self._engine.eval()
         with torch.no_grad():
-            return torch.stack([self._forward(batch) for batch in batches]).mean()
+            return torch.stack([self._forward(*batch) for batch in self._copies(batches)]).mean()
 
-    def _forward(self, batch: MicroBatch) -> Tensor:
-        inputs, labels = (tuple(x.to(self._device, non_blocking=True) for x in part) for part in batch)
+    def _forward(self, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
         return self._objective(self._engine(*inputs), labels)
 
 
@@ -70,11 +67,12 @@ class Pipelined(Schedule):
     DeepSpeed calls the objective itself, as the `loss_fn` of the module.
     """
 
-    def __init__(self, engine: PipelineEngine, *, last_stage: bool) -> None:
+    def __init__(self, engine: PipelineEngine, device: torch.device, *, last_stage: bool) -> None:
         self._engine = engine
         # For what is received first and second, and so on, DeepSpeed keeps one buffer each (0.19.8): an activation and
         # a gradient would share it, also where one has integers and the other has not.
         engine._allocate_or_extend_buffers = partial(_allocate, engine)
+        self._copies = DeviceCopies(device)
         self._last_stage = last_stage
         self._shapes: set[tuple[torch.Size, ...]] = set()
 
@@ -95,14 +93,14 @@ class Pipelined(Schedule):
             schedule.OptimizerStep: judged_update,
         }
         with quiet():
-            self._engine.train_batch(_as_pairs(batches))
+            self._engine.train_batch(_as_pairs(self._copies(batches)))
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
         self._engine.eval()
         self._expect(batches)
         with torch.no_grad():
             losses = self._engine.eval_batch(
-                _as_pairs(batches),
+                _as_pairs(self._copies(batches)),
                 reduce_output=None,
                 bcast_loss=False,
                 num_micro_batches=len(batches),
@@ -123,7 +121,7 @@ class Pipelined(Schedule):
 def make_schedule(engine: DeepSpeedEngine, objective: Objective, mesh: ParallelMesh) -> Schedule:
     """It returns the schedule that fits an engine; under pipeline parallelism its module has the objective already."""
     if isinstance(engine, PipelineEngine):
-        return Pipelined(engine, last_stage=mesh.pipeline.last)
+        return Pipelined(engine, mesh.device, last_stage=mesh.pipeline.last)
     return InOrder(engine, objective, mesh.device)
 
 
@@ -132,6 +130,6 @@ def _allocate(engine: PipelineEngine, index: int, shape: list[int], dtype: torch
     return engine._allocate_buffer(shape, dtype=dtype, num_buffers=1)[0]
 
 
-def _as_pairs(batches: Sequence[MicroBatch]) -> Iterator[Any]:
+def _as_pairs(batches: Iterable[MicroBatch]) -> Iterator[Any]:
     """It yields micro-batches as PipelineEngine takes them: a single input is a tensor, not a tuple."""
-    return iter([(inputs if len(inputs) > 1 else inputs[0], labels) for inputs, labels in batches])
+    return ((inputs if len(inputs) > 1 else inputs[0], labels) for inputs, labels in batches)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from data_pipeline.batches import Batch
 from parallel.eigenvalues import Eigenvalue, Search, largest_eigenvalues, norm
 from parallel.mesh import ParallelMesh
-from pretrain.backend.schedule import Consult, MicroBatch
+from pretrain.backend.schedule import Consult
+from pretrain.backend.transfer import MicroBatch
 from pretrain.backend.update_gate import UpdateGate
 from pretrain.engine.displacement import Displacement, Slope
 from pretrain.engine.reparametrization import Reparametrization

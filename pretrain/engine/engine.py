@@ -16,8 +16,9 @@ from parallel.mesh import ParallelMesh
 from pretrain.backend.live_state import Tree, uncounted
 from pretrain.backend.matrices import local_matrices
 from pretrain.backend.pieces import NamedModel, StateSource
-from pretrain.backend.schedule import Consult, MicroBatch, make_schedule
+from pretrain.backend.schedule import Consult, make_schedule
 from pretrain.backend.setup import build_module, initialize, local_layers
+from pretrain.backend.transfer import MicroBatch
 from pretrain.backend.update_gate import LocalWeight, make_gate
 from pretrain.config.run import RunConfig
 from pretrain.engine.curvature import Curvature
