@@ -17,6 +17,7 @@ from parallel import megatron
 from parallel.initialization import Normal, fill_columns, fill_rows
 from parallel.mesh import Axis
 from parallel.spectral import SpectralConfig, SpectralNorms
+from parallel.sums import sum_of_ranks, summed_gradient
 
 
 def megatron_config() -> megatron.ModelParallelConfig:
@@ -76,6 +77,8 @@ def recorded(x: Tensor) -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup | None = None) -> Tensor:
     """It returns X W^T + b, with biases added by the kernel of the product on GPUs. Over a group, whose ranks have the
     same X and rows of their own, the gradient of X is summed."""
+    if torch.compiler.is_compiling():
+        return F.linear(x if group is None else summed_gradient(x, group), weight, bias)
     divided = hasattr(weight, "ds_id")  # by which DeepSpeed marks the weights that ZeRO-3 divides
     if group is None and not divided and not recorded(x):
         return F.linear(x, weight, bias)
@@ -169,9 +172,9 @@ class RowParallelLinear(megatron.RowParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """It maps (..., I / tensor size) -> (..., O)."""
-        if self.tp_group.size() == 1 and not recorded(x):
+        compiling = torch.compiler.is_compiling()
+        if self.tp_group.size() == 1 and (compiling or not recorded(x)):
             return product(x, self.weight_in_use(), self.bias)
-        y = megatron.reduce_from_tensor_model_parallel_region(
-            product(x, self.weight_in_use(), None), group=self.tp_group
-        )
+        sum_up = sum_of_ranks if compiling else megatron.reduce_from_tensor_model_parallel_region
+        y = sum_up(product(x, self.weight_in_use(), None), group=self.tp_group)
         return y if self.bias is None else y + self.bias

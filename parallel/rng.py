@@ -7,6 +7,7 @@ checkpointing draws it again, and a resumed run needs nothing but the step to dr
 B  samples, S  tokens, D  hidden size
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,53 @@ class MaskSeed:
         """It returns the seed for a tensor that is cut over the tensor axis: each rank drops its own entries."""
         return derive_seed(self.seed, site, self.tensor_rank)
 
+    def dropout(self, x: Tensor, probability: float, site: str) -> Tensor:
+        """It applies dropout to a tensor that every tensor rank holds whole."""
+        return dropout(x, probability, self.replicated(site))
+
+    def as_input(self) -> "SeedInput":
+        """It returns the same for a compiled graph."""
+        return SeedInput(torch.tensor(self.seed))
+
+
+@dataclass(frozen=True)
+class SeedInput:
+    """A compiled graph gets the seed of a layer's pass as a tensor: numbers would be part of the graph, and others call
+    for another graph."""
+
+    seed: Tensor
+    """int64, on the CPU whatever the device: nothing waits for it."""
+
+    def dropout(self, x: Tensor, probability: float, site: str) -> Tensor:
+        """It does what `MaskSeed` does, to the bit."""
+        keep = keep_mask(x.shape, x.dtype, x.device, probability, self.seed, site)
+        return x * keep / (1 - probability)
+
+
+@torch.library.custom_op("surefoot::keep_mask", mutates_args=())
+def keep_mask(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    probability: float,
+    seed: Tensor,
+    site: str,
+) -> Tensor:
+    """It draws the mask of `dropout` as one operator, which no compiler looks into: seeds follow from text."""
+    return draw_mask(shape, dtype, device, probability, derive_seed(seed.item(), site))
+
+
+@keep_mask.register_fake
+def _(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    probability: float,
+    seed: Tensor,
+    site: str,
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
 
 class RandomStreams:
     """It hands every layer a fresh `MaskSeed` for each micro-batch of a step."""
@@ -61,9 +109,16 @@ class RandomStreams:
 
 def dropout(x: Tensor, probability: float, seed: int) -> Tensor:
     """It applies inverted dropout with a mask from `seed` alone."""
-    generator = torch.Generator(device=x.device).manual_seed(seed)
-    keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
+    keep = draw_mask(x.shape, x.dtype, x.device, probability, seed)
     return x * keep / (1 - probability)  # a Python number: 1/0.9 in bf16 would be 0.16 % off
+
+
+def draw_mask(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, probability: float, seed: int
+) -> Tensor:
+    """It returns 1 for entries that dropout keeps and 0 for others, however the tensor lies that it is for."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return torch.empty(shape, dtype=dtype, device=device).bernoulli_(1 - probability, generator=generator)
 
 
 def seed_attention(seed: int, device: torch.device) -> None:

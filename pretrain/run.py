@@ -131,7 +131,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
     kernels = detect_kernels()
     companions = agreed(mesh, lambda: {CONFIG: dump_config(config).encode(), **stream.companions})
-    engine = assemble_engine(config, layout, mesh, kernels, companions)
+    engine = assemble_engine(config, layout, mesh, kernels, companions, notes.append)
     notes += [*start_lines(config, layout, mesh, kernels), *layout.warnings]
     if validation is None:
         notes.append(

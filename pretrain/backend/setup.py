@@ -12,6 +12,7 @@ from deepspeed.pipe import LayerSpec as DeepSpeedLayerSpec
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -19,6 +20,7 @@ from parallel.mesh import ParallelMesh
 from parallel.pipeline import Activation, LayerSpec, SequentialLayers
 from pretrain.backend.quiet import quiet, silence_known_warnings
 from pretrain.backend.whole_update import update_at_once
+from pretrain.models.blocks import ResidualBlock
 from pretrain.tasks.task import Objective
 
 _OF_EVALUATION = (
@@ -189,6 +191,10 @@ def _initialize(
 ) -> DeepSpeedEngine:
     # deepspeed.utils.groups keeps the mpu in a global: without one, an engine would inherit its predecessor's.
     mpu = None if isinstance(module, PipelineModule) else MeshAsMpu(mesh)
+    for part in module.modules():
+        if isinstance(part, ResidualBlock) and part.compiler:
+            # ZeRO-3 gathers the weights of what is compiled as one; its hooks inside would be in the way.
+            set_z3_leaf_module(part, True)
     with quiet():
         engine, *_ = deepspeed.initialize(
             model=module,

@@ -91,7 +91,8 @@ class EvaluationConfig(Section):
 
 
 class ProbesConfig(Section):
-    """What is measured of the model while it trains; nothing here changes the training by a bit."""
+    """What is measured of the model while it trains; nothing here changes the training by a bit (but with
+    `model.compile`: a micro-batch whose attention entropy is looked at runs uncompiled, and rounds otherwise)."""
 
     every_steps: int = Field(default=10, gt=0)
     """Steps between looks of all probes but `tev`, which looks at every step."""

@@ -7,6 +7,7 @@ H  query heads (local), G  key and value heads (local), K  head size
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,30 @@ from torch.nn import functional as F
 
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.low_rank import Factors, LowRankLinear
-from parallel.rng import MaskSeed, seed_attention
+from parallel.rng import MaskSeed, SeedInput, seed_attention
 from pretrain.models.cache import KeyValueCache
 from pretrain.models.config import TransformerConfig
 from pretrain.models.context import LayerContext
+
+RotaryTable = tuple[Tensor, Tensor]
+"""Cosine and sine of the angles of positions; see `rotary_table`."""
+
+
+class BlockPass(NamedTuple):
+    """A block is given this on its way over a micro-batch, beside the tensors that flow."""
+
+    draw: MaskSeed | SeedInput | None = None
+    """It seeds dropout; none leaves it out."""
+    rotary: RotaryTable | None = None
+    """What queries and keys of self-attention are rotated by, if they are."""
+
+    def dropout(self, x: Tensor, probability: float, site: str) -> Tensor:
+        """It applies dropout to a tensor that every tensor rank holds whole."""
+        return self.draw.dropout(x, probability, site) if self.draw and probability else x
+
+    def as_inputs(self) -> "BlockPass":
+        """It returns the same for a compiled graph."""
+        return BlockPass(self.draw.as_input() if isinstance(self.draw, MaskSeed) else self.draw, self.rotary)
 
 
 def projected_rows(config: TransformerConfig) -> dict[str, int]:
@@ -193,27 +214,28 @@ class SelfAttention(nn.Module):
 
     def __init__(self, context: LayerContext, name: str, *, causal: bool = True) -> None:
         super().__init__()
-        self.config = context.config
+        config = context.config
         self.name = name
-        self.qkv = PROJECTIONS[context.config.attention.kind](context, name)
+        self.head_size = config.head_size
+        self.dropout = config.attention.dropout
+        self.rotary_base = config.rotary_base if config.positions == "rotary" else None
+        self.qkv = PROJECTIONS[config.attention.kind](context, name)
         self.core = AttentionCore(causal=causal)
         self.output = output_projection(context, name)
 
-    def forward(self, x_BSD: Tensor, draw: MaskSeed | None, real_BS: Tensor | None = None) -> Tensor:
-        """It maps (B, S, D) -> (B, S, D); `draw` seeds the dropout, none leaves it out.
+    def forward(self, x_BSD: Tensor, given: BlockPass, real_BS: Tensor | None = None) -> Tensor:
+        """It maps (B, S, D) -> (B, S, D).
 
         `real_BS` tells, as booleans, which tokens are not padding; none: all.
         """
-        q_BHSK, k_BGSK, v_BGSK = self.project(x_BSD)
-        probability = self.config.attention.dropout if draw else 0.0
-        if draw and probability:
-            seed_attention(draw.sharded("attention"), x_BSD.device)
+        q_BHSK, k_BGSK, v_BGSK = self.project(x_BSD, given.rotary)
+        probability = seeded_dropout(self.dropout, given, "attention", x_BSD.device)
         y_BHSK = self.core(q_BHSK, k_BGSK, v_BGSK, probability, real_BS, real_BS)
         return self.output(y_BHSK.transpose(1, 2).flatten(2))
 
     def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
         """It maps (B, T, D) -> (B, T, D) for the T tokens that follow those of the cache, and adds theirs to it."""
-        q_BHTK, k_BGTK, v_BGTK = self.project(x_BTD, cache.length)
+        q_BHTK, k_BGTK, v_BGTK = self.project(x_BTD, self.rotary(x_BTD, cache.length))
         y_BHTK = self.core(q_BHTK, *cache.extended(self.name, k_BGTK, v_BGTK), 0.0)
         return self.output(y_BHTK.transpose(1, 2).flatten(2))
 
@@ -221,20 +243,29 @@ class SelfAttention(nn.Module):
         """It returns the linear layer that queries come out of, and how many of its local rows make them."""
         return self.qkv.first()
 
-    def project(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """It returns queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, with their positions,
-        of which `start` is the first."""
-        size, length = self.config.head_size, x_BSD.shape[1]
-        q, k, v = (split_heads(part, size) for part in self.qkv(x_BSD))
-        if self.config.positions == "rotary":
-            table = rotary_rows(start, length, size, self.config.rotary_base, x_BSD.device)
-            q, k = rotate(q, *table), rotate(k, *table)
-        return q, k, v
+    def rotary(self, x_BSD: Tensor, start: int = 0) -> RotaryTable | None:
+        """It returns what rotates queries and keys of tokens whose positions begin with `start`; none: nothing does."""
+        if self.rotary_base is None:
+            return None
+        return rotary_rows(start, x_BSD.shape[1], self.head_size, self.rotary_base, x_BSD.device)
+
+    def project(self, x_BSD: Tensor, table: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """It returns queries (B, H, S, K), keys and values (B, G, S, K) as attention sees them, rotated by `table`."""
+        q, k, v = (split_heads(part, self.head_size) for part in self.qkv(x_BSD))
+        return (rotate(q, *table), rotate(k, *table), v) if table else (q, k, v)
 
 
-def rotary_rows(
-    start: int, length: int, head_size: int, base: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def seeded_dropout(probability: float, given: BlockPass, site: str, device: torch.device) -> float:
+    """It returns the probability with which attention weights are dropped in this pass, and seeds the generator that
+    they are drawn from. A compiled graph has no such generator."""
+    if not (given.draw and probability):
+        return 0.0
+    assert isinstance(given.draw, MaskSeed), "attention.dropout in a compiled block"
+    seed_attention(given.draw.sharded(site), device)
+    return probability
+
+
+def rotary_rows(start: int, length: int, head_size: int, base: float, device: torch.device) -> RotaryTable:
     """It returns the rows of `rotary_table` for positions `start` and on; behind the first ones they are cut out of a
     table that serves further calls."""
     if not start:
@@ -245,7 +276,7 @@ def rotary_rows(
 
 
 @lru_cache(maxsize=8)
-def rotary_table(length: int, head_size: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_table(length: int, head_size: int, base: float, device: torch.device) -> RotaryTable:
     """It returns cosine and sine (S, K/2), fp32, of the angles position / base^(2i/K).
 
     See Su et al. 2021, arXiv 2104.09864.

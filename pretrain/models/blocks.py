@@ -6,6 +6,8 @@ F  feed-forward size on this tensor rank; everything else is complete on every r
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property, partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
-from parallel.rng import MaskSeed, dropout
-from pretrain.models.attention import SelfAttention
+from pretrain.models.attention import BlockPass, RotaryTable, SelfAttention
 from pretrain.models.cache import CachedLayer, KeyValueCache
+from pretrain.models.compiler import hooked, let_vary
 from pretrain.models.context import LayerContext
 
 
@@ -58,6 +60,9 @@ class ResidualBlock(nn.Module, ABC):
     arXiv 1706.03762); `deepnorm`: norm(alpha x + f(x)) (Wang et al. 2022, arXiv 2203.00555); `none`: x + f(x).
     """
 
+    sizes_vary: ClassVar[bool] = False
+    """Micro-batches differ in their number of samples and tokens, and what is compiled must serve all."""
+
     def __init__(self, context: LayerContext, name: str) -> None:
         """`name` sets its dropout masks and initial weights apart from those of other blocks."""
         super().__init__()
@@ -66,39 +71,54 @@ class ResidualBlock(nn.Module, ABC):
         self.dropout = context.config.dropout
         self.layer_drop = context.config.layer_drop
         self.recompute = context.config.activation_checkpointing
+        self.compiler = context.compiler
         self.norm_after = context.config.norm_placement in ("post", "deepnorm")
         self.residual_factor = context.residual_factor
 
     @abstractmethod
-    def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
-        """It returns the stream behind all branches; `draw` seeds their dropout, none leaves it out."""
+    def run(self, given: BlockPass, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
+        """It returns the stream behind all branches."""
+
+    def rotary(self, x_BSD: Tensor) -> RotaryTable | None:
+        """It returns what `run` is given to rotate queries and keys by, if it does."""
+        return None
 
     def forward(self, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
         """It maps (B, S, D) -> (B, S, D)."""
         draw = self.streams.draw(self.name) if self.training else None
+        run, given = self.run, BlockPass(draw, self.rotary(x_BSD))
+        if self.compiler and draw and torch.is_grad_enabled() and not hooked(self._parts):
+            run, given = partial(self.compiler.call, type(self).run, self), given.as_inputs()
+            if self.sizes_vary:
+                let_vary([x_BSD, *others], dimensions=2)
+                let_vary(given.rotary or (), dimensions=1)
         y_BSD: Tensor
         if self.recompute and torch.is_grad_enabled():
-            # Masks come from `draw`, which is handed over: there is no random state to keep.
-            y_BSD = checkpoint(self.run, draw, x_BSD, *others, use_reentrant=False, preserve_rng_state=False)
+            # Masks come from what is handed over: there is no random state to keep.
+            y_BSD = checkpoint(run, given, x_BSD, *others, use_reentrant=False, preserve_rng_state=False)
         else:
-            y_BSD = self.run(draw, x_BSD, *others)
+            y_BSD = run(given, x_BSD, *others)
         if draw and draw.chance("layer_drop") < self.layer_drop:
             # Chosen and not skipped: all ranks take part in its collectives, and all its weights have a gradient, 0.
             return torch.where(torch.zeros((), dtype=torch.bool, device=x_BSD.device), y_BSD, x_BSD)
         return y_BSD
+
+    @cached_property
+    def _parts(self) -> list[nn.Module]:
+        """These are all modules inside of the block."""
+        return [part for part in self.modules() if part is not self]
 
     def add(
         self,
         x_BSD: Tensor,
         norm: nn.Module,
         branch: Callable[[Tensor], Tensor],
-        draw: MaskSeed | None,
+        given: BlockPass,
         site: str,
     ) -> Tensor:
         """It returns the residual stream after a branch, whose norm comes before or after it."""
         branch_BSD = branch(x_BSD if self.norm_after else norm(x_BSD))
-        if draw and self.dropout:
-            branch_BSD = dropout(branch_BSD, self.dropout, draw.replicated(site))
+        branch_BSD = given.dropout(branch_BSD, self.dropout, site)
         y_BSD = torch.add(branch_BSD, x_BSD, alpha=self.residual_factor)
         return norm(y_BSD) if self.norm_after else y_BSD
 
@@ -116,14 +136,17 @@ class TransformerBlock(ResidualBlock, CachedLayer):
         self.feed_forward_norm = context.norm()
         self.feed_forward = FeedForward(context, f"{self.name}.feed_forward")
 
-    def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
+    def rotary(self, x_BSD: Tensor) -> RotaryTable | None:
+        return self.attention.rotary(x_BSD)
+
+    def run(self, given: BlockPass, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
         """It maps (B, S, D) -> (B, S, D); the one other tensor, (B, S), tells which tokens are not padding."""
-        return self._branches(x_BSD, lambda h_BSD: self.attention(h_BSD, draw, *others), draw)
+        return self._branches(x_BSD, lambda h_BSD: self.attention(h_BSD, given, *others), given)
 
     def decode(self, x_BTD: Tensor, cache: KeyValueCache) -> Tensor:
         """It maps (B, T, D) -> (B, T, D) for the T tokens that follow those of the cache, and adds theirs to it."""
-        return self._branches(x_BTD, lambda h_BTD: self.attention.decode(h_BTD, cache), None)
+        return self._branches(x_BTD, lambda h_BTD: self.attention.decode(h_BTD, cache), BlockPass())
 
-    def _branches(self, x_BSD: Tensor, attend: Callable[[Tensor], Tensor], draw: MaskSeed | None) -> Tensor:
-        x_BSD = self.add(x_BSD, self.attention_norm, attend, draw, "attention_residual")
-        return self.add(x_BSD, self.feed_forward_norm, self.feed_forward, draw, "feed_forward_residual")
+    def _branches(self, x_BSD: Tensor, attend: Callable[[Tensor], Tensor], given: BlockPass) -> Tensor:
+        x_BSD = self.add(x_BSD, self.attention_norm, attend, given, "attention_residual")
+        return self.add(x_BSD, self.feed_forward_norm, self.feed_forward, given, "feed_forward_residual")

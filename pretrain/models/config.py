@@ -84,6 +84,9 @@ class BlockConfig(Section):
     """Vectors of the power iteration: 1 as in the reference code; more follow sigma where singular values cross."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Compile blocks for training, with torch.compile: one graph serves all that are alike. It takes a compiler, of C++
+    on CPUs, and the first step takes longer; where it fails, blocks run as they are."""
 
     @property
     def num_key_value_heads(self) -> int:
@@ -115,6 +118,7 @@ NOT_IN_WEIGHTS = {
     "layer_drop": True,
     "cape": True,
     "activation_checkpointing": True,
+    "compile": True,
     "attention": {"dropout", "down_projection"},
 }
 """Keys of blocks that a resumed run may change, as pydantic's `exclude` takes them."""

@@ -9,9 +9,10 @@ from parallel.initialization import Normal
 from parallel.mesh import ParallelMesh
 from parallel.rng import RandomStreams
 from parallel.spectral import SpectralConfig
+from pretrain.models.compiler import Compiler
 from pretrain.models.config import TransformerConfig
 from pretrain.models.depth import Depth, single_stack
-from pretrain.runtime.kernels import Kernels
+from pretrain.runtime.kernels import UNFUSED, Kernels
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Materials:
     streams: RandomStreams
     kernels: Kernels
     seed: int
+    compiler: Compiler | None = None
+    """It compiles blocks that are trained; none: they run as they are."""
 
     def normal(self, name: str, std: float) -> Normal:
         """It returns initial weights N(0, std^2) of the matrix called `name`."""
@@ -51,6 +54,11 @@ class LayerContext:
     def streams(self) -> RandomStreams:
         """Dropout masks come from these streams."""
         return self.materials.streams
+
+    @property
+    def compiler(self) -> Compiler | None:
+        """It compiles the blocks; none: they run as they are."""
+        return self.materials.compiler
 
     @property
     def residual_factor(self) -> float:
@@ -101,7 +109,10 @@ class LayerContext:
         config = self.config
         if config.norm_placement == "none":
             return nn.Identity()
-        norm_class = self.materials.kernels.norm(config.normalization, bias=config.bias)
+        kernels = (
+            UNFUSED if self.compiler else self.materials.kernels
+        )  # a graph fuses norms with what is around them
+        norm_class = kernels.norm(config.normalization, bias=config.bias)
         return make_norm(norm_class, config.hidden_size, config.normalization_epsilon, bias=config.bias)
 
 

@@ -14,6 +14,7 @@ def block_problems(model: TransformerConfig, parallel: ParallelConfig) -> Iterat
     yield from tensor_divides(model, parallel.tensor)
     yield from rank_divides(model, parallel.tensor)
     yield from zero_fits_reparametrization(model, parallel.zero_stage)
+    yield from dropout_is_compiled(model)
 
 
 def heads_divide(model: TransformerConfig) -> Iterator[Problem]:
@@ -83,6 +84,17 @@ def rank_divides(model: TransformerConfig, tensor: int) -> Iterator[Problem]:
             "which cuts each down-projection by its rows",
             f'for example {-(-model.attention_rank // tensor) * tensor}, or down_projection = "replicated"',
             str(model.attention_rank),
+        )
+
+
+def dropout_is_compiled(model: TransformerConfig) -> Iterator[Problem]:
+    """What torch draws within its attention follows from the state of a generator, of which a graph has its own."""
+    if model.compile and model.attention.dropout:
+        yield Problem(
+            "model.attention.dropout",
+            "must be 0 with model.compile = true: a graph would draw masks that do not follow from the step",
+            "for example 0 and model.dropout in its place, or compile = false",
+            f"{model.attention.dropout:g}",
         )
 
 

@@ -29,6 +29,10 @@ class Kernels:
         return FusedRMSNorm if self.fused_norms else nn.RMSNorm
 
 
+UNFUSED = Kernels(fused_norms=False, description="torch norms")
+"""Norms are torch's, which a compiler can look into."""
+
+
 def detect_kernels() -> Kernels:
     """Choose among what is installed."""
     reason = why_not_apex(APEX, torch.cuda.is_available())

@@ -20,10 +20,10 @@ from data_pipeline.text.config import TextConfig
 from parallel.config import ParallelConfig
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import LayerSpec
-from parallel.rng import MaskSeed
 from pretrain.config.run import ProbesConfig, RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
+from pretrain.models.attention import BlockPass
 from pretrain.models.blocks import ResidualBlock, TransformerBlock
 from pretrain.models.config import TransformerConfig, VocabularyConfig
 from pretrain.models.context import LayerContext, Materials
@@ -160,15 +160,15 @@ class DecoderBlock(TransformerBlock):
         y_BTD = ResidualBlock.forward(self, y_BTD, states_BSD, source_BS != 0, target_BT != 0)
         return y_BTD, states_BSD, source_BS, target_BT
 
-    def run(self, draw: MaskSeed | None, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
+    def run(self, given: BlockPass, x_BSD: Tensor, *others: Tensor | None) -> Tensor:
         states_BSD, real_states_BS, real_BT = others
 
         def ask(h_BTD: Tensor) -> Tensor:
             assert states_BSD is not None
-            return self.cross_attention(h_BTD, states_BSD, draw, real_states_BS, real_BT)
+            return self.cross_attention(h_BTD, states_BSD, given, real_states_BS, real_BT)
 
-        x_BSD = self.add(x_BSD, self.cross_norm, ask, draw, "cross_residual")
-        return super().run(draw, x_BSD, real_BT)
+        x_BSD = self.add(x_BSD, self.cross_norm, ask, given, "cross_residual")
+        return super().run(given, x_BSD, real_BT)
 
 
 class StreamNorm(FinalNorm):

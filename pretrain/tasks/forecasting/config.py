@@ -91,10 +91,13 @@ class SamformerConfig(HeadedConfig):
     """Vectors of the power iteration."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Compile blocks for training, as of other models (`kind = "gpt"`)."""
 
     changeable: ClassVar[dict[str, bool]] = {
         "dropout": True,
         "activation_checkpointing": True,
+        "compile": True,
         "frozen_attention": True,
     }
 
@@ -166,8 +169,14 @@ class MixerConfig(HeadedConfig):
     """Reversible instance normalization, as of `samformer`."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """Compile blocks for training, as of other models (`kind = "gpt"`)."""
 
-    changeable: ClassVar[dict[str, bool]] = {"dropout": True, "activation_checkpointing": True}
+    changeable: ClassVar[dict[str, bool]] = {
+        "dropout": True,
+        "activation_checkpointing": True,
+        "compile": True,
+    }
 
     def blocks(self, data: SeriesConfig) -> TransformerConfig:
         """It returns the settings of a residual stream of channels, whose width is the lookback."""

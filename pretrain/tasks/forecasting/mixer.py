@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from data_pipeline.series.config import SeriesConfig
 from parallel.low_rank import ReplicatedLinear
 from parallel.pipeline import Activation, LayerSpec
-from parallel.rng import MaskSeed, dropout
+from pretrain.models.attention import BlockPass
 from pretrain.models.blocks import ResidualBlock
 from pretrain.models.context import LayerContext, Materials
 from pretrain.tasks.forecasting.config import MixerConfig
@@ -60,22 +60,21 @@ class MixerBlock(ResidualBlock):
         x_BDL, others = opened(flow)
         return closed(super().forward(x_BDL.to(self.mix_times.weight.dtype)), others)
 
-    def run(self, draw: MaskSeed | None, x_BDL: Tensor, *others: Tensor | None) -> Tensor:
+    def run(self, given: BlockPass, x_BDL: Tensor, *others: Tensor | None) -> Tensor:
         """It maps (B, D, L) -> (B, D, L)."""
         channel_norm = self.channel_norm or self.time_norm
         for turn in range(self.applied):
-            x_BDL = self.add(x_BDL, self.time_norm, self._mix_times, draw, f"times_{turn}")
-            mix_channels = partial(self._mix_channels, draw=draw, site=f"inner_{turn}")
-            x_BDL = self.add(x_BDL, channel_norm, mix_channels, draw, f"channels_{turn}")
+            x_BDL = self.add(x_BDL, self.time_norm, self._mix_times, given, f"times_{turn}")
+            mix_channels = partial(self._mix_channels, given=given, site=f"inner_{turn}")
+            x_BDL = self.add(x_BDL, channel_norm, mix_channels, given, f"channels_{turn}")
         return x_BDL
 
     def _mix_times(self, h_BDL: Tensor) -> Tensor:
         return F.relu(self.mix_times(h_BDL))
 
-    def _mix_channels(self, h_BDL: Tensor, draw: MaskSeed | None, site: str) -> Tensor:
+    def _mix_channels(self, h_BDL: Tensor, given: BlockPass, site: str) -> Tensor:
         inner_BLF = F.relu(self.up(h_BDL.transpose(1, 2)))
-        if draw and self.dropout:
-            inner_BLF = dropout(inner_BLF, self.dropout, draw.replicated(site))
+        inner_BLF = given.dropout(inner_BLF, self.dropout, site)
         return self.down(inner_BLF).transpose(1, 2)
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from data_pipeline.series.config import SeriesConfig
 from parallel.pipeline import Activation, LayerSpec
-from parallel.rng import MaskSeed
-from pretrain.models.attention import SelfAttention
+from pretrain.models.attention import BlockPass, SelfAttention
 from pretrain.models.blocks import ResidualBlock
 from pretrain.models.context import LayerContext, Materials
 from pretrain.tasks.forecasting.config import SamformerConfig
@@ -67,10 +66,10 @@ class ChannelBlock(ResidualBlock):
         x_BDL, others = opened(flow)
         return closed(super().forward(x_BDL.to(self.attention.output.weight.dtype)), others)
 
-    def run(self, draw: MaskSeed | None, x_BDL: Tensor, *others: Tensor | None) -> Tensor:
+    def run(self, given: BlockPass, x_BDL: Tensor, *others: Tensor | None) -> Tensor:
         """It maps (B, D, L) -> (B, D, L)."""
         return self.add(
-            x_BDL, self.attention_norm, lambda h: self.attention(h, draw), draw, "attention_residual"
+            x_BDL, self.attention_norm, lambda h: self.attention(h, given), given, "attention_residual"
         )
 
 

@@ -63,6 +63,8 @@ class StreamPositions(EmbeddingPositions):
 class EncoderBlock(TransformerBlock):
     """Every output sees all others that are not padding."""
 
+    sizes_vary = True
+
     def __init__(self, context: LayerContext, index: int) -> None:
         super().__init__(context, index, causal=False)
 

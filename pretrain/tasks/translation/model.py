@@ -43,6 +43,8 @@ class StreamPositions(EmbeddingPositions):
 class EncoderBlock(TransformerBlock):
     """Every token of the source sees all others that are not padding."""
 
+    sizes_vary = True
+
     def __init__(self, context: LayerContext, index: int) -> None:
         super().__init__(context, index, stack="encoder", causal=False)
 
@@ -73,6 +75,8 @@ class TargetEmbedding(TokenEmbedding, CachedLayer):
 
 class TargetBlock(DecoderBlock):
     """A token of the target sees those before it, and the whole source."""
+
+    sizes_vary = True
 
     def forward(self, flow: Flow) -> Flow:
         y_BTD, states_BSD, source_BS, inputs_BT = flow

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parallel.low_rank import ReplicatedLinear
 from parallel.rng import RandomStreams
+from pretrain.models.attention import BlockPass
 from pretrain.models.context import LayerContext, Materials
 from pretrain.models.cross_attention import CrossAttention
 from pretrain.runtime.kernels import detect_kernels
@@ -49,7 +50,7 @@ def answer(name: str, tensor: int) -> Answer:
     """Output, gradients of both inputs, and those of weights, of sharded ones this rank's part."""
     module, _ = make(name, tensor)
     x, states = draw(B, T, D, seed=1).requires_grad_(), draw(B, S, D, seed=2).requires_grad_()
-    y = module(x, states, None, real(), None)
+    y = module(x, states, BlockPass(), real(), None)
     y.backward(draw(B, T, D, seed=3))
     assert x.grad is not None
     assert states.grad is not None
@@ -82,8 +83,9 @@ def matrices(module: CrossAttention) -> tuple[list[Tensor], list[Tensor | None]]
 def plain(name: str) -> Answer:
     """The formulas, in one process: softmax over the real states, head by head."""
     module, _ = make(name, 1)
-    size, heads = module.config.head_size, module.config.attention.num_heads
-    shared = heads // module.config.num_key_value_heads
+    config = make_config(Layout(), **MODELS[name]).model
+    size, heads = config.head_size, config.attention.num_heads
+    shared = heads // config.num_key_value_heads
     x, states = draw(B, T, D, seed=1).double(), draw(B, S, D, seed=2).double()
     x, states = x.requires_grad_(), states.requires_grad_()
     weights, biases = matrices(module)
@@ -150,7 +152,7 @@ def dropped(tensor: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     streams.begin_step(1)
     first, second = streams.draw("cross"), streams.draw("cross")
     with torch.no_grad():
-        return [tuple(module(x, states, mask) for mask in (first, first, second))]  # type: ignore[list-item]
+        return [tuple(module(x, states, BlockPass(mask)) for mask in (first, first, second))]  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
@@ -165,7 +167,7 @@ def in_either_order() -> tuple[Tensor, Tensor]:
     module, _ = make("dense", 1)
     x, states = draw(B, T, D, seed=1), draw(B, S, D, seed=2)
     with torch.no_grad():
-        return module(x, states, None), module(x, states.flip(1), None)
+        return module(x, states, BlockPass()), module(x, states.flip(1), BlockPass())
 
 
 def test_states_have_no_order() -> None:

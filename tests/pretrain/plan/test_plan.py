@@ -358,6 +358,12 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         "optimizer.nesterov",
         "false without momentum",
     ),
+    (
+        {"model": {"compile": True, "attention": {"num_heads": 4, "dropout": 0.1}}},
+        1,
+        "model.attention.dropout",
+        "must be 0 with model.compile = true",
+    ),
 ]
 
 
