@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.plan.step_time import HOST_SECONDS
+
 PARTS = ("compute", "memory", "tensor", "pipeline", "bubble", "data", "agreement")
 
 
@@ -133,7 +135,7 @@ def table(model: Model, device: str) -> Iterator[str]:
             str(zero),
             str(micro),
             f"{memory:.0f}{fits}",
-            f"{time['seconds']:.3g}",
+            f"{time['seconds']:.3g}{' *' if time['block_seconds'] < HOST_SECONDS else ''}",
             f"{100 * time['utilisation']:.1f} %",
             time["bound"],
             *shares,

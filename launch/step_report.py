@@ -9,7 +9,7 @@ from launch.plan_report import Rows
 from pretrain.config.run import RunConfig
 from pretrain.plan.devices import DEVICES, DeviceRates, device_rates
 from pretrain.plan.plan import Plan
-from pretrain.plan.step_time import StepTime, step_time, utilisation
+from pretrain.plan.step_time import HOST_SECONDS, StepTime, block_seconds, step_time, utilisation
 from pretrain.plan.traffic import AGREEMENTS, Message, step_traffic
 from pretrain.runtime.units import in_units
 
@@ -94,11 +94,17 @@ def time_rows(config: RunConfig, plan: Plan, rates: DeviceRates, time: StepTime,
 
 
 def step_warnings(plan: Plan, report: StepReport) -> Iterator[str]:
-    """It yields what does not fit."""
+    """It yields what does not fit, and where the host is likely to be slower than the estimate."""
     if report.rates and plan.memory.total > 1e9 * report.rates.memory_gb:
         yield (
             f"the fullest rank needs about {in_units(plan.memory.total)}, more than the "
             f"{in_units(1e9 * report.rates.memory_gb)} of {report.device}"
+        )
+    if report.time and (seconds := block_seconds(plan, report.time)) < HOST_SECONDS:
+        yield (
+            "the host may be what a step waits for, and its launches of kernels are not in the estimate: "
+            f"{report.device} takes about {1e3 * seconds:.2g} ms for a block and a micro-batch, and launching "
+            f"their kernels took one host {1e3 * HOST_SECONDS:g} ms; larger micro-batches help"
         )
 
 
@@ -122,6 +128,7 @@ def step_document(config: RunConfig, plan: Plan, report: StepReport) -> dict[str
             "bound": report.time.bound,
             "utilisation": utilisation(config, plan, report.rates, seconds),
             "tokens_per_second": plan.batch.tokens / seconds,
+            "block_seconds": block_seconds(plan, report.time),
             "device": report.device,
             "rates": report.rates.model_dump(),
         },

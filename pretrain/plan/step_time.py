@@ -23,6 +23,9 @@ FORWARD_MOVES, BACKWARD_MOVES = 2, 4
 """Times that a number which is kept for the backward pass crosses the memory's bus outside of products of matrices, in
 kernels that are not fused: forward it is written and read; backward it is read, its gradient written and read, and
 about once more for biases, residuals and casts. The kernels of a GPT's block come to that."""
+HOST_SECONDS = 0.0035
+"""That the only host seen so far took to launch the kernels of a block for a micro-batch, forward and backward, eagerly
+and without methods (docs/performance.md). Where a device needs less, hosts may well be what a step waits for."""
 GRADIENT_MOVES = 4
 """The optimizer's gradients in fp32 are read for the norm, read and written for clipping, read for the update."""
 
@@ -87,6 +90,11 @@ def step_time(config: RunConfig, plan: Plan, device: DeviceRates) -> StepTime:
         data=last.data,
         agreement=AGREEMENTS * 2 * (plan.world_size - 1) * device.host_microseconds / 1e6,
     )
+
+
+def block_seconds(plan: Plan, time: StepTime) -> float:
+    """It returns about how long a device takes for a block and a micro-batch, forward and backward."""
+    return (time.compute + time.memory) / plan.batch.accumulation / max(stage.blocks for stage in plan.stages)
 
 
 def utilisation(config: RunConfig, plan: Plan, device: DeviceRates, seconds: float) -> float:

@@ -24,7 +24,7 @@ Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "send", "receive"]
 
 AGREEMENTS = 3
 """Times that all ranks agree on something in a step, over gloo: on weights of targets, on the facts of the step, and on
-what the probes have seen."""
+what the probes have seen. LARS and LAMB have one more."""
 PERSISTENT = 100_000
 """Numbers in a parameter up to which DeepSpeed (0.19.8) keeps it whole under ZeRO-3, by default."""
 REUSE = 1_000_000_000
@@ -165,7 +165,7 @@ def in_buckets(kind: Kind, size: int, numbers: int, bucket: int, times: int) -> 
 
 def spectral_messages(plan: Plan, layers: Sequence[LayerSize]) -> Iterator[Message]:
     """sigmaReparam has an all-reduce of vectors for the power steps of all matrices, and one of a number for each
-    matrix for the gradients, which with ZeRO lie on data-parallel ranks, too."""
+    matrix for the gradients, which with ZeRO lie on data-parallel ranks, too; `sigma_stats_only` has but the first."""
     bases = [b.shape for layer in layers for b in layer.buffers if b.name.endswith("basis_KRV")]
     sharded = plan.data > 1 and plan.zero_stage > 0
     matrices = FP32_BYTES * sum(shape[0] for shape in bases)

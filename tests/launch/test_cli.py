@@ -61,9 +61,10 @@ def test_check_estimates_a_step_on_a_device(capsys: pytest.CaptureFixture[str]) 
     assert "all_gather 2 x" in out
     assert "--device NAME estimates it: a100, h100, h200" in out
     assert main([*command, "--device", "h100"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "an estimate from declared rates of h100, not a measurement" in out
     assert "bound by" in out
+    assert "the host may be what a step waits for" in err
     rates = ["--rate", "network_gb_per_second=1e-6", "--rate", "gpus_per_node=2"]
     assert main([*command, "--device", "h100", *rates, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -3,12 +3,14 @@
 B  samples, S  tokens, I  input features, R  rank, O  output features of all products
 """
 
+from collections import Counter
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from support.distributed import run_distributed
+from support.traffic import Call, recorded
 from support.training import make_mesh
 from torch import Tensor
 
@@ -134,32 +136,19 @@ def collectives(down_projection: DownProjection) -> tuple[dict[str, int], dict[s
     """Elements that the forward and the backward pass hand to each collective."""
     mesh = make_mesh(ParallelConfig(tensor=2))
     layer = make_layer(mesh, down_projection)
-    seen: dict[str, int] = {}
-    originals = {
-        name: getattr(torch.distributed, name)
-        for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
-    }
-
-    def watch(name: str) -> Any:
-        def collective(tensor: Tensor, *rest: Any, **options: Any) -> Any:
-            largest = max(tensor.numel(), *(t.numel() for t in rest if isinstance(t, Tensor)), 0)
-            seen[name] = seen.get(name, 0) + largest
-            return originals[name](tensor, *rest, **options)
-
-        return collective
-
-    for name in originals:
-        setattr(torch.distributed, name, watch(name))
-    try:
-        x = random(*SHAPE, INPUTS, seed=1).requires_grad_()
+    x = random(*SHAPE, INPUTS, seed=1).requires_grad_()
+    with recorded() as forward:
         outputs = layer(x)
-        forward = dict(seen)
-        seen.clear()
+    with recorded() as backward:
         torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
-        return forward, seen
-    finally:
-        for name, original in originals.items():
-            setattr(torch.distributed, name, original)
+    return elements(forward), elements(backward)
+
+
+def elements(calls: list[Call]) -> dict[str, int]:
+    seen: Counter[str] = Counter()
+    for call in calls:
+        seen[call.kind] += call.bytes // 4
+    return dict(seen)
 
 
 def test_traffic_is_what_the_docs_say() -> None:
@@ -168,8 +157,8 @@ def test_traffic_is_what_the_docs_say() -> None:
     latents = tokens * len(ROWS) * RANK
     assert run_distributed(collectives, 2, "replicated") == [({}, {"all_reduce": latents})] * 2
     forward, backward = run_distributed(collectives, 2, "sharded")[0]
-    assert forward == {"all_gather_into_tensor": latents}
-    assert backward == {"reduce_scatter_tensor": latents, "all_reduce": tokens * INPUTS}
+    assert forward == {"all_gather": latents}
+    assert backward == {"reduce_scatter": latents, "all_reduce": tokens * INPUTS}
 
 
 def dense_and_folded(down_projection: DownProjection) -> tuple[Tensor, Tensor]:

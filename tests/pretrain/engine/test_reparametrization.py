@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.distributed import run_distributed
 from support.runs import contents, differences, newest_checkpoint, run_and_stop, run_config, run_to_end
+from support.traffic import recorded
 from support.training import (
     SEQUENCE,
     Layout,
@@ -124,9 +125,6 @@ def test_sigma_follows_the_svd_during_training() -> None:
     assert found[0][0] < 1e-3, found[0]
 
 
-COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
-
-
 def collectives(layout: Layout, model: dict[str, Any]) -> int:
     """Collective calls of this rank in the third optimizer step."""
     config = make_config(layout, **model)
@@ -134,23 +132,8 @@ def collectives(layout: Layout, model: dict[str, Any]) -> int:
     engine = make_engine(config, mesh)
     for step in (1, 2):
         engine.step(make_batches(config, mesh, step), proceed, step=step, learning_rate=1e-3)
-    calls, dist = [], torch.distributed
-    originals = {name: getattr(dist, name) for name in COLLECTIVES}
-
-    def counting(name: str) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            calls.append(name)
-            return originals[name](*arguments, **options)
-
-        return call
-
-    for name in COLLECTIVES:
-        setattr(dist, name, counting(name))
-    try:
+    with recorded() as calls:
         engine.step(make_batches(config, mesh, 3), proceed, step=3, learning_rate=1e-3)
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
     return len(calls)
 
 

@@ -20,7 +20,7 @@ from pretrain.plan.traffic import AGREEMENTS, step_traffic
 Counts = Counter[tuple[str, str, int]]
 
 SMALL = 90
-"""Bytes: below are shapes and flags, which the plan leaves out."""
+"""Bytes: below are shapes and flags, which the plan leaves out, and of its messages the numbers of few matrices."""
 MLRA = {"attention": {"kind": "mlra", "rank": 12}}
 SHARDED = {"attention": {"kind": "mlra", "rank": 12, "down_projection": "sharded"}}
 SIGMA = {"reparametrization": "sigma"}
@@ -66,7 +66,8 @@ def sent_and_planned(
             sent[axis_of(call, mesh), call.kind, call.bytes] += 1
     planned: Counts = Counter({("all ranks", "all_reduce", 0): AGREEMENTS})
     for message in step_traffic(config, plan(config, layout.world_size))[mesh.pipeline.rank]:
-        planned[message.axis, message.kind, message.bytes] += message.times
+        if message.bytes >= SMALL:
+            planned[message.axis, message.kind, message.bytes] += message.times
     return sent, planned
 
 

@@ -3,16 +3,15 @@
 from collections import Counter
 from functools import lru_cache
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.distributed import run_distributed
 from support.engine_state import state
 from support.gradient_facts import gradient_facts
 from support.probed import probed_config
 from support.runs import differences
+from support.traffic import recorded
 from support.training import (
     SEQUENCE,
     VOCABULARY,
@@ -261,12 +260,6 @@ def test_training_with_probes_is_training_without(layout: Layout) -> None:
     assert run_distributed(with_and_without, layout.world_size, layout) == [(True, [])] * layout.world_size
 
 
-COLLECTIVES = (
-    "all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor", "broadcast",
-    "reduce", "send", "recv", "isend", "irecv", "barrier", "all_gather_object", "gather", "scatter",
-)  # fmt: skip
-
-
 def count_collectives(layout: Layout, probes: dict[str, Any]) -> list[Counter[str]]:
     """Collectives of each step, by name."""
     config = probed_config(layout, TIED, probes)
@@ -274,25 +267,10 @@ def count_collectives(layout: Layout, probes: dict[str, Any]) -> list[Counter[st
     engine = make_engine(config, mesh)
     counts = []
     for step in range(1, STEPS + 1):
-        calls: Counter[str] = Counter()
-        patches = [patch.object(dist, name, counted(name, calls)) for name in COLLECTIVES]
-        for one in patches:
-            one.start()
-        take(engine, config, mesh, step)
-        for one in patches:
-            one.stop()
-        counts.append(calls)
+        with recorded() as calls:
+            take(engine, config, mesh, step)
+        counts.append(Counter(call.kind for call in calls))
     return counts
-
-
-def counted(name: str, calls: Counter[str]) -> Any:
-    function = getattr(dist, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        calls[name] += 1
-        return function(*arguments, **options)
-
-    return call
 
 
 @pytest.mark.parametrize(
