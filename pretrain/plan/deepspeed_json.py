@@ -14,7 +14,7 @@ from pretrain.config.keys import nearest
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, Problem
 from pretrain.plan.batch import BatchEquation
-from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS
+from pretrain.plan.deepspeed_keys import KNOWN_KEYS, OWNED_KEYS, REFUSED_KEYS, ZERO_3_DEFAULTS
 from pretrain.plan.memory import LARGEST_BUCKET
 
 Json = dict[str, Any]
@@ -122,14 +122,19 @@ def json_problems(user: Json, derived: Json) -> Iterator[Problem]:
 
 
 def bucket_problems(user: Json) -> Iterator[Problem]:
-    """It yields what is wrong with the keys that the memory estimate reads."""
+    """It yields what is wrong with the keys that the estimates read."""
     if not isinstance(zero := user.get("zero_optimization", {}), dict):
         yield Problem("zero_optimization", "must be a table of keys", 'for example {"stage": 1}', str(zero))
         return
-    size = zero.get("reduce_bucket_size", 1)
-    if isinstance(size, bool) or not isinstance(size, int | float) or not (size >= 1 and size % 1 == 0):
-        key, rule = "zero_optimization.reduce_bucket_size", "must be a whole number above 0"
-        yield Problem(key, rule, f"for example {LARGEST_BUCKET}", str(size))
+    for key, default in {"reduce_bucket_size": LARGEST_BUCKET, **ZERO_3_DEFAULTS}.items():
+        size, least = zero.get(key, default), 0 if key in ZERO_3_DEFAULTS else 1
+        if (
+            isinstance(size, bool)
+            or not isinstance(size, int | float)
+            or not (size >= least and size % 1 == 0)
+        ):
+            rule = f"must be a whole number, at least {least}"
+            yield Problem(f"zero_optimization.{key}", rule, f"for example {default}", str(size))
     for key in ("contiguous_gradients", "overlap_comm"):
         if not isinstance(value := zero.get(key, False), bool):
             yield Problem(f"zero_optimization.{key}", "must be true or false", "for example true", str(value))

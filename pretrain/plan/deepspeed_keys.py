@@ -81,3 +81,11 @@ REFUSED_KEYS: dict[str, str] = {
     "weight_quantization": "it is for inference",
 }
 """Keys that DeepSpeed knows but that cannot stand beside the configuration, with the reason."""
+
+ZERO_3_DEFAULTS = {
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}
+"""Of `zero_optimization`, with DeepSpeed's defaults (0.19.8): numbers in a parameter up to which it stays whole; within
+which one is kept for its next use; that are gathered at once, ahead of their use."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pretrain.config.run import RunConfig
 from pretrain.models.outline import LayerSize, Outline, stage_of
+from pretrain.plan.deepspeed_keys import ZERO_3_DEFAULTS
 from pretrain.plan.memory import DTYPE_BYTES, FP32_BYTES, LARGEST_BUCKET
 from pretrain.plan.plan import Plan, Stage
 
@@ -25,12 +26,6 @@ Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "send", "receive"]
 AGREEMENTS = 3
 """Times that all ranks agree on something in a step, over gloo: on weights of targets, on the facts of the step, and on
 what the probes have seen. LARS and LAMB have one more."""
-PERSISTENT = 100_000
-"""Numbers in a parameter up to which DeepSpeed (0.19.8) keeps it whole under ZeRO-3, by default."""
-REUSE = 1_000_000_000
-"""Numbers within which it keeps one for its next use."""
-PREFETCH = 50_000_000
-"""Numbers that it gathers at once, ahead of their use."""
 
 
 @dataclass(frozen=True)
@@ -145,21 +140,20 @@ def gathered_weights(
 ) -> Iterator[Message]:
     """ZeRO-3 gathers small parameters after the update, one by one, and large ones for every micro-batch: before its
     forward pass, and, those that are not to be used again soon enough to be kept, before its backward pass."""
+    threshold, reuse, prefetch = (int(zero.get(key, default)) for key, default in ZERO_3_DEFAULTS.items())
     held = [p.size_per_rank(plan.tensor) for layer in layers for p in layer.parameters]
-    threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
     for count in held:
         if count <= threshold:
             yield Message("data", "all_gather", size * count, 1)
     large = sum(count for count in held if count > threshold)
-    again = max(large - zero.get("stage3_max_reuse_distance", REUSE) // 2, 0)
-    prefetch = max(zero.get("stage3_prefetch_bucket_size", PREFETCH), 1)
-    for count in (large, again):
-        yield in_buckets("all_gather", size, count, prefetch, plan.batch.accumulation)
+    for count in (large, max(large - reuse // 2, 0)):
+        # Without prefetching those of a module go at once: as if all did.
+        yield in_buckets("all_gather", size, count, prefetch or large, plan.batch.accumulation)
 
 
 def in_buckets(kind: Kind, size: int, numbers: int, bucket: int, times: int) -> Message:
     """It returns `numbers` numbers of `size` bytes, of which `bucket` go at once, in equal messages."""
-    count = max(ceil(numbers / bucket), 1)
+    count = max(ceil(numbers / max(bucket, 1)), 1)
     return Message("data", kind, size * numbers // count, count * times if numbers else 0)
 
 

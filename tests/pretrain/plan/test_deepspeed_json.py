@@ -166,11 +166,15 @@ def test_broken_json_is_refused(tmp_path: Path, text: str, message: str) -> None
         ('{"zero_optimization": true}', "zero_optimization"),
         ('{"zero_optimization": {"reduce_bucket_size": "5e8"}}', "zero_optimization.reduce_bucket_size"),
         ('{"zero_optimization": {"reduce_bucket_size": 0}}', "zero_optimization.reduce_bucket_size"),
+        (
+            '{"zero_optimization": {"stage3_max_reuse_distance": "much"}}',
+            "zero_optimization.stage3_max_reuse_distance",
+        ),
         ('{"zero_optimization": {"reduce_bucket_size": 1.5}}', "zero_optimization.reduce_bucket_size"),
         ('{"zero_optimization": {"overlap_comm": 1}}', "zero_optimization.overlap_comm"),
     ],
 )
-def test_values_that_memory_goes_by_are_checked(tmp_path: Path, text: str, key: str) -> None:
+def test_values_that_estimates_go_by_are_checked(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         effective(make(write(tmp_path, text)))
     assert [problem.key for problem in caught.value.problems] == [key]
