@@ -172,7 +172,8 @@ class ParallelMesh:
 
         `patient` waits as long as collectives do, for ranks that are busy with files.
         """
-        dist.all_reduce(values, group=self.patient if patient else self.control)
+        if self.world_size > 1:
+            dist.all_reduce(values, group=self.patient if patient else self.control)
         return values
 
     def agree_any(self, flag: bool) -> bool:

@@ -61,6 +61,7 @@ class UpdateGate(ABC):
         self._mesh = mesh
         self._veto = False
         self._norm = torch.zeros((), device=mesh.device)
+        self._norm_on_host = torch.zeros(())
         self._install()
 
     @property
@@ -101,6 +102,7 @@ class UpdateGate(ABC):
         """It takes the verdict on the coming update and the global norm that it is clipped by."""
         self._veto = not apply
         self._norm.fill_(norm)
+        self._norm_on_host.fill_(norm)
 
     def set_clipping(self) -> None:
         """It has the wrapper clip as configured now, also after a load."""
@@ -143,9 +145,10 @@ class SteppedGate(UpdateGate):
     def _clip(self) -> None:
         """It scales the gradients down to the limit by the norm that was handed over."""
         limit = self._engine.gradient_clipping()
-        if limit and self._norm > limit:
+        norm = self._norm_on_host  # the host would wait for that of the device
+        if limit and norm > limit:
             gradients = [held.gradient for held in self.gradients()]
-            torch._foreach_mul_(gradients, (limit / (self._norm + 1e-6)).item())
+            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).item())
 
 
 class PlainGate(SteppedGate):
@@ -159,7 +162,7 @@ class PlainGate(SteppedGate):
             for parameters, weights in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
                 yield from map(LocalWeight, parameters, weights, weights)
         else:
-            for parameter in self._engine.module.parameters():
+            for parameter in self._parameters:
                 yield LocalWeight(parameter, parameter, parameter)
 
     @torch.no_grad()
@@ -170,12 +173,13 @@ class PlainGate(SteppedGate):
                 torch._foreach_copy_(parameters, weights)
 
     def gradients(self) -> Iterator[LocalGradient]:
-        for parameter in self._engine.module.parameters():
+        for parameter in self._parameters:
             if parameter.grad is not None:
                 yield LocalGradient(parameter, parameter.grad)
 
     def _install(self) -> None:
         super()._install()
+        self._parameters = list(self._engine.module.parameters())
         self._engine.clip_fp32_gradients = lambda: None
 
 

@@ -29,6 +29,7 @@ def update_at_once(engine: DeepSpeedEngine, mesh: ParallelMesh) -> None:
         optimizer.update_hp_grads = partial(_accumulate, optimizer)
     if mesh.data.size == 1:
         engine.allreduce_and_copy = partial(_reduce_alone, engine)
+    engine.zero_grad = partial(_forget_gradients, list(engine.module.parameters()))
 
 
 @torch.no_grad()
@@ -89,6 +90,12 @@ def _accumulate(optimizer: BF16_Optimizer, clear_lp_grads: bool = False) -> None
             parameter.grad = None
     if sums:
         torch._foreach_add_(sums, gradients)
+
+
+def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """The engine would look for its parameters in all modules, each time anew."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _reduce_alone(engine: DeepSpeedEngine, bucket: Sequence[Tensor], *_: Any, **__: Any) -> None:
