@@ -35,6 +35,7 @@ from pretrain.fault_injection.plan import FAULTS
 from pretrain.plan.devices import DEVICES
 from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
+from pretrain.plan.profiled_steps import ProfiledSteps
 from pretrain.plan.reading import read_plan
 from pretrain.runtime.startup import check_current_folder, open_standard_streams
 
@@ -99,6 +100,8 @@ def check(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """It checks the configuration, starts all ranks and stays until they have ended."""
     config = load_config(options.config, options.set)
+    if options.profile:
+        ProfiledSteps.parse(options.profile, config.run.steps)
     wanted = launch_options(options)
 
     model_parallel = config.parallel.model_size
@@ -107,7 +110,7 @@ def train(options: argparse.Namespace) -> int:
     def build() -> Command:
         """Once a launch has resumed from the checkpoint that was asked for, further ones go on from the newest."""
         done = options.resume and has_resumed(config.run_folder, known, options.resume)
-        orders = replace(wanted, arguments=()) if done else wanted
+        orders = replace(wanted, arguments=tuple(profile_arguments(options))) if done else wanted
         return launch_command(orders, this_machine(), model_parallel)
 
     command = launch_command(wanted, this_machine(), model_parallel)
@@ -157,7 +160,7 @@ def launch_options(options: argparse.Namespace) -> LaunchOptions:
         launcher=options.launcher,
         ssh_port=options.ssh_port,
         extra=options.extra,
-        arguments=tuple(resume_arguments(options)),
+        arguments=(*resume_arguments(options), *profile_arguments(options)),
     )
 
 
@@ -170,6 +173,12 @@ def resume_arguments(options: argparse.Namespace) -> Iterator[str]:
         yield f"--resume={requested(tag)}"
     if force:
         yield "--force-condemned"
+
+
+def profile_arguments(options: argparse.Namespace) -> Iterator[str]:
+    """It yields what the ranks are told about steps to profile."""
+    if steps := getattr(options, "profile", None):
+        yield f"--profile={steps}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -261,6 +270,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """It declares `surefoot train`."""
     add_config(parser)
     add_launch(parser, "surefoot train CONFIG [options] [-- options of the launcher]")
+    parser.add_argument(
+        "--profile",
+        metavar="STEPS",
+        help="write a trace of these steps into the run folder, such as 20 or 20-22, and tell where a step goes",
+    )
     add_supervision(parser.add_argument_group("supervision"))
     parser.set_defaults(command=train)
 

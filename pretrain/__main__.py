@@ -31,11 +31,12 @@ from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, Preemp
 from pretrain.fault_injection.plan import FaultPlan
 from pretrain.plan.facts import rank_facts
 from pretrain.plan.plan import plan
+from pretrain.plan.profiled_steps import ProfiledSteps
 from pretrain.recovery.resume import Request
 from pretrain.run import train
 from pretrain.runtime.signals import StopSignals
 
-REQUESTS = ("resume", "force_condemned", "fault")
+REQUESTS = ("resume", "force_condemned", "fault", "profile")
 """Options that all ranks must have alike, beside the settings."""
 
 
@@ -46,6 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="TAG", help="go on from this checkpoint, in a new lineage")
     parser.add_argument("--force-condemned", action="store_true", help="even if it is condemned")
     parser.add_argument("--fault", metavar="PLAN", help="plant a fault, as `surefoot rehearse` does")
+    parser.add_argument("--profile", metavar="STEPS", help="profile these steps, such as 20 or 20-22")
     # The deepspeed launcher appends it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -107,6 +109,7 @@ def understand(options: argparse.Namespace, world: World) -> tuple[RunConfig, di
         tag=None if options.resume is None else requested(options.resume),
         force_condemned=options.force_condemned,
         fault=FaultPlan.parse(options.fault, config.run.steps) if options.fault else None,
+        profile=ProfiledSteps.parse(options.profile, config.run.steps) if options.profile else None,
         port=world.port,
         attended=not output_is_collected(),
     )

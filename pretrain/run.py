@@ -3,13 +3,12 @@
 import hashlib
 import shlex
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from data_pipeline.errors import DataError
 from data_pipeline.files import replace_file
 from data_pipeline.parsing import read_whole
 from data_pipeline.reading.batches import Batches
@@ -24,17 +23,19 @@ from pretrain.checkpoint.random_state import seed_generators
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.loader import changed_settings, dump_config
-from pretrain.config.run import ProbesConfig, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
 from pretrain.errors import ConfigurationError, Preempted, TrainingDiverged
 from pretrain.evaluation.examples import ExampleSet, open_examples
+from pretrain.evaluation.validate import check_validation
 from pretrain.fault_injection.fault import Fault
 from pretrain.fault_injection.faults import make_fault
 from pretrain.ledger.describe import describe
 from pretrain.ledger.ledger import RunLedger
 from pretrain.ledger.record import Kind, Record, record
 from pretrain.metrics.logger import FileLogger, MetricsLogger, SilentLogger
+from pretrain.metrics.profiler import Profiler
 from pretrain.metrics.summary import closing_lines, start_lines
 from pretrain.plan.plan import Plan, plan
 from pretrain.recovery.candidates import CheckpointManager
@@ -100,7 +101,8 @@ def train(
     for note in parts.notes:
         metrics.event(state.step, note)
     parts.ledger.report = lambda record: report_record(metrics, record)
-    trainer = make_trainer(config, parts, metrics, signals, judge)
+    profiler = Profiler(request.profile, config.run_folder, parts.layout, mesh, metrics)
+    trainer = make_trainer(config, parts, metrics, profiler, signals, judge)
     state = trainer.resume(state)
     if restored:
         restored.restore_random_state()
@@ -188,7 +190,12 @@ def starting_state(
 
 
 def make_trainer(
-    config: RunConfig, parts: Parts, metrics: MetricsLogger, signals: StopSignals, judge: RunJudge | None
+    config: RunConfig,
+    parts: Parts,
+    metrics: MetricsLogger,
+    profiler: Profiler,
+    signals: StopSignals,
+    judge: RunJudge | None,
 ) -> Trainer:
     """Build the trainer and give each of its collaborators what it works with."""
     mesh, watchdog, ledger = parts.mesh, parts.watchdog, parts.ledger
@@ -226,6 +233,7 @@ def make_trainer(
         findings=findings,
         ledger=ledger,
         metrics=metrics,
+        profiler=profiler,
         signals=signals,
         heartbeat=parts.heartbeat,
         fault=parts.fault,
@@ -281,17 +289,6 @@ def open_data(
     )
     stack.callback(validation.close)
     return batches, validation
-
-
-def check_validation(found: Sequence[bool], probes: ProbesConfig) -> None:
-    """It raises DataError where some ranks have found validation data and others have not, or it is missed."""
-    if probes.sharpness and not any(found):
-        raise DataError("probes.sharpness = true: is measured on validation data, and there is none")
-    if len(set(found)) > 1:
-        raise DataError(
-            f"rank {found.index(True)} finds a validation split beside the training data, rank {found.index(False)} "
-            "finds none; give all hosts the same data"
-        )
 
 
 def open_run_folder(

@@ -19,6 +19,9 @@ HEARTBEATS = "heartbeats"
 STACKS = "stacks"
 """A file for each rank that was asked where it is."""
 
+PROFILES = "profiles"
+"""A folder for each profile that was asked for and each rank that has one."""
+
 SUPERVISOR_EVENTS = "supervisor.jsonl"
 """What `surefoot train --supervise` has seen and done."""
 SUPERVISOR_LOCK = "supervisor.lock"

@@ -4,9 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import psutil
-import torch
-
 from data_pipeline.errors import DataError
 from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.stream import ValidationSet
@@ -21,13 +18,16 @@ from pretrain.evaluation.validate import validate
 from pretrain.fault_injection.fault import Fault
 from pretrain.ledger.ledger import RunLedger
 from pretrain.metrics.logger import MetricsLogger
+from pretrain.metrics.profiler import Profiler
 from pretrain.optim.schedule import learning_rate
 from pretrain.recovery.candidates import CheckpointManager
 from pretrain.recovery.crash_report import CrashReport, last_words, write_crash_report
 from pretrain.recovery.findings import FindingsLog
 from pretrain.recovery.rollback import RollbackExecutor
 from pretrain.runtime.agreement import guarded, raise_first
+from pretrain.runtime.device_memory import memory_in_use
 from pretrain.runtime.heartbeat import Heartbeat, Phase
+from pretrain.runtime.ranges import ranged
 from pretrain.runtime.signals import StopSignals
 from pretrain.step import Action, StepReport, TrainState, Verdict
 from pretrain.watchdog.watchdog import Watchdog
@@ -51,6 +51,7 @@ class Collaborators:
     findings: FindingsLog
     ledger: RunLedger
     metrics: MetricsLogger
+    profiler: Profiler
     signals: StopSignals
     heartbeat: Heartbeat
     fault: Fault
@@ -74,6 +75,7 @@ class Trainer:
         self.findings = collaborators.findings
         self.ledger = collaborators.ledger
         self.metrics = collaborators.metrics
+        self.profiler = collaborators.profiler
         self.signals = collaborators.signals
         self.heartbeat = collaborators.heartbeat
         self.fault = collaborators.fault
@@ -120,10 +122,13 @@ class Trainer:
         state, stopping = self._validate_and_save_when_due(state, self._asked_to_stop())
         while not self.config.ends_at(state) and not stopping:
             sharpness = self._look_at_sharpness(state)
+            self.profiler.begin(state.step + 1)
             started = time.perf_counter()
-            report, verdict = self._step(state)
+            with ranged("step"):
+                report, verdict = self._step(state)
             seconds = time.perf_counter() - started
             self._record(state, report, verdict, {**self._measurements(seconds), **sharpness})
+            self.profiler.end(report.step)
             if not report.unanimous:
                 raise RanksDisagree(
                     f"step {report.step}: ranks have decided differently; nothing of it is saved"
@@ -165,7 +170,8 @@ class Trainer:
     def _step(self, state: TrainState) -> tuple[StepReport, Verdict]:
         """Take one optimizer step; the update is applied where the verdict says so."""
         self.heartbeat.beat(state.step, Phase.STEP, state.attempt)
-        batches, problem = next(self._guarded_batches)
+        with ranged("data"):
+            batches, problem = next(self._guarded_batches)
         self.fault.before_step(self.engine, state.attempt + 1)
         try:
             report, verdict = self.engine.step(
@@ -213,14 +219,10 @@ class Trainer:
         self.findings.append(report, verdict, state)
 
     def _measurements(self, seconds: float) -> dict[str, float]:
-        if self.mesh.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(self.mesh.device)
-        else:
-            memory = psutil.Process().memory_info().rss
         return {
             "seconds": seconds,
             "wait_seconds": self.batches.take_wait_seconds(),
-            "memory_bytes": memory,
+            "memory_bytes": memory_in_use(self.mesh.device),
         }
 
     def _name_damaged(self, step: int, names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """A schedule runs micro-batches on a DeepSpeed engine, with and without pipeline: for training and for evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -15,10 +15,24 @@ from parallel.mesh import ParallelMesh
 from pretrain.backend.joint_backward import backward_at_once
 from pretrain.backend.quiet import quiet
 from pretrain.backend.transfer import DeviceCopies, MicroBatch
+from pretrain.runtime.ranges import Part, ranged, ranging
 from pretrain.tasks.task import Objective
 
 Consult = Callable[[Tensor], None]
 """It is told the mean loss of the micro-batches; ranks that have no loss tell it 0."""
+
+PARTS: Mapping[type[schedule.PipeInstruction], Part] = {
+    schedule.LoadMicroBatch: "data",
+    schedule.ForwardPass: "forward",
+    schedule.BackwardPass: "backward",
+    schedule.SendActivation: "stages",
+    schedule.RecvActivation: "stages",
+    schedule.SendGrad: "stages",
+    schedule.RecvGrad: "stages",
+    schedule.ReduceGrads: "reduction",
+    schedule.ReduceTiedGrads: "reduction",
+}
+"""What a profile counts DeepSpeed's instructions to; the update has a judge before it."""
 
 
 class Schedule(ABC):
@@ -38,6 +52,7 @@ class InOrder(Schedule):
 
     def __init__(self, engine: DeepSpeedEngine, objective: Objective, device: torch.device) -> None:
         self._engine = engine
+        engine.allreduce_gradients = ranging("reduction", engine.allreduce_gradients)
         self._objective = objective
         self._copies = DeviceCopies(device)
 
@@ -46,11 +61,13 @@ class InOrder(Schedule):
         losses: list[Tensor] = []
         for position, batch in enumerate(self._copies(batches)):
             loss = self._forward(*batch)
-            self._engine.backward(loss)
+            with ranged("backward"):
+                self._engine.backward(loss)
             losses.append(loss.detach())
             if position == len(batches) - 1:
                 consult(reduce(torch.add, losses) / len(batches))
-            self._engine.step()
+            with ranged("update"):
+                self._engine.step()
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> Tensor:
         self._engine.eval()
@@ -58,7 +75,8 @@ class InOrder(Schedule):
             return torch.stack([self._forward(*batch) for batch in self._copies(batches)]).mean()
 
     def _forward(self, inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
-        return self._objective(self._engine(*inputs), labels)
+        with ranged("forward"):
+            return self._objective(self._engine(*inputs), labels)
 
 
 class Pipelined(Schedule):
@@ -84,12 +102,13 @@ class Pipelined(Schedule):
         def judged_update(engine: PipelineEngine, **kwargs: Any) -> None:
             total = engine.total_loss if self._last_stage else torch.zeros(())
             consult(total / len(batches))
-            update(engine, **kwargs)
+            with ranged("update"):
+                update(engine, **kwargs)
 
         # The schedule looks instructions up through the instance, so the class stays as it is.
+        instructions = {**PipelineEngine._INSTRUCTION_MAP, schedule.BackwardPass: backward_at_once}
         self._engine._INSTRUCTION_MAP = {
-            **PipelineEngine._INSTRUCTION_MAP,
-            schedule.BackwardPass: backward_at_once,
+            **{kind: ranging(PARTS[kind], instructions[kind]) for kind in PARTS},
             schedule.OptimizerStep: judged_update,
         }
         with quiet():

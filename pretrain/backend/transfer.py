@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pretrain.runtime.ranges import ranged
+
 MicroBatch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 """Inputs of the first layer, labels of the objective."""
 
@@ -41,7 +43,7 @@ class DeviceCopies:
             yield self._receive(coming)
 
     def _send(self, batch: MicroBatch, stream: torch.cuda.Stream) -> _Coming:
-        with torch.cuda.stream(stream):
+        with ranged("data"), torch.cuda.stream(stream):
             inputs, labels = (tuple(map(self._copy, part)) for part in batch)
         return _Coming((inputs, labels), stream.record_event())
 

@@ -37,6 +37,7 @@ from pretrain.probes.probe import Measures, ProbedModel
 from pretrain.probes.probes import Probes
 from pretrain.probes.row_bound import RowBound, row_bound_applies
 from pretrain.probes.weights import Name, Sums, local_sums
+from pretrain.runtime.ranges import ranged
 from pretrain.step import Action, StepReport, Verdict
 
 Judge = Callable[[StepReport], Verdict]
@@ -117,7 +118,8 @@ class TrainEngine:
         Raises:
             BatchesMissing: a rank, not necessarily this one, has no batches.
         """
-        scaled, _ = normalise(self.mesh, batches)
+        with ranged("data"):
+            scaled, _ = normalise(self.mesh, batches)
         micro_batches = [(batch.inputs, batch.labels) for batch in scaled]
         twice = self._sharpness_aware.due(step)
         self._probes.begin(step, batches, full=full, twice=twice)
@@ -128,18 +130,24 @@ class TrainEngine:
         outcome: list[tuple[StepReport, Verdict]] = []
 
         def consult(loss: Tensor) -> None:
-            self._probes.gradients_averaged()
-            squared_norm = self._reparametrization.squared_norm()
-            self._sharpness_aware.put_back()
-            (share, squares), slots = fetched(self.mesh, loss, squared_norm, self._probes.local())
-            local = local_facts(self.mesh, batches, share, squares, interrupted=interrupted)
-            facts, alike = reduced(self.mesh, local, digest)
-            report = make_report(
-                facts, self._measures(slots), first, step=step, learning_rate=learning_rate, alike=alike
-            )
-            verdict = judge(report)
-            self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
-            self._probes.before_update()
+            with ranged("probes"):
+                self._probes.gradients_averaged()
+            with ranged("methods"):
+                squared_norm = self._reparametrization.squared_norm()
+                self._sharpness_aware.put_back()
+            with ranged("probes"):
+                measured = self._probes.local()
+            with ranged("judge"):
+                (share, squares), slots = fetched(self.mesh, loss, squared_norm, measured)
+                local = local_facts(self.mesh, batches, share, squares, interrupted=interrupted)
+                facts, alike = reduced(self.mesh, local, digest)
+                report = make_report(
+                    facts, self._measures(slots), first, step=step, learning_rate=learning_rate, alike=alike
+                )
+                verdict = judge(report)
+                self._gate.decide(report.gradient_norm, apply=verdict.action is Action.PROCEED)
+            with ranged("probes"):
+                self._probes.before_update()
             outcome.append((report, verdict))
 
         self._schedule.train(micro_batches, consult)
@@ -153,7 +161,8 @@ class TrainEngine:
 
         def consult(loss: Tensor) -> None:
             self._probes.between_passes()
-            outcome.append(self._sharpness_aware.ascend(loss))
+            with ranged("methods"):
+                outcome.append(self._sharpness_aware.ascend(loss))
 
         self._pass_without_update(step, batches, consult)
         return outcome[0]
@@ -179,10 +188,12 @@ class TrainEngine:
 
     def _after_update(self, report: StepReport, *, applied: bool) -> None:
         """It does what follows on weights that have moved, or on an update that was withheld."""
-        self._probes.after_update(report.learning_rate if applied else 0.0)
+        with ranged("probes"):
+            self._probes.after_update(report.learning_rate if applied else 0.0)
         if applied:
             clipping = self._engine.gradient_clipping()
-            self._reparametrization.after_update(report.learning_rate, report.gradient_norm, clipping)
+            with ranged("methods"):
+                self._reparametrization.after_update(report.learning_rate, report.gradient_norm, clipping)
 
     # What lies outside of a step
 

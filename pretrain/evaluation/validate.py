@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
+from pretrain.config.run import ProbesConfig
 from pretrain.engine.evaluator import Evaluation, Evaluator
 from pretrain.engine.targets import BatchesMissing
 from pretrain.runtime.agreement import guarded, raise_first
@@ -68,3 +69,14 @@ def summed(parts: Sequence[Evaluation]) -> Evaluation:
         targets += part.targets
     sums = tuple(map(sum, zip(*(part.sums for part in parts), strict=True)))
     return Evaluation(total / targets if targets else 0.0, targets, sums)
+
+
+def check_validation(found: Sequence[bool], probes: ProbesConfig) -> None:
+    """It raises DataError where some ranks have found validation data and others have not, or it is missed."""
+    if probes.sharpness and not any(found):
+        raise DataError("probes.sharpness = true: is measured on validation data, and there is none")
+    if len(set(found)) > 1:
+        raise DataError(
+            f"rank {found.index(True)} finds a validation split beside the training data, rank {found.index(False)} "
+            "finds none; give all hosts the same data"
+        )

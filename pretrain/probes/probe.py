@@ -23,6 +23,7 @@ from pretrain.backend.update_gate import UpdateGate
 from pretrain.config.run import ProbesConfig
 from pretrain.models.outline import LayerSize, Outline, ParameterSize, stage_of
 from pretrain.probes.row_bound import RowBound
+from pretrain.runtime.ranges import ranged
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def observe_first_call(module: nn.Module, observe: Observe, *, output: bool = Fa
 
     def hook(module: nn.Module, arguments: tuple[Any, ...], *outputs: Any) -> None:
         handles.pop().remove()
-        with torch.no_grad():
+        with torch.no_grad(), ranged("probes"):
             observe(*(outputs if output else arguments))
 
     register = module.register_forward_hook if output else module.register_forward_pre_hook

@@ -10,6 +10,7 @@ from pretrain.engine.engine import TrainEngine
 from pretrain.fault_injection.plan import FaultPlan
 from pretrain.ledger.ledger import RunLedger
 from pretrain.ledger.record import Kind, record
+from pretrain.plan.profiled_steps import ProfiledSteps
 from pretrain.step import TrainState
 from pretrain.watchdog.watchdog import Watchdog
 
@@ -37,6 +38,8 @@ class Request:
     force_condemned: bool = False
     fault: FaultPlan | None = None
     """To be planted."""
+    profile: ProfiledSteps | None = None
+    """Steps to be profiled."""
     port: int = 0
     """MASTER_PORT, which tells launches apart."""
     attended: bool = True

@@ -20,6 +20,7 @@ from pretrain.run_folder import (
     HEARTBEATS,
     LEDGER,
     METRICS,
+    PROFILES,
     RUN_LOCK,
     STACKS,
     SUPERVISOR_EVENTS,
@@ -28,7 +29,7 @@ from pretrain.run_folder import (
 )
 
 FILES = (CONFIG, METRICS, LEDGER, RUN_LOCK, SUPERVISOR_EVENTS, SUPERVISOR_LOCK)
-FOLDERS = (CHECKPOINTS, TENSORBOARD, EVIDENCE, HEARTBEATS, STACKS)
+FOLDERS = (CHECKPOINTS, TENSORBOARD, EVIDENCE, HEARTBEATS, STACKS, PROFILES)
 LINKABLE = {
     CHECKPOINTS: re.compile(
         r"(\.retired-)?step\d+-a\d+(\.[a-z-]+)?|latest|run\.lock|README\.txt|\..+\.tmp|lost\+found"
@@ -51,7 +52,7 @@ def remove_leftovers(folder: Path) -> None:
 
     Raises OSError.
     """
-    for place in (folder, folder / EVIDENCE, folder / HEARTBEATS, folder / CHECKPOINTS):
+    for place in (folder, folder / EVIDENCE, folder / HEARTBEATS, folder / PROFILES, folder / CHECKPOINTS):
         remove_temporaries(place)
     for tag in (folder / CHECKPOINTS).glob("step*"):
         if tag.is_dir() and not tag.is_symlink():

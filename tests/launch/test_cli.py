@@ -106,6 +106,8 @@ def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", DEMO, "--include", "worker-0"],
         ["train", DEMO, "--hostfile", "absent"],
         ["train", DEMO, "--hang-after", "60"],
+        ["train", DEMO, "--profile", "20-10"],
+        ["train", DEMO, "--profile", "99999999"],
         ["train", DEMO, "--supervise", "--set", "run.step=1"],
         ["train", DEMO, "--set", "run.deepspeed_config=absent.json"],
         ["check", DEMO, "--world-size", "3"],

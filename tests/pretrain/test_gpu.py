@@ -35,14 +35,13 @@ RESUMED = [
 ]
 
 
-def train(config: Path, ranks: int = 1, *, gpu: bool = True, overrides: tuple[str, ...] = ()) -> int:
-    """`python -m pretrain` under torchrun; returns the exit code."""
+def train(config: Path, ranks: int = 1, *words: str, gpu: bool = True) -> int:
+    """`python -m pretrain` under torchrun, with more words of its own; returns the exit code."""
     environment = {**os.environ, "OMP_NUM_THREADS": "4"}
     if not gpu:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    changes = [part for text in overrides for part in ("--set", text)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*launcher, "-m", "pretrain", str(config), *changes]
+    command = [*launcher, "-m", "pretrain", str(config), *words]
     return subprocess.run(command, env=environment, timeout=120).returncode
 
 
@@ -96,6 +95,19 @@ def test_resumed_equals_uninterrupted(model: str, layout: Layout, corpus: Path, 
     assert train(tmp_path / "run.toml") == 0
     ours, theirs = (contents(newest_checkpoint(tmp_path / name)) for name in ("run", "twin"))
     assert differences(ours, theirs) == []
+
+
+def test_a_profile_has_the_time_of_the_device_and_a_snapshot_of_its_memory(
+    corpus: Path, tmp_path: Path
+) -> None:
+    config = dumped(run_config(Layout(dtype="bf16"), tmp_path, corpus), tmp_path / "run.toml")
+    assert train(config, 1, "--profile", "3-4") == 0
+    folder = tmp_path / "test/profiles/step00000003-00000004_rank_00000"
+    assert {path.name for path in folder.iterdir()} == {"trace.json.gz", "memory.pickle", "table.txt"}
+    heading, *lines = (folder / "table.txt").read_text().splitlines()
+    assert "the device was busy" in heading
+    times = {line.split()[0]: float(line.split()[-5]) for line in lines}
+    assert min(times["forward"], times["backward"], times["update"]) > 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

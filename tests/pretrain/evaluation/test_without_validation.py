@@ -11,7 +11,7 @@ from support.training import Layout
 
 from data_pipeline.errors import DataError
 from pretrain.config.run import ProbesConfig
-from pretrain.run import check_validation
+from pretrain.evaluation.validate import check_validation
 
 
 @pytest.fixture
