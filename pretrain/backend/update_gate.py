@@ -60,8 +60,8 @@ class UpdateGate(ABC):
         self._engine = engine
         self._mesh = mesh
         self._veto = False
-        self._norm = torch.zeros((), device=mesh.device)
-        self._norm_on_host = torch.zeros(())
+        # On the host, where it comes from: wrappers look at it, and are not to wait for the device.
+        self._norm = torch.zeros(())
         self._install()
 
     @property
@@ -102,7 +102,6 @@ class UpdateGate(ABC):
         """It takes the verdict on the coming update and the global norm that it is clipped by."""
         self._veto = not apply
         self._norm.fill_(norm)
-        self._norm_on_host.fill_(norm)
 
     def set_clipping(self) -> None:
         """It has the wrapper clip as configured now, also after a load."""
@@ -145,7 +144,7 @@ class SteppedGate(UpdateGate):
     def _clip(self) -> None:
         """It scales the gradients down to the limit by the norm that was handed over."""
         limit = self._engine.gradient_clipping()
-        norm = self._norm_on_host  # the host would wait for that of the device
+        norm = self._norm  # the host would wait for that of the device
         if limit and norm > limit:
             gradients = [held.gradient for held in self.gradients()]
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).item())
