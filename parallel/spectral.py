@@ -106,7 +106,12 @@ class SpectralNorms(nn.Module):
         """It returns the weight to compute with."""
         if self.effective is None:
             return weight
-        substituted: Tensor = _Substitute.apply(weight, self.effective)
+        if torch.compiler.is_compiling():  # which traces no `.data`
+            traced: Tensor = _Substitute.apply(weight, self.effective)
+            return traced
+        # The same as a view of W with other numbers in it: a fifth of the host's time of a function in Python.
+        substituted = weight.view_as(weight)
+        substituted.data = self.effective
         return substituted
 
     def matrices(self, weight: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

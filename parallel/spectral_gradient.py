@@ -116,7 +116,7 @@ def _replace(run: Sequence[GradientPiece], factors: Sequence[Tensor]) -> None:
     for part, (scale_N, outer_N) in zip(run[0].parts, factors, strict=True):
         # v goes by the local rows of the weight and u by its columns; v of all stacked matrices lies in one buffer, as
         # their rows do in the weight.
-        whole_NR = bases_NKRV[:, part.number, :, 0]
+        whole_NR = bases_NKRV[:, part.number, :, 0].contiguous()
         left, right = (sharded_NL, whole_NR) if norms.rows_sharded else (whole_NR, sharded_NL)
         flat_NM = stack.flatten(1)[:, part.start - start : part.stop - start]
         add_outer(flat_NM, part.start, left * outer_N[:, None], right, scale_N)
