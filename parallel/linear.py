@@ -51,8 +51,6 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.biased, ctx.group = bias is not None, group
-        if bias is not None and recorded(x):
-            return F.linear(x, weight) + bias
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -68,19 +66,13 @@ class _Product(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def recorded(x: Tensor) -> bool:
-    """It tells whether runs on this device are recorded to the bit: then a product is rounded before its bias is added,
-    and the gradients of a layer come in the order that they always came in."""
-    return x.device.type == "cpu"
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup | None = None) -> Tensor:
-    """It returns X W^T + b, with biases added by the kernel of the product on GPUs. Over a group, whose ranks have the
+    """It returns X W^T + b, with biases added by the kernel of the product. Over a group, whose ranks have the
     same X and rows of their own, the gradient of X is summed."""
     if torch.compiler.is_compiling():
         return F.linear(x if group is None else summed_gradient(x, group), weight, bias)
     divided = hasattr(weight, "ds_id")  # by which DeepSpeed marks the weights that ZeRO-3 divides
-    if group is None and not divided and not recorded(x):
+    if group is None and not divided:
         return F.linear(x, weight, bias)
     y: Tensor = _Product.apply(x, weight, bias, group)
     return y
@@ -172,8 +164,7 @@ class RowParallelLinear(megatron.RowParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """It maps (..., I / tensor size) -> (..., O)."""
-        compiling = torch.compiler.is_compiling()
-        if self.tp_group.size() == 1 and (compiling or not recorded(x)):
+        if self.tp_group.size() == 1:
             return product(x, self.weight_in_use(), self.bias)
         sum_up = sum_of_ranks if compiling else megatron.reduce_from_tensor_model_parallel_region
         y = sum_up(product(x, self.weight_in_use(), None), group=self.tp_group)
