@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from parallel.statistics import norms_of, pieces_of, sample_variance
-from pretrain.probes.probe import Measures, Probe, ProbedModel, ProbeStep, by_layer, squares_by_layer
+from pretrain.probes.probe import (
+    Measures,
+    Probe,
+    ProbedModel,
+    ProbeStep,
+    by_layer,
+    squares_by_layer,
+    sums_by_layer,
+)
 from pretrain.probes.ties import TiedGradients
 
 
@@ -87,7 +95,8 @@ class GradientVarianceProbe(Probe):
         for handle in self._handles:
             handle.remove()
         layers, norms = [layer for layer, _ in self._norms], [norm for _, norm in self._norms]
-        squares = squares_by_layer(self._model, layers, norms)
+        values = torch.stack(norms).double().square() if norms else self._model.zeros(0)
+        squares = sums_by_layer(self._model, layers, values)
         for layer, product in self._tied.products():
             squares[layer] += 2 * product
         # DeepSpeed has divided each loss by the number of micro-batches.

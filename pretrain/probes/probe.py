@@ -184,11 +184,13 @@ def observe_first_call(module: nn.Module, observe: Observe, *, output: bool = Fa
 
 def squares_by_layer(model: ProbedModel, layers: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
     """It sums the squares of all entries by layer of the whole model, in float64."""
-    sums = model.zeros(len(model.names))
-    if tensors:
-        squares = squared_norms(tensors)
-        sums.index_add_(0, from_host(layers, sums.device, torch.int64), squares)
-    return sums
+    return sums_by_layer(model, layers, squared_norms(tensors) if tensors else model.zeros(0))
+
+
+def sums_by_layer(model: ProbedModel, layers: Sequence[int], values: Tensor) -> Tensor:
+    """It sums up values, float64, by layer of the whole model: one for each of `layers`."""
+    places = from_host(layers, values.device, torch.int64)
+    return model.zeros(len(model.names)).index_add_(0, places, values)
 
 
 def by_layer(name: str, model: ProbedModel, values: Sequence[float]) -> dict[str, float]:
