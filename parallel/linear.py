@@ -166,6 +166,10 @@ class RowParallelLinear(megatron.RowParallelLinear):
         """It maps (..., I / tensor size) -> (..., O)."""
         if self.tp_group.size() == 1:
             return product(x, self.weight_in_use(), self.bias)
-        sum_up = sum_of_ranks if compiling else megatron.reduce_from_tensor_model_parallel_region
+        sum_up = (
+            sum_of_ranks
+            if torch.compiler.is_compiling()
+            else megatron.reduce_from_tensor_model_parallel_region
+        )
         y = sum_up(product(x, self.weight_in_use(), None), group=self.tp_group)
         return y if self.bias is None else y + self.bias
