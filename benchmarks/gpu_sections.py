@@ -384,9 +384,10 @@ def count(take: step.Step, config: RunConfig, device: torch.device) -> dict[str,
 
 def counts(events: Iterable[Any]) -> dict[str, Any]:
     """What the events of a profiler come to: on the host operators and calls of the runtime, on the device the rest."""
-    events = [
-        event for event in events if not event.is_user_annotation
-    ]  # a range shows on the device as well
+    events = list(events)
+    # A named range shows on the device as well, and is no kernel.
+    named = {event.name for event in events if event.is_user_annotation}
+    events = [event for event in events if event.name not in named]
     host = Counter(event.name for event in events if event.device_type == DeviceType.CPU)
     device = [event for event in events if event.device_type != DeviceType.CPU]
     waits = {name: n for name, n in host.items() if WAIT.match(name)}

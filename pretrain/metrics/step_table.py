@@ -62,9 +62,15 @@ def step_table(events: Iterable[Any]) -> StepTable:
     for event in on_host:
         # Backward passes launch from threads of their own: when, not where, tells which part it was.
         index = bisect_right(starts, event.time_range.start) - 1
-        if event.kernels and index >= 0 and event.time_range.start < pieces[index].end:
-            device[pieces[index].part] += sum(kernel.duration for kernel in event.kernels) / count / 1e6
+        kernels = [kernel.duration for kernel in event.kernels if not is_shadow(kernel, event)]
+        if kernels and index >= 0 and event.time_range.start < pieces[index].end:
+            device[pieces[index].part] += sum(kernels) / count / 1e6
     return StepTable(len(steps), renamed(host), renamed(device))
+
+
+def is_shadow(kernel: Any, event: Any) -> bool:
+    """It tells whether a kernel is what a named range on the host casts on the device: the time of others."""
+    return bool(event.is_user_annotation) and kernel.name == event.name
 
 
 def renamed(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -7,17 +7,19 @@ import json
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.distributed import run_distributed
 from support.runs import metrics, run_config
 from support.training import Layout, make_config, make_mesh, slow
+from torch.autograd import DeviceType
 
 from pretrain.errors import ConfigurationError
 from pretrain.metrics.logger import SilentLogger
 from pretrain.metrics.profiler import Profiler, memory_line
-from pretrain.metrics.step_table import Piece, cut
+from pretrain.metrics.step_table import REST, Piece, cut, step_table
 from pretrain.plan.plan import plan
 from pretrain.plan.profiled_steps import ProfiledSteps
 from pretrain.recovery.resume import Request
@@ -145,6 +147,33 @@ def test_time_counts_once_for_the_innermost_part() -> None:
         Piece(9, 10, "step"),
         other,
     ]
+
+
+def event(name: str, start: float, end: float, **kernels: float) -> SimpleNamespace:
+    """It is an event of the host as a profiler tells of it, in microseconds, and how long its kernels took."""
+    return SimpleNamespace(
+        name=name,
+        device_type=DeviceType.CPU,
+        time_range=SimpleNamespace(start=start, end=end),
+        is_user_annotation=name.startswith(RANGE),
+        kernels=[SimpleNamespace(name=kernel, duration=time) for kernel, time in kernels.items()],
+    )
+
+
+def test_kernels_count_to_the_part_in_which_they_were_launched() -> None:
+    shadow = {f"{RANGE}backward": 700.0}
+    events = [
+        event(f"{RANGE}step", 0, 100),
+        event(f"{RANGE}backward", 10, 60, **shadow),
+        event("aten::mm", 20, 30, gemm=400.0),  # by a thread of the backward pass
+        event("aten::add", 70, 75, add=50.0),
+        event("aten::copy_", 200, 210, copy=1000.0),  # behind the step
+        event(f"{RANGE}step", 300, 400),
+    ]
+    table = step_table(events)
+    assert table.device == pytest.approx({"backward": 200e-6, REST: 25e-6})
+    assert table.host == pytest.approx({"backward": 25e-6, REST: 75e-6})
+    assert next(table.lines()) == "a step took 0.10 ms under the profiler, the device was busy for 0.23 ms"
 
 
 def test_without_a_profiler_nothing_is_recorded() -> None:
