@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                       one rank, on a GPU if there is one, else on the CPU
     python benchmarks/step.py --size 124m --pairs 20
+    python benchmarks/step.py --compile blocks      both arms compiled, with ours uncompiled beside them
 
 The arms take turns in one process, step by step, and the ratio is taken pair by pair, so that a machine whose
 speed drifts slows both. The bare loop is what one would write by hand: nn.Linear, nn.Embedding, SDPA,
@@ -37,6 +38,8 @@ from pretrain.step import Action, StepReport, Verdict
 SIZES = {
     # layers, hidden size, heads, vocabulary, sequence, micro-batch, micro-batches
     "toy": (2, 64, 2, 512, 32, 2, 2),
+    "deep": (24, 64, 4, 1024, 128, 2, 2),
+    "narrow": (6, 256, 4, 8192, 128, 4, 4),
     "tiny": (6, 384, 6, 8192, 256, 4, 2),
     "124m": (12, 768, 12, 50304, 1024, 16, 2),
     "1.3b": (24, 2048, 16, 50304, 1024, 8, 2),
@@ -214,6 +217,11 @@ def main() -> None:
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--ours-only", action="store_true", help="where both arms do not fit on the device")
+    parser.add_argument(
+        "--compile",
+        choices=("blocks", "whole"),
+        help="compile our blocks, and of the bare loop its blocks or all",
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
@@ -221,9 +229,16 @@ def main() -> None:
     config = make_config(size, "bf16" if gpu else "fp32", options.zero_stage)
     mesh = ParallelMesh.create(config.parallel)
     arms = {"ours": our_step(config, mesh)}
+    if options.compile:
+        arms = {"ours": our_step(compiled(config), mesh), "uncompiled": arms["ours"]}
     if not options.ours_only:
-        arms["bare"] = bare_step(config, mesh.device)
+        arms["bare"] = bare_step(config, mesh.device, compiled=options.compile or "")
     report(options, config, mesh, size, take_turns(arms, config, mesh.device, options.pairs))
+
+
+def compiled(config: RunConfig) -> RunConfig:
+    """The same with compiled blocks."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"compile": True})})
 
 
 def report(
@@ -247,6 +262,7 @@ def report(
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "zero_stage": options.zero_stage,
+        "compile": options.compile,
         "pairs": options.pairs,
         "seconds": seconds,
     }
@@ -254,12 +270,13 @@ def report(
         speed = layout.batch.tokens / statistics.median(values)
         tflops = speed * layout.flops_per_token / 1e12
         utilisation = f", {tflops / peak:.1%} of {peak:.0f} TFLOP/s" if peak else ""
-        print(f"  {name:5} {speed:12,.0f} tokens/s  {tflops:8.2f} TFLOP/s{utilisation}")
-    if "bare" in seconds:
-        ratios = [bare / ours for ours, bare in zip(seconds["ours"], seconds["bare"], strict=True)]
+        print(f"  {name:10} {speed:12,.0f} tokens/s  {tflops:8.2f} TFLOP/s{utilisation}")
+    for name in [name for name in seconds if name != "ours"]:
+        ratios = [other / ours for ours, other in zip(seconds["ours"], seconds[name], strict=True)]
         low, middle, high = quartiles(ratios)
-        print(f"  ours / bare in tokens/s: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
-        result["ratio_median"] = middle
+        print(f"  ours / {name} in tokens/s: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
+        if name == "bare":
+            result["ratio_median"] = middle
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))
 

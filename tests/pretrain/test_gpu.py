@@ -84,6 +84,24 @@ def test_one_gpu_computes_what_the_cpu_computes(model: dict[str, Any], corpus: P
         assert ours_row == pytest.approx(theirs_row, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_compiled_blocks_compute_what_others_do(model: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    """Masks of dropout are the same; recomputation, and a step that probes look at, go through it as well."""
+    for compiled in (False, True):
+        name = f"compiled_{compiled}".lower()
+        changes = {**model, "compile": compiled}
+        config = run_config(
+            Layout(zero=1, checkpointing=True),
+            tmp_path / name,
+            corpus,
+            model=changes,
+            probes={"every_steps": 3},
+        )
+        assert train(dumped(config, tmp_path / f"{name}.toml")) == 0
+    ours, theirs = losses(tmp_path / "compiled_true"), losses(tmp_path / "compiled_false")
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 @pytest.mark.parametrize(("model", "layout"), RESUMED, ids=str)
 def test_resumed_equals_uninterrupted(model: str, layout: Layout, corpus: Path, tmp_path: Path) -> None:
     for name in ("twin", "run"):
