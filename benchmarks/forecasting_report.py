@@ -80,7 +80,7 @@ def plot_toy(rows: Sequence[Row], path: Path) -> None:
                 draw_mean(axes, own, measure, color=f"C{number}", linestyle=style, label=arm * (style == "-"))
         for level in panel.levels:
             axes.axhline(level, color="black", linewidth=0.7, linestyle=":")
-        axes.set(title=panel.title, xlabel="epoch", xscale="symlog")
+        axes.set(title=panel.title, xlabel="epoch", xscale="symlog", xlim=(0, None))
         if panel.logarithmic:
             axes.set_yscale("log")
     figure.axes[0].legend(fontsize=8)
