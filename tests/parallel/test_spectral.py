@@ -195,6 +195,49 @@ def test_several_vectors_follow_where_one_stays_behind() -> None:
     assert run_distributed(overtaken, 1, 2)[0] == pytest.approx(1.0, rel=1e-5)
 
 
+def degenerate() -> tuple[list[float], list[float], float]:
+    """Sigmas of matrices of rank 3 and of full rank that are iterated together with one that is not finite, before and
+    after an update that gives the first one its full rank; and how far its basis is from orthonormal at last."""
+    mesh = make_mesh(ParallelConfig())
+    layers = find_spectral_layers(
+        nn.ModuleList(
+            ColumnParallelLinear(
+                12,
+                [(16, Normal(1, f"x{i}", 1.0))],
+                bias=False,
+                tensor=mesh.tensor,
+                spectral=SpectralConfig("sigma", "sigma", 8),
+            )
+            for i in range(3)
+        )
+    )
+    with torch.no_grad():
+        full = layers[0].weight.clone()
+        layers[0].weight[3:] = 0
+        initialise(layers, mesh.tensor.group)
+        layers[2].weight[0, 0] = float("nan")
+    found = []
+    for weight in (layers[0].weight.clone(), full):
+        with torch.no_grad():
+            layers[0].weight.copy_(weight)
+        for _ in range(40):
+            power_step(layers, mesh.tensor.group)
+        found.append(
+            [
+                layer.norms.sigma_K.item() / torch.linalg.matrix_norm(layer.weight, 2).item()
+                for layer in layers[:2]
+            ]
+        )
+    basis_RV = layers[0].norms.basis_KRV[0]
+    return found[0], found[1], (basis_RV.T @ basis_RV - torch.eye(8)).abs().max().item()
+
+
+def test_a_matrix_of_low_rank_keeps_its_basis_and_one_that_is_not_finite_spoils_no_other() -> None:
+    ((low, full, off),) = run_distributed(degenerate, 1)
+    assert [*low, *full] == pytest.approx([1.0] * 4, rel=1e-5)
+    assert off < 1e-5
+
+
 def folded() -> tuple[Tensor, Tensor, list[str]]:
     mesh = make_mesh(ParallelConfig())
     net = Net(mesh, SpectralConfig("sigma", "one"))
