@@ -213,7 +213,7 @@ def degenerate() -> tuple[list[float], list[float], float]:
     )
     with torch.no_grad():
         full = layers[0].weight.clone()
-        layers[0].weight[3:] = 0
+        layers[0].weight.zero_()[:3, :3] = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
         initialise(layers, mesh.tensor.group)
         layers[2].weight[0, 0] = float("nan")
     found = []
