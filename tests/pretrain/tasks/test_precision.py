@@ -13,6 +13,7 @@ from support.translation import translation_batches, translation_config
 from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.inference.model import build_layers
+from pretrain.tasks.forecasting.config import ForecasterConfig
 from pretrain.tasks.kinds import KINDS
 from pretrain.tasks.registry import TASKS
 
@@ -23,7 +24,10 @@ TEXT_AND_SPEECH: dict[str, tuple[RunConfig, Callable[..., Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [kind.model_fields["kind"].default for kind in KINDS])
+FORECASTERS = [kind.model_fields["kind"].default for kind in KINDS if issubclass(kind, ForecasterConfig)]
+
+
+@pytest.mark.parametrize("kind", [*TEXT_AND_SPEECH, *FORECASTERS])
 def test_of_losses(kind: str, alone: ParallelMesh) -> None:
     config, batches = TEXT_AND_SPEECH.get(kind) or (
         forecasting_config(Layout(), {"kind": kind}),
