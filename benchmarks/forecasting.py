@@ -44,11 +44,12 @@ SAM = "optimizer.sharpness_aware.rho=0.7"
 NO_SAM = "optimizer.sharpness_aware.rho=0"
 TEMPORAL = (
     "model.kind=temporal",
-    "model.num_layers=2",
-    "model.hidden_size=64",
-    "model.attention={num_heads=4}",
+    "model.num_layers=1",
+    "model.hidden_size=32",
+    "model.attention={num_heads=2}",
     "model.dropout=0.1",
 )
+"""One small block: attention over 512 times is slow on CPUs."""
 SLOW = ("model.head_init=zero", "optimizer.learning_rate=1e-4", "schedule.minimum_ratio=1e-2")
 """The floor of the learning rate stays 1e-6."""
 DEEP = ("model.num_layers=12",)
