@@ -81,6 +81,9 @@ class SamformerConfig(HeadedConfig):
     frozen_attention: bool = False
     """Attention keeps its first weights, as the Random Transformer of the paper; needs `optimizer.weight_decay = 0`,
     which would shrink them."""
+    bias: bool = True
+    """Biases in linear layers, LayerNorm and instance norm. They fit how the train split drifts; without them forecasts
+    are as large as what they are made from."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on what attention adds."""
     reparametrization: Literal["none", "sigma", "sigma_stats_only"] = "none"

@@ -39,22 +39,25 @@ def closed(stream: Tensor, others: tuple[Tensor, ...]) -> Activation:
 class InstanceNorm(nn.Module):
     """Reversible instance normalization (RevIN, Kim et al. 2022): windows (B, D, L) -> flow.
 
-    Each channel of a window loses its mean and deviation over time, and gets the gain and the bias of its channel. The
-    inverse divides by the gain, which begins at 1, as the code behind SAMformer does.
+    Each channel of a window loses its mean and deviation over time, and gets the gain of its channel, and its bias if
+    there is one. The inverse divides by the gain, which begins at 1, as the code behind SAMformer does.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x_BDL: Tensor) -> Activation:
         variance_BD1, mean_BD1 = torch.var_mean(x_BDL, dim=-1, correction=0, keepdim=True)
         deviation_BD1 = (variance_BD1 + EPSILON).sqrt()
-        gain_D1, bias_D1 = self.weight[:, None], self.bias[:, None]
+        gain_D1 = self.weight[:, None]
         factor_BD1 = deviation_BD1 / gain_D1
-        restore_BD2 = torch.cat((factor_BD1, mean_BD1 - bias_D1 * factor_BD1), dim=-1)
-        return (x_BDL - mean_BD1) / deviation_BD1 * gain_D1 + bias_D1, restore_BD2
+        scaled_BDL = (x_BDL - mean_BD1) / deviation_BD1 * gain_D1
+        if self.bias is None:
+            return scaled_BDL, torch.cat((factor_BD1, mean_BD1), dim=-1)
+        bias_D1 = self.bias[:, None]
+        return scaled_BDL + bias_D1, torch.cat((factor_BD1, mean_BD1 - bias_D1 * factor_BD1), dim=-1)
 
 
 class StreamNorm(FinalNorm):
@@ -78,12 +81,16 @@ class HorizonHead(nn.Module):
         channels: int,
         lookback: int,
         horizon: int,
-        init: Literal["glorot", "zero"] = "glorot",
-        hidden: int | None = None,
+        init: Literal["glorot", "zero"],
+        hidden: int | None,
+        *,
+        bias: bool,
     ) -> None:
         super().__init__()
-        self.channels = glorot_linear(materials, "head.channels", channels, hidden) if hidden else None
-        self.output = glorot_linear(materials, "head.output", horizon, lookback)
+        self.channels = (
+            glorot_linear(materials, "head.channels", channels, hidden, bias=bias) if hidden else None
+        )
+        self.output = glorot_linear(materials, "head.output", horizon, lookback, bias=bias)
         if init == "zero":
             nn.init.zeros_(self.output.weight)
 
@@ -98,12 +105,13 @@ class HorizonHead(nn.Module):
         return y_BDH
 
 
-def glorot_linear(materials: Materials, name: str, rows: int, columns: int) -> nn.Linear:
+def glorot_linear(materials: Materials, name: str, rows: int, columns: int, *, bias: bool) -> nn.Linear:
     """It makes a linear layer that every tensor-parallel rank has whole, with Glorot's variance."""
-    linear = nn.Linear(columns, rows)
+    linear = nn.Linear(columns, rows, bias=bias)
     init = materials.normal(name, glorot_std(rows, columns))
     linear.weight = nn.Parameter(init.rows(0, rows, rows, columns))
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear
 
 
@@ -113,14 +121,19 @@ def glorot_std(outputs: int, inputs: int) -> float:
     return float((2 / (inputs + outputs)) ** 0.5)
 
 
-def instance_norm_layers(data: SeriesConfig, instance_norm: bool) -> list[LayerSpec]:
+def instance_norm_layers(data: SeriesConfig, instance_norm: bool, *, bias: bool) -> list[LayerSpec]:
     """It lists the layer that windows begin with, if there is one."""
-    return [LayerSpec(InstanceNorm, {"channels": data.channels})] if instance_norm else []
+    return [LayerSpec(InstanceNorm, {"channels": data.channels, "bias": bias})] if instance_norm else []
 
 
 def head_layer(
-    data: SeriesConfig, materials: Materials, init: Literal["glorot", "zero"], hidden: int | None = None
+    data: SeriesConfig,
+    materials: Materials,
+    init: Literal["glorot", "zero"],
+    hidden: int | None = None,
+    *,
+    bias: bool,
 ) -> LayerSpec:
     """It returns the layer that forecasts come out of."""
     sizes = {"channels": data.channels, "lookback": data.lookback, "horizon": data.horizon, "hidden": hidden}
-    return LayerSpec(HorizonHead, {"materials": materials, "init": init, **sizes})
+    return LayerSpec(HorizonHead, {"materials": materials, "init": init, "bias": bias, **sizes})

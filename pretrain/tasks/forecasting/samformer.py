@@ -78,8 +78,8 @@ def samformer_layers(model: SamformerConfig, data: SeriesConfig, materials: Mate
     context = ChannelContext(model.blocks(data), materials, keras=model.init == "keras")
     block = {"context": context, "frozen": model.frozen_attention}
     return [
-        *instance_norm_layers(data, model.instance_norm),
+        *instance_norm_layers(data, model.instance_norm, bias=model.bias),
         *(LayerSpec(ChannelBlock, {**block, "index": index}) for index in range(model.num_layers)),
         LayerSpec(StreamNorm, {"context": context}),
-        head_layer(data, materials, model.head_init),
+        head_layer(data, materials, model.head_init, bias=model.bias),
     ]

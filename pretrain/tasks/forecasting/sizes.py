@@ -38,10 +38,10 @@ def samformer_outline(config: TransformerConfig, data: SeriesConfig, *, instance
     """It lists instance norm, blocks over channels, norm and head."""
     blocks = (channel_block_size(config, block_name(i), data.channels) for i in range(config.num_layers))
     layers = (
-        *instance_norm_sizes(data, instance_norm),
+        *instance_norm_sizes(data, instance_norm, bias=config.bias),
         *blocks,
         final_norm_size(config),
-        horizon_head_size(data),
+        horizon_head_size(data, bias=config.bias),
     )
     parts = (INSTANCE_NORM, ATTENTION, NORMS, HEAD)
     return outline_of(layers, parts, data.channels * config.hidden_size, instance_norm=instance_norm)
@@ -50,9 +50,9 @@ def samformer_outline(config: TransformerConfig, data: SeriesConfig, *, instance
 def temporal_outline(config: TransformerConfig, data: SeriesConfig, *, instance_norm: bool) -> Outline:
     """It lists instance norm, embedding, positions, blocks over times, norm and head."""
     S, D, L = config.hidden_size, data.channels, data.lookback
-    embedding = linear_parameters("embedding", (S, D), EMBEDDING)
+    embedding = linear_parameters("embedding", (S, D), EMBEDDING, bias=config.bias)
     layers = (
-        *instance_norm_sizes(data, instance_norm),
+        *instance_norm_sizes(data, instance_norm, bias=config.bias),
         LayerSize(
             EMBEDDING,
             embedding,
@@ -63,7 +63,7 @@ def temporal_outline(config: TransformerConfig, data: SeriesConfig, *, instance_
         position_size(config, L),
         *(block_size(config, block_name(index), L) for index in range(config.num_layers)),
         final_norm_size(config),
-        horizon_head_size(data, hidden=S),
+        horizon_head_size(data, hidden=S, bias=config.bias),
     )
     parts = (INSTANCE_NORM, EMBEDDING, POSITIONS, ATTENTION, FEED_FORWARD, NORMS, HEAD)
     return outline_of(layers, parts, L * S, instance_norm=instance_norm, positions=config.positions)
@@ -79,9 +79,10 @@ def mixer_outline(
         mixer_block_size(config, block_name(index), data.channels, applied, norms)
         for index in range(config.num_layers // applied)
     )
-    layers = (*instance_norm_sizes(data, instance_norm), *blocks, horizon_head_size(data))
+    norm, head = instance_norm_sizes(data, instance_norm, bias=True), horizon_head_size(data, bias=True)
     parts = (INSTANCE_NORM, TIME_MIXING, CHANNEL_MIXING, NORMS, HEAD)
-    return outline_of(layers, parts, data.channels * config.hidden_size, instance_norm=instance_norm)
+    stream = data.channels * config.hidden_size
+    return outline_of((*norm, *blocks, head), parts, stream, instance_norm=instance_norm)
 
 
 def linear_outline(data: SeriesConfig, *, decomposed: bool) -> Outline:
@@ -90,7 +91,7 @@ def linear_outline(data: SeriesConfig, *, decomposed: bool) -> Outline:
     maps = ("remainder", "average") if decomposed else ("output",)
     block = LayerSize(
         block_name(0),
-        tuple(size for name in maps for size in linear_parameters(name, shape, HEAD)),
+        tuple(size for name in maps for size in linear_parameters(name, shape, HEAD, bias=True)),
         is_block=True,
         activations=ActivationSize(whole=len(maps) * data.channels * data.lookback),
         flops=len(maps) * matrix_flops(data.horizon * data.lookback, data.channels),
@@ -112,11 +113,12 @@ def outline_of(
     return Outline(layers, absent, handed_on=2 if instance_norm else 1, stream=stream)
 
 
-def instance_norm_sizes(data: SeriesConfig, instance_norm: bool) -> tuple[LayerSize, ...]:
-    """It describes the layer, if there is one: a gain and a bias for each channel."""
+def instance_norm_sizes(data: SeriesConfig, instance_norm: bool, *, bias: bool) -> tuple[LayerSize, ...]:
+    """It describes the layer, if there is one: a gain for each channel, and a bias."""
     if not instance_norm:
         return ()
-    gains = tuple(ParameterSize(name, (data.channels,), INSTANCE_NORM) for name in ("weight", "bias"))
+    names = ("weight", "bias") if bias else ("weight",)
+    gains = tuple(ParameterSize(name, (data.channels,), INSTANCE_NORM) for name in names)
     kept = 2 * data.channels * data.lookback
     return (LayerSize(INSTANCE_NORM, gains, activations=ActivationSize(wide=kept)),)
 
@@ -152,9 +154,9 @@ def mixer_block_size(
     keeps inputs of norms and matrices and what the first matrix gives; the inner width F of the others twice."""
     L, D, F = config.hidden_size, channels, config.ffn_size
     parameters = (
-        *linear_parameters("mix_times", (L, L), TIME_MIXING),
-        *linear_parameters("up", (F, D), CHANNEL_MIXING),
-        *linear_parameters("down", (D, F), CHANNEL_MIXING),
+        *linear_parameters("mix_times", (L, L), TIME_MIXING, bias=True),
+        *linear_parameters("up", (F, D), CHANNEL_MIXING, bias=True),
+        *linear_parameters("down", (D, F), CHANNEL_MIXING, bias=True),
     )
     gains = tuple(ParameterSize(f"{n}.{part}", (D * L,), NORMS) for n in norms for part in ("weight", "bias"))
     return LayerSize(
@@ -170,21 +172,24 @@ def mixer_block_size(
     )
 
 
-def horizon_head_size(data: SeriesConfig, hidden: int | None = None) -> LayerSize:
+def horizon_head_size(data: SeriesConfig, hidden: int | None = None, *, bias: bool) -> LayerSize:
     """One map from lookback to horizon serves all channels; `hidden` numbers at each time become channels before it.
     Forecasts and errors are in fp32."""
     H, L, D = data.horizon, data.lookback, data.channels
-    channels = linear_parameters("channels", (D, hidden), HEAD) if hidden else ()
+    channels = linear_parameters("channels", (D, hidden), HEAD, bias=bias) if hidden else ()
     flops = matrix_flops(H * L, D) + matrix_flops(D * (hidden or 0), L)
     return LayerSize(
         HEAD,
-        (*channels, *linear_parameters("output", (H, L), HEAD)),
+        (*channels, *linear_parameters("output", (H, L), HEAD, bias=bias)),
         activations=ActivationSize(whole=D * (L + H), wide=2 * D * H),
         flops=flops,
         repeated_flops=flops,
     )
 
 
-def linear_parameters(name: str, shape: tuple[int, int], part: str) -> tuple[ParameterSize, ...]:
-    """A linear layer that every tensor-parallel rank has whole, with its bias."""
-    return ParameterSize(f"{name}.weight", shape, part), ParameterSize(f"{name}.bias", shape[:1], part)
+def linear_parameters(
+    name: str, shape: tuple[int, int], part: str, *, bias: bool
+) -> tuple[ParameterSize, ...]:
+    """A linear layer that every tensor-parallel rank has whole, with its bias if it has one."""
+    weight = ParameterSize(f"{name}.weight", shape, part)
+    return (weight, ParameterSize(f"{name}.bias", shape[:1], part)) if bias else (weight,)

@@ -29,11 +29,12 @@ class TimeEmbedding(nn.Module):
     def __init__(self, context: LayerContext, channels: int) -> None:
         super().__init__()
         size = context.config.hidden_size
-        self.embedding = nn.Linear(channels, size)
+        self.embedding = nn.Linear(channels, size, bias=context.config.bias)
         # Channels have variance 1, and so have tokens, as the positions that are added to them.
         init = context.normal("embedding", channels**-0.5)
         self.embedding.weight = nn.Parameter(init.rows(0, size, size, channels))
-        nn.init.zeros_(self.embedding.bias)
+        if self.embedding.bias is not None:
+            nn.init.zeros_(self.embedding.bias)
 
     def forward(self, flow: Activation) -> Activation:
         x_BDL, others = opened(flow)
@@ -63,10 +64,10 @@ def temporal_layers(model: TemporalConfig, data: SeriesConfig, materials: Materi
     """It lists instance norm, embedding, positions, blocks, norm and head."""
     shared = {"context": LayerContext(model, materials)}
     return [
-        *instance_norm_layers(data, model.instance_norm),
+        *instance_norm_layers(data, model.instance_norm, bias=model.bias),
         LayerSpec(TimeEmbedding, {**shared, "channels": data.channels}),
         LayerSpec(StreamPositions, {**shared, "sequence_length": data.lookback, "factor": 1.0}),
         *(LayerSpec(TimeBlock, {**shared, "index": index}) for index in range(model.num_layers)),
         LayerSpec(StreamNorm, shared),
-        head_layer(data, materials, model.head_init, hidden=model.hidden_size),
+        head_layer(data, materials, model.head_init, model.hidden_size, bias=model.bias),
     ]

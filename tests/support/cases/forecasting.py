@@ -12,6 +12,7 @@ CASES: dict[str, dict[str, Any]] = {
     "samformer": {},
     "samformer_pre_sigma": {"norm_placement": "pre", "reparametrization": "sigma", "init": "glorot"},
     "samformer_alone": {"instance_norm": False, "frozen_attention": True},
+    "samformer_without_biases": {"bias": False},
     "temporal": {"kind": "temporal"},
     "temporal_alone": {
         "kind": "temporal",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.distributed import run_distributed
 from support.forecasting_model import forecasting_batches, forecasting_config
-from support.plain_formulas import attend, feed_forward, norm, sinusoids
+from support.plain_formulas import attend, feed_forward, linear, norm, sinusoids
 from support.training import Layout, companions_of, make_engine, make_mesh, proceed
 from torch import Tensor
 
@@ -33,16 +33,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "samformer": {"num_layers": 1, "num_heads": 1, "head_size": 16},
     "samformer_deep": {"num_layers": 3, "norm_placement": "pre", "init": "glorot"},
     "samformer_alone": {"instance_norm": False},
+    "samformer_without_biases": {"num_layers": 1, "bias": False},
     "temporal": {"kind": "temporal", "num_layers": 2},
     "tsmixer": {"kind": "tsmixer", "num_layers": 3},
     "tsmixer_apart": {"kind": "tsmixer", "num_layers": 2, "share_layers": False},
     "linear": {"kind": "linear"},
     "dlinear": {"kind": "dlinear"},
 }
-
-
-def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
 def samformer(config: RunConfig, weights: Weights, x: Tensor, first: int) -> Tensor:
@@ -114,7 +111,8 @@ def forecast(config: RunConfig, weights: Weights, x: Tensor) -> Tensor:
     twin = TWINS[config.model.kind]
     if not getattr(config.model, "instance_norm", False):
         return twin(config, weights, x, 0)
-    gain, bias = weights["0.weight"][:, None], weights["0.bias"][:, None]
+    gain = weights["0.weight"][:, None]
+    bias = weights["0.bias"][:, None] if "0.bias" in weights else 0
     mean, deviation = x.mean(-1, keepdim=True), (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     y = twin(config, weights, (x - mean) / deviation * gain + bias, 1)
     return (y - bias) / gain * deviation + mean
