@@ -6,15 +6,20 @@ from typing import Any
 import pytest
 from support.distributed import run_distributed
 from support.forecasting_model import LOOKBACK, forecasting_config
+from support.plain_sam import with_sam
 from support.resumes import course, stop_twice
 from support.runs import contents, differences, metrics, newest_checkpoint, run_to_end
 from support.series import write_series
 from support.training import Layout, slow
 
 from pretrain.config.run import RunConfig
+from pretrain.optim.config import SharpnessAwareConfig
 
 ROWS = 120
 """Of which 84 train: 53 windows, and a global batch has 12, so no epoch ends with a step."""
+NO_SAM = SharpnessAwareConfig()
+SAM = SharpnessAwareConfig(rho=0.7, every_steps=2)
+"""Runs stop after step 2, which has two passes, and 7, which has one."""
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +27,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_series(tmp_path_factory.mktemp("series") / "data", ROWS, context=LOOKBACK)
 
 
-def series_run(layout: Layout, folder: Path, data: Path, model: dict[str, Any]) -> RunConfig:
+def series_run(
+    layout: Layout, folder: Path, data: Path, model: dict[str, Any], sam: SharpnessAwareConfig
+) -> RunConfig:
     """It configures a run of 8 steps in `folder/test`."""
-    base = forecasting_config(layout, model).model_dump(mode="json")
+    plain = forecasting_config(layout, model)
+    base = with_sam(plain, plain.optimizer, sam).model_dump(mode="json")
     changes: dict[str, dict[str, Any]] = {
         "run": {"folder": str(folder), "steps": 8},
         "data": {"sources": [{"path": str(data)}]},
@@ -38,22 +46,26 @@ def series_run(layout: Layout, folder: Path, data: Path, model: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("layout", "model"),
+    ("layout", "model", "sam"),
     [
-        (Layout(data=2, zero=1), {"dropout": 0.1, "reparametrization": "sigma"}),
-        slow(Layout(tensor=2, pipeline=2, accumulation=2), {}),
-        slow(Layout(), {"kind": "tsmixer", "dropout": 0.5}),
-        slow(Layout(pipeline=2, accumulation=2, dtype="bf16", zero=1), {"kind": "temporal"}),
+        (Layout(data=2, zero=1), {"dropout": 0.1, "reparametrization": "sigma"}, SAM),
+        slow(Layout(tensor=2, pipeline=2, accumulation=2), {}, SAM),
+        slow(Layout(), {"kind": "tsmixer", "dropout": 0.5}, NO_SAM),
+        slow(Layout(pipeline=2, accumulation=2, dtype="bf16", zero=1), {"kind": "temporal"}, NO_SAM),
     ],
     ids=str,
 )
 def test_resumed_is_uninterrupted_to_the_bit(
-    layout: Layout, model: dict[str, Any], data: Path, tmp_path: Path
+    layout: Layout, model: dict[str, Any], sam: SharpnessAwareConfig, data: Path, tmp_path: Path
 ) -> None:
-    twin = series_run(layout, tmp_path / "twin", data, model)
+    twin = series_run(layout, tmp_path / "twin", data, model, sam)
     assert set(run_distributed(run_to_end, layout.world_size, twin)) == {"finished"}
-    stop_twice([(series_run(layout, tmp_path / "run", data, model), layout.world_size)] * 3)
+    stop_twice([(series_run(layout, tmp_path / "run", data, model, sam), layout.world_size)] * 3)
     assert course(tmp_path / "run") == course(tmp_path / "twin")
+    for key in ("ascended_loss", "ascent_gradient_norm"):
+        ascents = metrics(tmp_path / "run", key)
+        assert ascents == metrics(tmp_path / "twin", key)
+        assert sorted(ascents) == ([2, 4, 6, 8] if sam is SAM else [])
     ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("run", "twin"))
     assert differences(contents(ours), contents(theirs)) == []
     scaled, original = (metrics(tmp_path / "run", f"validation_{key}") for key in ("mae", "mae_original"))
