@@ -10,6 +10,7 @@ it is made of the norm's gain and bias as well.
 # Layers of a flow take and return a tuple, where those that they are made of take and return one tensor:
 # mypy: disable-error-code="override"
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ class InstanceNorm(nn.Module):
     there is one. The inverse divides by the gain, which begins at 1, as the code behind SAMformer does.
     """
 
-    def __init__(self, channels: int, *, bias: bool) -> None:
+    def __init__(self, channels: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
@@ -81,16 +82,15 @@ class HorizonHead(nn.Module):
         channels: int,
         lookback: int,
         horizon: int,
-        init: Literal["glorot", "zero"],
-        hidden: int | None,
+        init: Literal["glorot", "zero"] = "glorot",
+        hidden: int | None = None,
         *,
-        bias: bool,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.channels = (
-            glorot_linear(materials, "head.channels", channels, hidden, bias=bias) if hidden else None
-        )
-        self.output = glorot_linear(materials, "head.output", horizon, lookback, bias=bias)
+        linear = partial(glorot_linear, materials, bias=bias)
+        self.channels = linear("head.channels", channels, hidden) if hidden else None
+        self.output = linear("head.output", horizon, lookback)
         if init == "zero":
             nn.init.zeros_(self.output.weight)
 
@@ -105,7 +105,9 @@ class HorizonHead(nn.Module):
         return y_BDH
 
 
-def glorot_linear(materials: Materials, name: str, rows: int, columns: int, *, bias: bool) -> nn.Linear:
+def glorot_linear(
+    materials: Materials, name: str, rows: int, columns: int, *, bias: bool = True
+) -> nn.Linear:
     """It makes a linear layer that every tensor-parallel rank has whole, with Glorot's variance."""
     linear = nn.Linear(columns, rows, bias=bias)
     init = materials.normal(name, glorot_std(rows, columns))
@@ -121,7 +123,7 @@ def glorot_std(outputs: int, inputs: int) -> float:
     return float((2 / (inputs + outputs)) ** 0.5)
 
 
-def instance_norm_layers(data: SeriesConfig, instance_norm: bool, *, bias: bool) -> list[LayerSpec]:
+def instance_norm_layers(data: SeriesConfig, instance_norm: bool, *, bias: bool = True) -> list[LayerSpec]:
     """It lists the layer that windows begin with, if there is one."""
     return [LayerSpec(InstanceNorm, {"channels": data.channels, "bias": bias})] if instance_norm else []
 
@@ -132,7 +134,7 @@ def head_layer(
     init: Literal["glorot", "zero"],
     hidden: int | None = None,
     *,
-    bias: bool,
+    bias: bool = True,
 ) -> LayerSpec:
     """It returns the layer that forecasts come out of."""
     sizes = {"channels": data.channels, "lookback": data.lookback, "horizon": data.horizon, "hidden": hidden}

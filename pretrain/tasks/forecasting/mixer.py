@@ -92,10 +92,10 @@ def mixer_layers(model: MixerConfig, data: SeriesConfig, materials: Materials) -
         "share_layers": model.share_layers,
     }
     return [
-        *instance_norm_layers(data, model.instance_norm, bias=True),
+        *instance_norm_layers(data, model.instance_norm),
         *(
             LayerSpec(MixerBlock, {**blocks, "index": index})
             for index in range(1 if model.share_layers else model.num_layers)
         ),
-        head_layer(data, materials, model.head_init, bias=True),
+        head_layer(data, materials, model.head_init),
     ]

@@ -79,10 +79,9 @@ def mixer_outline(
         mixer_block_size(config, block_name(index), data.channels, applied, norms)
         for index in range(config.num_layers // applied)
     )
-    norm, head = instance_norm_sizes(data, instance_norm, bias=True), horizon_head_size(data, bias=True)
+    layers = (*instance_norm_sizes(data, instance_norm), *blocks, horizon_head_size(data))
     parts = (INSTANCE_NORM, TIME_MIXING, CHANNEL_MIXING, NORMS, HEAD)
-    stream = data.channels * config.hidden_size
-    return outline_of((*norm, *blocks, head), parts, stream, instance_norm=instance_norm)
+    return outline_of(layers, parts, data.channels * config.hidden_size, instance_norm=instance_norm)
 
 
 def linear_outline(data: SeriesConfig, *, decomposed: bool) -> Outline:
@@ -91,7 +90,7 @@ def linear_outline(data: SeriesConfig, *, decomposed: bool) -> Outline:
     maps = ("remainder", "average") if decomposed else ("output",)
     block = LayerSize(
         block_name(0),
-        tuple(size for name in maps for size in linear_parameters(name, shape, HEAD, bias=True)),
+        tuple(size for name in maps for size in linear_parameters(name, shape, HEAD)),
         is_block=True,
         activations=ActivationSize(whole=len(maps) * data.channels * data.lookback),
         flops=len(maps) * matrix_flops(data.horizon * data.lookback, data.channels),
@@ -113,7 +112,9 @@ def outline_of(
     return Outline(layers, absent, handed_on=2 if instance_norm else 1, stream=stream)
 
 
-def instance_norm_sizes(data: SeriesConfig, instance_norm: bool, *, bias: bool) -> tuple[LayerSize, ...]:
+def instance_norm_sizes(
+    data: SeriesConfig, instance_norm: bool, *, bias: bool = True
+) -> tuple[LayerSize, ...]:
     """It describes the layer, if there is one: a gain for each channel, and a bias."""
     if not instance_norm:
         return ()
@@ -154,9 +155,9 @@ def mixer_block_size(
     keeps inputs of norms and matrices and what the first matrix gives; the inner width F of the others twice."""
     L, D, F = config.hidden_size, channels, config.ffn_size
     parameters = (
-        *linear_parameters("mix_times", (L, L), TIME_MIXING, bias=True),
-        *linear_parameters("up", (F, D), CHANNEL_MIXING, bias=True),
-        *linear_parameters("down", (D, F), CHANNEL_MIXING, bias=True),
+        *linear_parameters("mix_times", (L, L), TIME_MIXING),
+        *linear_parameters("up", (F, D), CHANNEL_MIXING),
+        *linear_parameters("down", (D, F), CHANNEL_MIXING),
     )
     gains = tuple(ParameterSize(f"{n}.{part}", (D * L,), NORMS) for n in norms for part in ("weight", "bias"))
     return LayerSize(
@@ -172,7 +173,7 @@ def mixer_block_size(
     )
 
 
-def horizon_head_size(data: SeriesConfig, hidden: int | None = None, *, bias: bool) -> LayerSize:
+def horizon_head_size(data: SeriesConfig, hidden: int | None = None, *, bias: bool = True) -> LayerSize:
     """One map from lookback to horizon serves all channels; `hidden` numbers at each time become channels before it.
     Forecasts and errors are in fp32."""
     H, L, D = data.horizon, data.lookback, data.channels
@@ -188,7 +189,7 @@ def horizon_head_size(data: SeriesConfig, hidden: int | None = None, *, bias: bo
 
 
 def linear_parameters(
-    name: str, shape: tuple[int, int], part: str, *, bias: bool
+    name: str, shape: tuple[int, int], part: str, *, bias: bool = True
 ) -> tuple[ParameterSize, ...]:
     """A linear layer that every tensor-parallel rank has whole, with its bias if it has one."""
     weight = ParameterSize(f"{name}.weight", shape, part)

@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
         "positions": "learned",
         "attention": {"num_heads": 2, "kind": "mlra"},
         "reparametrization": "sigma",
+        "bias": False,
     },
     "tsmixer": {"kind": "tsmixer"},
     "tsmixer_apart": {"kind": "tsmixer", "share_layers": False, "instance_norm": False},

@@ -233,6 +233,20 @@ def test_a_head_may_begin_at_zero(kind: str, alone: ParallelMesh) -> None:
     assert head.output.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("instance_norm", [True, False])
+def test_without_biases_forecasts_of_a_mirrored_series_are_mirrored(
+    instance_norm: bool, alone: ParallelMesh
+) -> None:
+    """So nothing can be learned of which way series drift."""
+    model = {"bias": False, "norm_placement": "pre", "instance_norm": instance_norm}
+    config = forecasting_config(Layout(), model)
+    layers = build_layers(config.model, config.data, alone, seed=1)
+    for parameter in layers.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    (batch,) = forecasting_batches(config, alone, 1)
+    torch.testing.assert_close(layers(-batch.x_BDL), -layers(batch.x_BDL))
+
+
 def test_frozen_attention_keeps_its_weights_and_the_head_learns() -> None:
     (frozen,) = run_distributed(moved, 1, True)
     for name, distance in frozen.items():
