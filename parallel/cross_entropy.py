@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from parallel.mesh import Axis
+from parallel.sums import all_reduced
 
 _LOGITS_AT_ONCE = 2**26
 """Some hundred MiB in fp32: few launches."""
@@ -100,13 +101,13 @@ class _CrossEntropy(torch.autograd.Function):
                 log_N[tokens] = (logits.gather(1, own.rows_N1) - logs.gather(1, own.rows_N1))[:, 0]
             loss_N = -means_N
         else:
-            peaks_N1 = _summed(logits_NW.amax(dim=1, keepdim=True).to(dtype), group, dist.ReduceOp.MAX)
+            peaks_N1 = all_reduced(logits_NW.amax(dim=1, keepdim=True).to(dtype), group, dist.ReduceOp.MAX)
             both_2N = logits_NW.new_empty(2, len(logits_NW), dtype=dtype)
             for tokens in _a_few_at_once(logits_NW):
                 logits = logits_NW[tokens] - peaks_N1[tokens]
                 both_2N[0, tokens] = targets.at(tokens).mean(logits)
                 torch.sum(logits.exp_(), dim=1, out=both_2N[1, tokens])
-            _summed(both_2N, group, dist.ReduceOp.SUM)
+            all_reduced(both_2N, group)
             sums_N1, logs_N = both_2N[1, :, None], both_2N[1].log()
             loss_N, log_N = logs_N - both_2N[0], logs_N + peaks_N1[:, 0]
         ctx.save_for_backward(logits_NW, peaks_N1, sums_N1, log_N)
@@ -142,7 +143,7 @@ class _CrossEntropy(torch.autograd.Function):
         softmax_NW = (logits_NW - log_N[:, None]).exp()
         gradient_NW = torch.zeros_like(softmax_NW)
         if grad_log_N is not None:
-            gradient_NW = softmax_NW * _summed(grad_log_N.clone(), ctx.group, dist.ReduceOp.SUM)[:, None]
+            gradient_NW = softmax_NW * all_reduced(grad_log_N.clone(), ctx.group)[:, None]
         if grad_N is not None:
             less_NW = ctx.targets.subtract_from(torch.zeros_like(softmax_NW))
             gradient_NW = gradient_NW + (softmax_NW + less_NW) * grad_N[:, None]
@@ -158,12 +159,6 @@ def _a_few_at_once(logits_NW: Tensor) -> list[slice]:
     count = _LOGITS_AT_ONCE_ON_CPU if logits_NW.device.type == "cpu" else _LOGITS_AT_ONCE
     size = max(count // logits_NW.shape[1], 1)
     return [slice(start, start + size) for start in range(0, len(logits_NW), size)]
-
-
-def _summed(values: Tensor, group: ProcessGroup, operation: Any) -> Tensor:
-    if group.size() > 1:
-        dist.all_reduce(values, op=operation, group=group)
-    return values
 
 
 def fuses(logits: Tensor, tensor: Axis) -> bool:

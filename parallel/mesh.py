@@ -53,7 +53,8 @@ class Axis:
     def from_last(self, value: Any) -> Any:
         """It returns the value of the last rank, on each. Values must be small plain objects: they are pickled."""
         values = [value]
-        dist.broadcast_object_list(values, src=self.ranks[-1], group=self.group)
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=self.ranks[-1], group=self.group)
         return values[0]
 
 
@@ -185,6 +186,8 @@ class ParallelMesh:
 
         Values must be small plain objects: they are pickled.
         """
+        if self.world_size == 1:
+            return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.patient)
         return values

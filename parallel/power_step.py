@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from parallel.spectral import SpectralLayer, materialise, runs_of
 from parallel.stacks import hand_out, stacked
+from parallel.sums import all_reduced
 
 EXACT_UP_TO = 512
 """First vectors come from an exact decomposition up to this R, beyond it from power steps."""
@@ -212,8 +212,9 @@ def _first_basis(matrix_LR: Tensor, vectors: int, group: ProcessGroup) -> Tensor
         generator = torch.Generator().manual_seed(0)
         return torch.linalg.qr(torch.randn(size, vectors, generator=generator)).Q.to(matrix_LR)
     gram_RR = matrix_LR.double().T @ matrix_LR.double()
-    dist.all_reduce(gram_RR, group=group)
-    return torch.linalg.eigh(gram_RR).eigenvectors[:, -vectors:].flip(-1).to(matrix_LR.dtype)
+    return (
+        torch.linalg.eigh(all_reduced(gram_RR, group)).eigenvectors[:, -vectors:].flip(-1).to(matrix_LR.dtype)
+    )
 
 
 @torch.no_grad()
@@ -230,8 +231,7 @@ def residual(layers: Sequence[SpectralLayer], group: ProcessGroup) -> float:
 
 def sums_over(tensors: Sequence[Tensor], group: ProcessGroup) -> Sequence[Tensor]:
     """It returns the sums of many small tensors over a group, in one all-reduce."""
-    if dist.get_world_size(group) == 1:
+    if group.size() == 1:
         return tensors
-    flat = torch.cat(list(tensors))
-    dist.all_reduce(flat, group=group)
+    flat = all_reduced(torch.cat(list(tensors)), group)
     return flat.split([tensor.numel() for tensor in tensors])

@@ -1,4 +1,4 @@
-"""Sums over tensor-parallel ranks that a compiler can look into.
+"""What ranks hold is reduced in place, and summed over tensor-parallel ranks in ways that a compiler can look into.
 
 Uncompiled, sums run beside products and are waited for by their handles, of which a graph knows nothing.
 """
@@ -9,6 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+
+def all_reduced(values: Tensor, group: ProcessGroup, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    """It reduces `values` in place over the ranks of a group, and returns them; one rank alone calls no collective.
+
+    A thread of gloo gives back what it was passed a moment after the collective has ended, for which it takes Python's
+    lock (torch 2.10 to 2.13): a command whose process ends just then is aborted.
+    """
+    if group.size() > 1:
+        dist.all_reduce(values, op=operation, group=group)
+    return values
 
 
 class _SummedGradient(torch.autograd.Function):

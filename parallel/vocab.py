@@ -12,6 +12,7 @@ from parallel import megatron
 from parallel.initialization import Normal, fill_rows
 from parallel.linear import ColumnParallelLinear, leave_uninitialised, mark_sharded, megatron_config
 from parallel.mesh import Axis
+from parallel.sums import all_reduced
 
 
 class VocabularyParallelEmbedding(megatron.VocabParallelEmbedding):
@@ -67,11 +68,10 @@ def vocabulary_parallel_argmax(logits_BSW: Tensor, tensor: Axis) -> Tensor:
     rows = logits_BSW.shape[-1]
     peaks_BS, tokens_BS = logits_BSW.detach().float().max(dim=-1)
     highest_BS = peaks_BS.clone()
-    dist.all_reduce(highest_BS, op=dist.ReduceOp.MAX, group=tensor.group)
+    all_reduced(highest_BS, tensor.group, dist.ReduceOp.MAX)
     beyond = rows * tensor.size
     tokens_BS = torch.where(peaks_BS == highest_BS, tokens_BS + rows * tensor.rank, beyond)
-    dist.all_reduce(tokens_BS, op=dist.ReduceOp.MIN, group=tensor.group)
-    return tokens_BS
+    return all_reduced(tokens_BS, tensor.group, dist.ReduceOp.MIN)
 
 
 def vocabulary_parallel_logits(logits_BSW: Tensor, tensor: Axis) -> Tensor:

@@ -85,10 +85,9 @@ import os, psutil, torch
 from parallel.mesh import ParallelMesh
 meshes = [ParallelMesh.alone(), ParallelMesh.alone()]
 assert meshes[0] == meshes[1]
-value = torch.tensor([3])
-torch.distributed.all_reduce(value, group=meshes[0].tensor.group)
 listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
-print(value.tolist(), meshes[0].gather("x"), meshes[0].model.size, listening <= {"127.0.0.1"}, os.environ[{name!r}])
+print(meshes[0].gather("x"), meshes[0].data.from_last("x"), meshes[0].model.size)
+print(listening <= {"127.0.0.1"}, os.environ[{name!r}])
 torch.distributed.destroy_process_group()
 ParallelMesh.alone()
 """
@@ -107,4 +106,4 @@ def test_a_process_alone_needs_no_launcher_and_no_network() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[3] ['x'] 1 True absent0\n"
+    assert done.stdout == "['x'] x 1\nTrue absent0\n"
