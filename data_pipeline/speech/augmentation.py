@@ -1,4 +1,5 @@
-"""Training samples are altered by chance: played faster or slower, and masked in bands of frequency and spans of time.
+"""Training samples are altered by chance: played faster or slower, as if by another vocal tract, and masked in bands of
+frequency and spans of time.
 
 N  samples of audio
 T  frames
@@ -19,7 +20,7 @@ WORD = 64
 """Bits of a number of chance."""
 
 
-FOR_SPEED, FOR_MASKS = 0, 1
+FOR_SPEED, FOR_MASKS, FOR_WARP = range(3)
 """What chance decides: each has numbers of its own, so that none depends on how many another takes."""
 
 
@@ -46,6 +47,13 @@ class Augmentation:
         """It returns how many samples of audio there are once each is played at the speed that its chance gives it."""
         speeds_N = np.array([self.speed(chance) for chance in chances_N.tolist()])
         return np.round(samples_NK / speeds_N[:, None]).astype(np.int32)
+
+    def warp(self, chance: int | None) -> float:
+        """It returns the factor that the frequencies of a sample are to be scaled by."""
+        if chance is None:
+            return 1.0
+        least, greatest = self._config.frequency_warp
+        return least + (greatest - least) * (next(_numbers(chance, FOR_WARP)) / 2**WORD)
 
     def masked(self, features_TM: Tensor, chance: int | None) -> Tensor:
         """It returns normalized features with bands and spans of them at their mean, 0 (arXiv 1904.08779).

@@ -65,9 +65,10 @@ class SpeechCollator:
             audio_N = torch.from_numpy(decode_flac(flac, self._manifest.sample_rate, self._most))
         except ValueError as error:
             raise DataError(f"{sample.place}: {error}; prepare the data again") from error
-        speed = self._augmentation.speed(sample.chance)
-        features_TM = normalized(self._features(self._augmentation.perturbed(audio_N, speed)))
-        return self._augmentation.masked(features_TM, sample.chance), units
+        alter = self._augmentation
+        audio_N = alter.perturbed(audio_N, alter.speed(sample.chance))
+        features_TM = normalized(self._features(audio_N, alter.warp(sample.chance)))
+        return alter.masked(features_TM, sample.chance), units
 
 
 def decode_units(content: memoryview, count: int) -> NDArray[np.uint16]:

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from data_pipeline.config import DataConfig
 from data_pipeline.speech.mel import most_mel_bins
 
-Speed = Annotated[float, Field(ge=0.5, le=2.0)]
+Factor = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
 def most_units(samples: int, sample_rate: int, frame_seconds: float) -> int:
@@ -40,8 +40,11 @@ class AugmentationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    speeds: tuple[Speed, ...] = Field(default=(1.0,), min_length=1, max_length=100)
+    speeds: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, max_length=100)
     """Speed perturbation (Ko et al. 2015): each sample is played at one of these speeds, as [0.9, 1.0, 1.1]."""
+    frequency_warp: tuple[Factor, Factor] = (1.0, 1.0)
+    """Vocal tract length perturbation (Jaitly & Hinton 2013): frequencies of each sample are scaled by a factor of this
+    range, as [0.9, 1.1]; its tempo stays."""
     frequency_masks: int = Field(default=0, ge=0, le=100)
     """SpecAugment (arXiv 1904.08779): bands of mel bins that are masked."""
     frequency_width: int = Field(default=27, ge=0)
@@ -52,6 +55,17 @@ class AugmentationConfig(BaseModel):
     """Frames of the longest span."""
     time_share: float = Field(default=0.15, ge=0, le=1)
     """Most of an utterance that one span masks (arXiv 1912.05533: masks adapt to its length)."""
+
+    @field_validator("frequency_warp")
+    @classmethod
+    def _rises(cls, warp: tuple[float, float]) -> tuple[float, float]:
+        if warp[0] > warp[1]:
+            raise PydanticCustomError(
+                "not_a_range",
+                "must go from the least factor to the greatest, as [{least}, {greatest}]",
+                {"least": f"{warp[1]:g}", "greatest": f"{warp[0]:g}"},
+            )
+        return warp
 
 
 class SpeechConfig(DataConfig):

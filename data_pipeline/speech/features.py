@@ -27,6 +27,10 @@ PREEMPHASIS = 0.97
 POVEY = 0.85
 """Kaldi's window is Hann's to this power."""
 
+KNEE = 0.875
+"""Frequencies are scaled up to this part of half the sample rate, as by Kaldi at 8 kHz (3,500 Hz); of the frequency and
+of what it is scaled to, the higher is meant."""
+
 SAMPLES_AT_ONCE = 1 << 15
 """Samples that are transformed at once: they stay in the cache of a core."""
 
@@ -50,15 +54,16 @@ class LogMel:
         self._window_W = FULL_SCALE * povey_window(data.window)
         self._filters = MelFilters(data.sample_rate, self._size, data.mel_bins)
 
-    def __call__(self, audio_N: Tensor) -> Tensor:
-        """It returns the features (T, M), float32, of audio (N), float32 from -1 to 1; T is `data.frames(N)`."""
+    def __call__(self, audio_N: Tensor, warp: float = 1.0) -> Tensor:
+        """It returns the features (T, M), float32, of audio (N), float32 from -1 to 1; T is `data.frames(N)`.
+        Frequencies are scaled by `warp`."""
         window, hop = self._data.window, self._data.hop
         audio = np.pad(audio_N.numpy(), (0, max(window - len(audio_N), 0)))
         frames_TW = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop]
         energies_TM = np.empty((len(frames_TW), self._data.mel_bins), np.float32)
         for first in range(0, len(frames_TW), self._at_once):
             here = slice(first, first + self._at_once)
-            energies_TM[here] = self._filters(self._power(frames_TW[here]))
+            energies_TM[here] = self._filters(warped(self._power(frames_TW[here]), warp))
         return torch.from_numpy(np.log(np.maximum(energies_TM, np.finfo(np.float32).eps)))
 
     def _power(self, frames_TW: Floats) -> Floats:
@@ -72,6 +77,22 @@ class LogMel:
         raised_TW *= self._window_W
         spectrum_TF = np.fft.rfft(padded).astype(np.complex64, copy=False)  # numpy 1 transforms in fp64
         return spectrum_TF.real**2 + spectrum_TF.imag**2
+
+
+def warped(power_TF: Floats, factor: float) -> Floats:
+    """It returns power as if the vocal tract were shorter by a factor: what was at a frequency is at `factor` times it.
+    From the knee on it is stretched or compressed so that half the sample rate, the last frequency, stays.
+
+    Between the frequencies of the transform, power is interpolated linearly.
+    """
+    if factor == 1.0:
+        return power_TF
+    last = power_TF.shape[1] - 1
+    knee = KNEE * last * min(1.0, factor)
+    source_F = np.interp(np.arange(last + 1), [0.0, knee, last], [0.0, knee / factor, last])
+    below_F = np.minimum(source_F.astype(np.intp), last - 1)
+    share_F = (source_F - below_F).astype(np.float32)
+    return (1 - share_F) * power_TF[:, below_F] + share_F * power_TF[:, below_F + 1]
 
 
 class MelFilters:

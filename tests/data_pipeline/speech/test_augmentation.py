@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from support.features import features_config
 
 from data_pipeline.reading.order import SampleOrder, SourceShape
@@ -18,6 +19,7 @@ CHANCES = SampleOrder(1, (SourceShape("any", 10),)).chances(np.arange(6000)).tol
 """As the samples of a run have them."""
 
 SPEEDS = (0.9, 1.0, 1.1)
+WARP = (0.8, 1.25)
 
 chances = st.integers(0, 2**64 - 1)
 
@@ -45,12 +47,19 @@ def evenly(counts: Counter[int], values: range, drawn: int) -> bool:
 @given(chance=chances, others=st.lists(chances, max_size=5))
 def test_chance_alone_decides(chance: int, others: list[int]) -> None:
     """Not what comes before in a batch, and not which rank or process asks."""
-    settings = {"speeds": SPEEDS, "frequency_masks": 2, "time_masks": 2, "time_share": 0.5}
+    settings = {
+        "speeds": SPEEDS,
+        "frequency_warp": WARP,
+        "frequency_masks": 2,
+        "time_masks": 2,
+        "time_share": 0.5,
+    }
     features = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
     one, other = augmentation(**settings), augmentation(**settings)
     for unrelated in others:
-        one.speed(unrelated), one.masked(features, unrelated)
+        one.speed(unrelated), one.warp(unrelated), one.masked(features, unrelated)
     assert one.speed(chance) == other.speed(chance)
+    assert one.warp(chance) == other.warp(chance)
     assert torch.equal(one.masked(features, chance), other.masked(features, chance))
 
 
@@ -58,16 +67,18 @@ def test_what_chance_makes_of_a_sample_stays_the_same_in_all_versions() -> None:
     """A run that is taken up with another numpy goes on as it would have."""
     heard = augmentation(speeds=tuple(number / 10 for number in range(5, 21)))
     assert [heard.speed(chance) for chance in (0, 1, 2**63, 2**64 - 1)] == [0.5, 0.9, 2.0, 0.8]
+    warps = [augmentation(frequency_warp=WARP).warp(chance) for chance in (0, 1, 2**63, 2**64 - 1)]
+    assert warps == [1.1664951099271939, 0.9391917100336256, 0.9620595263413987, 1.0101901015984753]
     bands, spans = masks(7, mel_bins=80, frequency_masks=1, time_masks=1, time_share=0.5)
     assert [[*masked.nonzero()[0][[0, -1]].tolist()] for masked in (bands, spans)] == [[21, 44], [24, 49]]
 
 
 def test_nothing_is_altered_without_chance() -> None:
     features = torch.randn(50, 20)
-    heard = augmentation(speeds=SPEEDS, frequency_masks=2, time_masks=2)
-    assert heard.speed(None) == 1.0
+    heard = augmentation(speeds=SPEEDS, frequency_warp=WARP, frequency_masks=2, time_masks=2)
+    assert heard.speed(None) == heard.warp(None) == 1.0
     assert torch.equal(heard.masked(features, None), features)
-    assert augmentation().speed(5) == 1.0
+    assert augmentation().speed(5) == augmentation().warp(5) == 1.0
     assert torch.equal(augmentation().masked(features, 5), features)
 
 
@@ -81,6 +92,13 @@ def test_each_speed_comes_as_often() -> None:
     assert evenly(
         Counter({SPEEDS.index(speed): count for speed, count in drawn.items()}), range(3), len(CHANCES)
     )
+
+
+def test_frequencies_are_scaled_by_any_factor_of_the_range() -> None:
+    drawn = np.array([augmentation(frequency_warp=WARP).warp(chance) for chance in CHANCES])
+    assert WARP[0] <= drawn.min() < drawn.max() <= WARP[1]
+    tenths = Counter(np.digitize(drawn, np.linspace(*WARP, 11)[1:-1]).tolist())
+    assert evenly(tenths, range(10), len(CHANCES))
 
 
 def test_bands_and_spans_have_any_width_as_often_and_lie_anywhere() -> None:
@@ -98,15 +116,19 @@ def test_bands_and_spans_have_any_width_as_often_and_lie_anywhere() -> None:
     assert evenly(places, range(14), bands[7])
 
 
-def test_speed_and_masks_have_nothing_to_do_with_each_other() -> None:
-    """Else all samples of a speed would be masked in the same places."""
-    heard = augmentation(speeds=SPEEDS, frequency_masks=1, frequency_width=2)
+def test_speed_warp_and_masks_have_nothing_to_do_with_each_other() -> None:
+    """Else all samples of a speed would be masked in the same places, or warped alike."""
+    heard = augmentation(speeds=SPEEDS, frequency_warp=WARP, frequency_masks=1, frequency_width=2)
     drawn = Counter(
-        (heard.speed(chance), int(masks(chance, frequency_masks=1, frequency_width=2)[0].sum()))
+        (
+            heard.speed(chance),
+            heard.warp(chance) < sum(WARP) / 2,
+            int(masks(chance, frequency_masks=1, frequency_width=2)[0].sum()),
+        )
         for chance in CHANCES
     )
-    assert len(drawn) == 9
-    assert max(drawn.values()) - min(drawn.values()) < 10 * (len(CHANCES) / 9) ** 0.5
+    assert len(drawn) == 18
+    assert max(drawn.values()) - min(drawn.values()) < 10 * (len(CHANCES) / 18) ** 0.5
 
 
 @given(
@@ -125,6 +147,11 @@ def test_masks_are_no_wider_than_allowed(
     assert spans.sum() <= count * min(width, int(share * frames))
     bands, _ = masks(chance, frames, mel_bins, frequency_masks=count, **settings)
     assert bands.sum() <= count * min(width, mel_bins)
+
+
+def test_a_range_that_falls_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"from the least factor to the greatest, as \[0\.8, 1\.2\]"):
+        AugmentationConfig(frequency_warp=(1.2, 0.8))
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.0, 1.1, 1.03, 2.0])

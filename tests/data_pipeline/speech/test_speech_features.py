@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from support.features import features_config, sounds
 
 from data_pipeline.speech.config import SpeechConfig
-from data_pipeline.speech.features import LogMel, normalized
+from data_pipeline.speech.features import LogMel, normalized, warped
 from data_pipeline.speech.mel import mel
 
 SILENCE = float(np.log(np.finfo(np.float32).eps))
@@ -40,7 +40,24 @@ def features_of(data: SpeechConfig, audio: NDArray[np.float32]) -> NDArray[np.fl
     return features.numpy()
 
 
-def formula(data: SpeechConfig, audio: NDArray[np.float32]) -> NDArray[np.float64]:
+def moved(power_TF: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    """Power at each frequency is that of the frequency which is scaled to it (Jaitly & Hinton 2013), one by one."""
+    last, out = power_TF.shape[1] - 1, np.empty_like(power_TF)
+    scaled_to = 0.875 * last * min(factor, 1)
+    scaled_from = scaled_to / factor
+    for frequency in range(last + 1):
+        if frequency <= scaled_to:
+            source = frequency / factor
+        else:
+            source = last - (last - frequency) * (last - scaled_from) / (last - scaled_to)
+        below = min(int(source), last - 1)
+        out[:, frequency] = (1 - source + below) * power_TF[:, below] + (source - below) * power_TF[
+            :, below + 1
+        ]
+    return out
+
+
+def formula(data: SpeechConfig, audio: NDArray[np.float32], warp: float = 1.0) -> NDArray[np.float64]:
     """The same in fp64, with a matrix of filters."""
     frames_TW = np.lib.stride_tricks.sliding_window_view(32768.0 * audio, data.window)[:: data.hop]
     frames_TW = frames_TW - frames_TW.mean(1, keepdims=True)
@@ -53,6 +70,8 @@ def formula(data: SpeechConfig, audio: NDArray[np.float32]) -> NDArray[np.float6
     rising_FM = (mels_F1 - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling_FM = (edges[2:] - mels_F1) / (edges[2:] - edges[1:-1])
     filters_FM = np.minimum(rising_FM, falling_FM).clip(0)
+    if warp != 1:
+        power_TF = moved(power_TF, warp)
     return np.log(np.maximum(power_TF @ filters_FM, np.finfo(np.float32).eps))
 
 
@@ -85,6 +104,35 @@ def test_features_are_as_exact_as_those_of_kaldi(sample_rate: int) -> None:
             np.abs(found - exact).max() for found in (features_of(data, audio), kaldi(data, audio))
         )
         assert ours <= max(1.5 * theirs, 1e-4), name
+
+
+@pytest.mark.parametrize("sample_rate", [8_000, 16_000])
+@pytest.mark.parametrize("warp", [0.5, 0.75, 0.999, 1.1, 1.3, 2.0])
+def test_frequencies_are_scaled_as_the_formula_has_it(warp: float, sample_rate: int) -> None:
+    data = features_config(sample_rate=sample_rate, mel_bins=40)
+    for name in ("noise", "faint noise", "rising", "silence"):
+        audio = sounds(sample_rate)[name]
+        features = LogMel(data)(torch.from_numpy(audio), warp)
+        assert features.dtype == torch.float32
+        assert np.abs(features.numpy() - formula(data, audio, warp)).max() <= 1e-4, name
+
+
+def test_a_factor_of_1_changes_no_bit() -> None:
+    data, audio = features_config(), torch.from_numpy(sounds(16_000)["rising"])
+    assert torch.equal(LogMel(data)(audio, 1.0), LogMel(data)(audio))
+    power_TF = np.random.default_rng(0).exponential(size=(5, 129)).astype(np.float32)
+    nearly = warped(power_TF, float(np.nextafter(1.0, 2.0)))
+    assert np.array_equal(nearly, power_TF), "nor is there a jump"
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.25, 1.7])
+def test_a_tone_is_heard_where_it_is_scaled_to(factor: float) -> None:
+    """As far as the knee; silence and half the sample rate stay where they are."""
+    power_TF = np.eye(129, dtype=np.float32)
+    loudest = warped(power_TF, factor).argmax(1)
+    for frequency in range(10, int(112 * min(1, 1 / factor)) - 1):
+        assert abs(loudest[frequency] - factor * frequency) <= 0.5 * max(factor, 1)
+    assert (loudest[0], loudest[128]) == (0, 128)
 
 
 @settings(max_examples=30)

@@ -20,7 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import BatchStream, ValidationSet
 from data_pipeline.shards.dataset import Dataset, Sample
 from data_pipeline.shards.storage import LocalFolder
-from data_pipeline.speech.audio import encode_flac
+from data_pipeline.speech.audio import decode_flac, encode_flac
 from data_pipeline.speech.augmentation import Augmentation
 from data_pipeline.speech.batch import SpeechBatch
 from data_pipeline.speech.collate import SpeechCollator
@@ -187,7 +187,8 @@ def test_a_damaged_sample_is_a_silent_frame_without_weight(manifest: SpeechManif
 
 def test_chance_alone_decides_what_becomes_of_a_sample(manifest: SpeechManifest) -> None:
     """Whichever other samples are in its micro-batch; without chance nothing happens to it."""
-    altered = {"augmentation": {"speeds": [0.9, 1.0, 1.1], "frequency_masks": 1, "frequency_width": 4}}
+    masked = {"frequency_masks": 1, "frequency_width": 4}
+    altered = {"augmentation": {"speeds": [0.9, 1.0, 1.1], "frequency_warp": [0.8, 1.25], **masked}}
     samples = [Sample("a", stored(3000), chance=chance) for chance in range(12)]
     whole = collated(manifest, *samples, **altered)
     assert len({*whole.frames_B.tolist()}) == 3
@@ -199,6 +200,16 @@ def test_chance_alone_decides_what_becomes_of_a_sample(manifest: SpeechManifest)
     augmentation = Augmentation(speech_config("a", **altered).augmentation, RATE)
     speeds = [augmentation.speed(chance) for chance in range(12)]
     assert whole.frames_B.tolist() == [speech_config("a").frames(round(3000 / speed)) for speed in speeds]
+
+
+def test_features_are_of_the_frequencies_that_chance_scales_by(manifest: SpeechManifest) -> None:
+    settings = {"augmentation": {"frequency_warp": [0.8, 1.25]}}
+    found = collated(manifest, Sample("a", stored(3000), chance=7), **settings).features_BTM[0]
+    data = speech_config("a", **settings)
+    warp = Augmentation(data.augmentation, RATE).warp(7)
+    audio_N = torch.from_numpy(decode_flac(stored(3000)[0], RATE, 3000))
+    assert torch.equal(found, normalized(LogMel(data)(audio_N, warp)))
+    assert not torch.equal(found, normalized(LogMel(data)(audio_N)))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from data_pipeline.speech.source import SpeechSource
 UTTERANCES, STEP = 96, 24
 ALTERED = {
     "speeds": [0.9, 1.0, 1.1],
+    "frequency_warp": [0.8, 1.25],
     "frequency_masks": 1,
     "frequency_width": 3,
     "time_masks": 1,

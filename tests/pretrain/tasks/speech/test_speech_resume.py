@@ -19,6 +19,7 @@ UTTERANCES = 54
 """A global batch has 12: no epoch ends with a step."""
 AUGMENTATION = {
     "speeds": [0.9, 1.0, 1.1],
+    "frequency_warp": [0.8, 1.25],
     "frequency_masks": 1,
     "frequency_width": 3,
     "time_masks": 1,
