@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from launch.children import child_environment
 from launch.model_commands import model_commands, parser_of
@@ -143,6 +144,7 @@ def words_of_prepare() -> Iterator[tuple[str, Words]]:
         yield f"prepare {kind}", Words(named, FILE)
 
 
+@cache
 def help_of(*words: str) -> str:
     """It returns the help of the data preparation."""
     command = [sys.executable, "-m", "data_pipeline", *words, "--help"]

@@ -79,6 +79,7 @@ def test_commands_find_their_own_packages(trap: Path, path: str) -> None:
     assert (done.returncode, SAID in done.stderr) == (0, False), done.stderr
 
 
+@pytest.mark.slow
 def test_training_runs_in_a_folder_full_of_traps(trap: Path, corpus: Path, tmp_path: Path) -> None:
     sections = {"run": {"steps": 2}, "evaluation": {"samples": 4}}
     config = dumped(run_config(Layout(), tmp_path / "runs", corpus, **sections), tmp_path / "run.toml")

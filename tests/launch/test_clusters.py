@@ -19,7 +19,7 @@ def test_a_requeued_job_ends_as_an_undisturbed_run_does(cluster: Slurm, place: P
     job = cluster.submit(place, place.script("slurm.sh"))
     place.wait_for_steps("requeued", 5)
     cluster.output("scancel", "--signal=USR1", f"{job}.0")
-    place.wait_for_steps("requeued", 151)
+    place.wait_for_steps("requeued", 81)
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED"
     log = place.log(f"slurm-{job}.log")
     assert "Restarts=1 " in cluster.facts(job)
@@ -32,6 +32,7 @@ def test_a_requeued_job_ends_as_an_undisturbed_run_does(cluster: Slurm, place: P
 
 
 @needs_slurm
+@pytest.mark.slow
 def test_scripts_of_a_job_are_no_ranks(cluster: Slurm, place: Place) -> None:
     """Without `srun` there is one rank; `surefoot train` starts its own. Neither waits for tasks that never come."""
     place.configure("script")
@@ -50,6 +51,7 @@ def test_scripts_of_a_job_are_no_ranks(cluster: Slurm, place: Place) -> None:
 
 
 @needs_mpirun
+@pytest.mark.slow
 def test_mpirun_stops_at_a_signal_and_resumes_to_the_bit(place: Place) -> None:
     place.configure("mpirun")
     script = place.script("openmpi.sh")

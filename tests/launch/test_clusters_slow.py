@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_a_time_limit_requeues(cluster: Slurm, place: Place) -> None:
     """Slurm looks at limits every half minute, so it signals 80 to 110 seconds after the start."""
     place.configure("limit")
-    (place.folder / "run.toml").write_text(place.log("run.toml").replace("steps = 150", "steps = 1000000"))
+    (place.folder / "run.toml").write_text(place.log("run.toml").replace("steps = 80", "steps = 1000000"))
     script = place.script("slurm.sh", {"24:00:00": "00:03:00", "USR1@300": "USR1@100"})
     job = cluster.submit(place, script)
     place.wait_for_record("limit", "preempted")

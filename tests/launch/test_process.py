@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.training import slow
 
 from launch.process import forwarding
 from launch.ranks import find_orphans, find_ranks, is_launcher, send
@@ -73,9 +74,9 @@ def port_of(folder: Path) -> int:
     ("sent", "received"),
     [
         (signal.SIGTERM, "SIGTERM"),
-        (signal.SIGUSR1, "SIGUSR1"),
+        slow(signal.SIGUSR1, "SIGUSR1"),
         (signal.SIGINT, "SIGTERM"),
-        (signal.SIGHUP, "SIGTERM"),
+        slow(signal.SIGHUP, "SIGTERM"),
     ],
 )
 def test_a_signal_reaches_every_rank_and_the_code_comes_back(

@@ -98,7 +98,9 @@ def test_ranks_with_other_orders_do_not_train(start: Start) -> None:
     assert "--resume: None on rank 0, step00000002-a1 on rank 1" in codes[0][1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT), signal.SIGHUP, slow(signal.SIGUSR1)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, slow(signal.SIGINT), slow(signal.SIGHUP), slow(signal.SIGUSR1)]
+)
 def test_a_signal_ends_a_rank_that_waits_for_others(start: Start, number: signal.Signals) -> None:
     rank = start(0)
     assert rank.stderr

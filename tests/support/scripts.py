@@ -136,7 +136,7 @@ class Place:
         return [where for where in differences(ours, theirs) if "/watchdog:" not in where]
 
 
-def make_place(folder: Path, steps: int = 150) -> Place:
+def make_place(folder: Path, steps: int = 80) -> Place:
     """It makes the folder, and trains the undisturbed run in it, as `surefoot train` does on two ranks."""
     programs = folder / "bin"
     programs.mkdir()

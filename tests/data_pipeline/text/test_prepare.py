@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from support.training import slow
 
 from data_pipeline.__main__ import main
 from data_pipeline.preparing.source_files import HIDDEN, OUTSIDE
@@ -338,7 +339,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [slow(signal.SIGINT), signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_it_leaves_nothing_that_looks_finished_and_run_again_it_finishes(
     large: Path, tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -110,12 +110,10 @@ PAIRS = {
     "gpt2: replicas shared out": Pair(Layout(data=4), Layout(tensor=2, data=2, zero=1), GPT2),
 }
 LONG = set(list(PAIRS)[7:]) - {
-    "gpt2: ZeRO 3 with padding to ZeRO 3 with more",
     "mlra: replicated to sharded",
     "sigma: tensor to pipeline",
     "sgd: tensor to ZeRO 1",
     "lamb: tensor to one rank",
-    "translation: tensor and pipeline to ZeRO 3",
 }
 
 
