@@ -14,6 +14,7 @@ of layers; see `parallel.spectral` for the notation.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -97,48 +98,50 @@ class _Step:
 
 def advanced(images: Sequence[_Images]) -> Iterator[_Step]:
     """It yields basis, sigma and pieces by the summed M^T M Q and Q^T M^T M Q of old bases Q, for one run after
-    another. All matrices that have as many vectors go through one solver call of each kind."""
-    by_size: dict[int, list[int]] = {}
+    another. All matrices that have as many vectors go through one solver call of each kind, and with as many rows of
+    the basis also through one launch of each kind."""
+    by_size: dict[int, dict[int, list[int]]] = {}
     for number, image in enumerate(images):
-        by_size.setdefault(image.gram_NVV.shape[-1], []).append(number)
+        _, rows, vectors = image.back_NRV.shape
+        by_size.setdefault(vectors, {}).setdefault(rows, []).append(number)
     steps: dict[int, _Step] = {}
-    for vectors, numbers in by_size.items():
-        chosen = [images[number] for number in numbers]
-        steps.update(zip(numbers, (_subspace_steps if vectors > 1 else _vector_steps)(chosen), strict=True))
+    for of_rows in by_size.values():
+        alike = [[images[number] for number in numbers] for numbers in of_rows.values()]
+        steps.update(zip(chain(*of_rows.values()), _subspace_steps(alike), strict=True))
     yield from (steps[number] for number in range(len(images)))
 
 
-def _vector_steps(images: Sequence[_Images]) -> Iterator[_Step]:
-    for image in images:
-        yield _step(image.back_NRV, image.image_NLV, image.gram_NVV[:, 0])
-
-
-def _step(back_NRV: Tensor, image_NL1: Tensor, square_N1: Tensor, basis_NRV: Tensor | None = None) -> _Step:
-    """It takes the power step of the first vector: its M^T M r, its M r and |M r|^2."""
-    size_N1, length_N1 = torch.linalg.vector_norm(back_NRV[:, :, 0], dim=1, keepdim=True), square_N1.sqrt()
-    if basis_NRV is None:
-        basis_NRV = back_NRV / size_N1[:, None]
-    return _Step(basis_NRV, image_NL1[:, :, 0] / length_N1, (size_N1 / length_N1)[:, 0])
-
-
-def _subspace_steps(images: Sequence[_Images]) -> Iterator[_Step]:
-    """Rayleigh-Ritz rotates bases to the singular vectors of M within the subspace, the largest first."""
-    counts = [len(image.gram_NVV) for image in images]
+def _subspace_steps(alike: Sequence[Sequence[_Images]]) -> Iterator[_Step]:
+    """Rayleigh-Ritz rotates bases to the singular vectors of M within the subspace, the largest first. Images that
+    stand together have bases of one shape, and are rotated together."""
+    counts = [sum(len(image.gram_NVV) for image in images) for images in alike]
     # Solvers refuse what is not finite, and the others are not to suffer from one; back_NRV is not finite there either.
-    grams = torch.cat([image.gram_NVV for image in images]).nan_to_num(0.0, 0.0, 0.0)
-    squares, rotations = torch.linalg.eigh(grams)
+    grams = torch.cat([image.gram_NVV for images in alike for image in images]).nan_to_num(0.0, 0.0, 0.0)
+    squares, rotations = (
+        (grams[:, 0], torch.ones_like(grams)) if grams.shape[-1] == 1 else torch.linalg.eigh(grams)
+    )
     squares, rotations = squares.flip(-1).split(counts), rotations.flip(-1).split(counts)
-    backs = []
-    for image, square_NV, rotation_NVV in zip(images, squares, rotations, strict=True):
-        back_NRV = image.back_NRV @ rotation_NVV
-        # M^T M + e I has the same vectors; with it those that M makes nothing of stay as they are.
-        kept_NRV = (image.basis_NRV @ rotation_NVV[:, :, 1:]) * (KEPT * square_NV[:, :1, None])
-        backs.append(torch.cat((back_NRV[:, :, :1], back_NRV[:, :, 1:] + kept_NRV), dim=2))
-    bases = orthonormal(backs)
-    for image, back_NRV, basis_NRV, square_NV, rotation_NVV in zip(
-        images, backs, bases, squares, rotations, strict=True
+    backs = [_rotated(*of_shape) for of_shape in zip(alike, squares, rotations, strict=True)]
+    for images, back_NRV, basis_NRV, square_NV, rotation_NVV in zip(
+        alike, backs, orthonormal(backs), squares, rotations, strict=True
     ):
-        yield _step(back_NRV, image.image_NLV @ rotation_NVV[:, :, :1], square_NV[:, :1], basis_NRV)
+        size_N1 = torch.linalg.vector_norm(back_NRV[:, :, 0], dim=1, keepdim=True)
+        length_N1 = square_NV[:, :1].sqrt()
+        first_NV1, sigma_N = rotation_NVV[:, :, :1] / length_N1[:, None], (size_N1 / length_N1)[:, 0]
+        own = [len(image.gram_NVV) for image in images]
+        parts = zip(images, basis_NRV.split(own), first_NV1.split(own), sigma_N.split(own), strict=True)
+        for image, basis, first, sigma in parts:
+            yield _Step(basis, (image.image_NLV @ first)[:, :, 0], sigma)
+
+
+def _rotated(images: Sequence[_Images], square_NV: Tensor, rotation_NVV: Tensor) -> Tensor:
+    """It returns M^T M Q (N, R, V) of the rotated bases Q; the first column spans what power iteration makes of it."""
+    back_NRV = torch.cat([image.back_NRV for image in images]) @ rotation_NVV
+    # M^T M + e I has the same vectors; with it those that M makes nothing of stay as they are.
+    basis_NRV = torch.cat([image.basis_NRV for image in images])
+    kept_NRV = (basis_NRV @ rotation_NVV[:, :, 1:]) * (KEPT * square_NV[:, :1, None])
+    back_NRV[:, :, 1:] += kept_NRV
+    return back_NRV
 
 
 def orthonormal(bases: Sequence[Tensor]) -> list[Tensor]:
