@@ -59,6 +59,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "samformer+sam, rho 0.4": ("optimizer.sharpness_aware.rho=0.4",),
     "samformer+sam, zero head, rate 1e-4": (SAM, *SLOW),
     "samformer, zero head, rate 1e-4": (NO_SAM, *SLOW),
+    "samformer, zero head, rate 1e-4, no bias": (NO_SAM, *SLOW, "model.bias=false"),
     "samformer+sam, zero head, rate 1e-4, no bias": (SAM, *SLOW, "model.bias=false"),
     "samformer": (NO_SAM,),
     "samformer+sigma": (NO_SAM, "model.reparametrization=sigma"),
