@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,8 +35,9 @@ def plot_etth1(rows: Iterable[Row], path: Path) -> None:
     errors: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         errors[row["arm"]][row["horizon"]][row["seed"]] = row["test_mse"]
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     axes.plot([*map(str, PAPER)], [*PAPER.values()], "k--", label="SAMformer, paper")
     for arm, by_horizon in sorted(errors.items()):
         if set(by_horizon) != set(PAPER):
@@ -46,7 +48,7 @@ def plot_etth1(rows: Iterable[Row], path: Path) -> None:
             seeds = [*by_horizon[horizon].values()]
             axes.plot([str(horizon)] * len(seeds), seeds, ".", color=line.get_color(), markersize=4)
     axes.set(xlabel="horizon", ylabel="test MSE, scaled", title="ETTh1, lookback 512")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=75)
 
 
