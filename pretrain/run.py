@@ -1,16 +1,14 @@
 """This is the composition root, the one place where a run is put together, on every rank alike."""
 
 import hashlib
-import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from data_pipeline.files import replace_file
-from data_pipeline.parsing import read_whole
 from data_pipeline.reading.batches import Batches
 from data_pipeline.reading.mixture import has_validation
 from data_pipeline.reading.stream import BatchStream, ValidationSet
@@ -22,7 +20,7 @@ from pretrain.checkpoint.manifest import LIBRARIES
 from pretrain.checkpoint.random_state import seed_generators
 from pretrain.checkpoint.restored import Restored
 from pretrain.checkpoint.writer import CheckpointWriter
-from pretrain.config.loader import changed_settings, dump_config
+from pretrain.config.loader import dump_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.engine.engine import TrainEngine
@@ -39,6 +37,7 @@ from pretrain.metrics.profiler import Profiler
 from pretrain.metrics.summary import closing_lines, start_lines
 from pretrain.plan.plan import Plan, plan
 from pretrain.recovery.candidates import CheckpointManager
+from pretrain.recovery.changes import changes_of
 from pretrain.recovery.findings import FindingsLog
 from pretrain.recovery.resume import PLAIN, Request, in_words, restore, resume, resumed
 from pretrain.recovery.rollback import RollbackExecutor
@@ -69,7 +68,7 @@ class Parts:
     examples: ExampleSet | None
     fault: Fault
     changes: dict[str, str]
-    """Settings that have changed since the last session."""
+    """Settings that the run has not had before."""
     heartbeat: Heartbeat
     ledger: RunLedger
     engine: TrainEngine
@@ -125,9 +124,9 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     check_alike(mesh, {"data.sources": stream.fingerprint, "data.validation": held_out})
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(stream)
-    lock, own_changes = agreed(mesh, lambda: open_run_folder(config, mesh, stack))
-    changes = mesh.gather(own_changes)[0]
-    notes = [change_note(config, changes)] if changes else []
+    lock, own_changes = agreed(mesh, lambda: open_run_folder(config, mesh, stack, request.tag))
+    changes, change_note = mesh.gather(own_changes)[0]
+    notes = [change_note] if change_note else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))
     heartbeat = stack.enter_context(Heartbeat(config.run_folder, mesh.rank, request.port))
     ledger = RunLedger.open(config.run_folder, mesh, stack, lambda record: notes.extend(describe(record)))
@@ -165,14 +164,6 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
         loader=CheckpointLoader(folder, compatibility),
         watchdog=Watchdog(config),
         notes=notes,
-    )
-
-
-def change_note(config: RunConfig, changes: Mapping[str, str]) -> str:
-    """It tells which settings have changed since the last session, and how to keep them as they were."""
-    again = shlex.join(["surefoot", "train", str(config.run_folder)])
-    return (
-        f"settings have changed since the last session: {in_words(changes)}; {again} takes them as they were"
     )
 
 
@@ -292,11 +283,11 @@ def open_data(
 
 
 def open_run_folder(
-    config: RunConfig, mesh: ParallelMesh, stack: ExitStack
-) -> tuple[RunLock | None, dict[str, str]]:
-    """Lock the run folder on rank 0, and return the settings that have changed since the last session."""
+    config: RunConfig, mesh: ParallelMesh, stack: ExitStack, tag: str | None
+) -> tuple[RunLock | None, tuple[dict[str, str], str]]:
+    """Lock the run folder on rank 0, and return the settings that the run has not had before, with a line on them."""
     if mesh.rank != 0:
-        return None, {}
+        return None, ({}, "")
     folder = config.run_folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -307,10 +298,7 @@ def open_run_folder(
     if (folder / CHECKPOINTS).is_symlink():  # another run may have a link to the same folder
         stack.enter_context(RunLock(folder / CHECKPOINTS))
     remove_leftovers(folder)
-    if not (folder / CONFIG).exists():
-        return lock, {}
-    before = read_whole(folder / CONFIG, follow=False).decode(errors="backslashreplace")
-    return lock, changed_settings(before, dump_config(config))
+    return lock, changes_of(config, tag)
 
 
 def problem_of_folder(config: RunConfig, lock: RunLock | None) -> str:

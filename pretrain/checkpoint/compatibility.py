@@ -26,7 +26,7 @@ class Compatibility:
     optimizer: str
     """Its kind: the state of one means nothing to another."""
     changes: str = ""
-    """Settings that have changed since the last session, in words."""
+    """Settings that the run has not had before, in words."""
 
     @classmethod
     def of(
@@ -56,9 +56,7 @@ class Compatibility:
     def reason(self, manifest: Manifest) -> str:
         """It says why a checkpoint, named by its tag, cannot be loaded into this run; empty if it can."""
         found = self._reason(manifest)
-        return (
-            f"{found} (changed since the last session: {self.changes})" if found and self.changes else found
-        )
+        return f"{found} (changed: {self.changes})" if found and self.changes else found
 
     def _reason(self, manifest: Manifest) -> str:
         if manifest.config_digest != self.architecture or shapes(manifest.tensors) != shapes(self.tensors):

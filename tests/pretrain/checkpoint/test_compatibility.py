@@ -55,9 +55,7 @@ def test_another_run_is_refused_with_the_reason(change: dict[str, Any], reason: 
     told = replace(RUN, **change).reason(manifest())
     assert reason in told
     changed = replace(RUN, **change, changes="data.shuffle True -> False")
-    assert (
-        changed.reason(manifest()) == f"{told} (changed since the last session: data.shuffle True -> False)"
-    )
+    assert changed.reason(manifest()) == f"{told} (changed: data.shuffle True -> False)"
 
 
 def test_settings_that_have_changed_are_no_reason_by_themselves() -> None:

@@ -82,4 +82,4 @@ def test_another_bucket_size_is_refused_by_its_name(data: Path, tmp_path: Path) 
     changed = pairs_run(ONE, tmp_path, data, data={"bucket_size": 4})
     (told,) = run_distributed(refusal, 1, changed)
     assert "belongs to other data than the run's, or to another order of it" in told
-    assert told.endswith("(changed since the last session: data.bucket_size 2 -> 4)")
+    assert told.endswith("(changed: data.bucket_size 2 -> 4)")
