@@ -1,8 +1,10 @@
 """The command line depends on these facts about this machine, which are found without torch."""
 
 import os
+import random
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from launch.command import Machine
@@ -13,6 +15,10 @@ COMPUTE_DRIVERS = ("kfd", "nvidiactl", "davinci_manager", "accel", "hl0")
 """These lie below /dev only where a compute driver runs; a render node alone may be a display."""
 PASSED_ON = ("OMP_", "NCCL_", "GLOO_", "UCX_", "DS_")
 """Variables with these beginnings are about threads, networks and devices."""
+
+PORTS = range(10000, 20000)
+"""Ports below those that Linux gives to whoever asks for any (from 32768 on), and below those of `parallel.world`."""
+ATTEMPTS = 100
 
 
 def this_machine() -> Machine:
@@ -38,7 +44,16 @@ def count_accelerators(devices: Path) -> int:
 
 
 def free_port() -> int:
-    """It returns a TCP port that is free now; the kernel does not hand it out again soon."""
+    """It returns a TCP port that is free now, and that is given to nobody who asks for any: it takes seconds until rank
+    0 listens there, in which other programs connect and listen."""
+    for port in random.SystemRandom().sample(PORTS, ATTEMPTS):
+        with suppress(OSError):
+            return _bound(port)
+    return _bound(0)
+
+
+def _bound(port: int) -> int:
+    """It returns a port that can be listened at, with 0 any. Raises OSError."""
     with socket.socket() as probe:
-        probe.bind(("", 0))
+        probe.bind(("", port))
         return int(probe.getsockname()[1])
