@@ -154,7 +154,7 @@ class Supervisor:
         outcome = outcome_of(ending, last_step(self._folder / METRICS), self._steps)
         outcome = believed(outcome, ending, self._folder, known)
         if outcome.exit_code == PeerLost.exit_code:
-            self._record("lost", outcome.reason or "a rank has lost another one")
+            self._record("lost", outcome.reason or "a rank has lost another one, or has no memory left")
         return outcome
 
     def _await_silence(self, launch: Launch) -> str:

@@ -13,6 +13,7 @@ begin()  # before anything is imported that takes seconds
 
 import argparse
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from contextlib import ExitStack, suppress
 
 from data_pipeline.errors import DataError
 from data_pipeline.paths import path_argument
+from data_pipeline.shortage import lacks_memory, shortage
 from data_pipeline.shown import CommandLine, masked, shown_lines
 from parallel.mesh import ParallelMesh, is_peer_loss, launched_world, output_is_collected, share_failure
 from parallel.rendezvous import Stopped
@@ -38,6 +40,10 @@ from pretrain.runtime.signals import StopSignals
 
 REQUESTS = ("resume", "force_condemned", "fault", "profile")
 """Options that all ranks must have alike, beside the settings."""
+
+LESS_MEMORY = (
+    "a smaller data.micro_batch_size takes less memory; `surefoot check` estimates what a layout takes"
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -89,6 +95,10 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if lacking := shortage(error):
+            remedy = f"; {LESS_MEMORY}" if lacks_memory(error) else ""
+            tell(f"rank {world.rank} on {socket.gethostname()}: {lacking}{remedy}", aloud=True)
+            return PeerLost.exit_code
         if not is_peer_loss(error):
             traceback.print_exc()
             return 1

@@ -58,7 +58,7 @@ class TrainingDiverged(SurefootError):
 
 
 class PeerLost(SurefootError):
-    """Another rank is gone or does not answer."""
+    """A rank is gone, does not answer, or has no memory left."""
 
     exit_code = 6
 

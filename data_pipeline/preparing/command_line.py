@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.source_files import LeftOut
 from data_pipeline.preparing.workspace import TargetExists
+from data_pipeline.shortage import shortage
 from data_pipeline.shown import masked, show_anything, shown, shown_lines
 
 EXIT_COMMAND_LINE = 2
@@ -31,7 +32,12 @@ def exit_code(prepare: Callable[[], None]) -> int:
         return _fail(error, EXIT_DATA)
     except BrokenPipeError:
         raise
-    except OSError as error:  # all else has become one of the above: standard output goes into a full disk
+    except (OSError, MemoryError, RuntimeError) as error:
+        if lacking := shortage(error):
+            return _fail(lacking, EXIT_DATA)
+        if not isinstance(error, OSError):
+            raise
+        # all else has become one of the above: standard output goes into a full disk
         return _fail(f"{error.filename or 'standard output'}: {error.strerror}", EXIT_DATA)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.program import command_parser, commands_in, package_of, run_program
+from data_pipeline.shortage import shortage
 from data_pipeline.shown import masked, shown, shown_lines
 from pretrain.commands.arguments import check_paths
 from pretrain.errors import DATA_EXIT_CODE, CheckpointError, SurefootError
@@ -51,17 +52,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"surefoot {name}: error: {shown(error.filename)}: {error.strerror}", file=sys.stderr)
         return CheckpointError.exit_code
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not (lacking := shortage(error)):
             raise
-        why = shown(str(error).partition("\n")[0])
-        print(f"surefoot {name}: error: the memory does not suffice: {why}", file=sys.stderr)
+        print(f"surefoot {name}: error: {lacking}", file=sys.stderr)
         return CheckpointError.exit_code
-
-
-def lacks_memory(error: Exception) -> bool:
-    """It tells whether memory was asked for in vain; of the CPU's torch says so in words alone."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
 
 
 if __name__ == "__main__":  # worker processes import this file again and need none of it

@@ -16,10 +16,17 @@ POPEN = subprocess.Popen
 DEMO = str(Path(__file__).parents[2] / "configs" / "gpt" / "demo.toml")
 
 
+class Refused(subprocess.Popen[bytes]):
+    """No process is to be started."""
+
+    def __init__(self, *words: object, **options: object) -> None:
+        raise AssertionError(words)
+
+
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(subprocess, "Popen", Refused)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "", "::1"])

@@ -107,3 +107,15 @@ def test_a_signal_ends_a_rank_that_waits_for_others(start: Start, number: signal
     assert "waiting for ranks at 127.0.0.1:" in rank.stderr.readline()
     rank.send_signal(number)
     assert end(rank)[0] == 75
+
+
+@pytest.mark.slow
+def test_a_rank_without_memory_says_so(start: Start) -> None:
+    """Most people meet this first."""
+    sizes = ("parallel.tensor=1", "model.hidden_size=1048576", "model.ffn_hidden_size=1048576")
+    rank = start(0, *(word for size in sizes for word in ("--set", size)), WORLD_SIZE="1")
+    code, told = end(rank)
+    assert code == 6, told
+    assert "the memory does not suffice: " in told
+    assert "Traceback" not in told
+    assert "data.micro_batch_size" in told
