@@ -5,9 +5,10 @@
     python benchmarks/step.py --compile blocks      both arms compiled, with ours uncompiled beside them
 
 The arms take turns in one process, step by step, and the ratio is taken pair by pair, so that a machine whose
-speed drifts slows both. The bare loop is what one would write by hand: nn.Linear, nn.Embedding, SDPA,
-F.cross_entropy, clip_grad_norm_ and fused AdamW; on a GPU with bf16 autocast, where our arm keeps bf16
-weights with fp32 masters.
+speed drifts slows both. Memory is that of a process of its own for each arm: the peak of a few steps above what
+Python and torch take once they are imported. The bare loop is what one would write by hand: nn.Linear,
+nn.Embedding, SDPA, F.cross_entropy, clip_grad_norm_ and fused AdamW; on a GPU with bf16 autocast, where our arm
+keeps bf16 weights with fp32 masters.
 
 B  samples, S  tokens, D  hidden size, H  heads, V  vocabulary
 """
@@ -15,10 +16,12 @@ B  samples, S  tokens, D  hidden size, H  heads, V  vocabulary
 import argparse
 import json
 import math
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +34,7 @@ from parallel.mesh import ParallelMesh
 from pretrain.config.run import RunConfig
 from pretrain.engine.build import assemble_engine
 from pretrain.plan.plan import plan
+from pretrain.runtime.device_memory import peak_memory
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.runtime.throughput import peak_tflops
 from pretrain.step import Action, StepReport, Verdict
@@ -152,6 +156,10 @@ def bare_step(
     return step
 
 
+def bare_arm(config: RunConfig, compiled: Literal["", "blocks", "whole"], mesh: ParallelMesh) -> Step:
+    return bare_step(config, mesh.device, compiled=compiled)
+
+
 def our_step(config: RunConfig, mesh: ParallelMesh) -> Step:
     """One optimizer step of TrainEngine, judged."""
     engine = assemble_engine(config, plan(config, 1), mesh, detect_kernels())
@@ -203,6 +211,22 @@ def take_turns(
     return seconds
 
 
+def memory_of(arm: Callable[[ParallelMesh], Step], config: RunConfig) -> int:
+    """Bytes that a process of its own needs at most for an arm and some steps of it."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as process:
+        return process.apply(_needed, (arm, config))
+
+
+def _needed(arm: Callable[[ParallelMesh], Step], config: RunConfig) -> int:
+    mesh = ParallelMesh.create(config.parallel)
+    before = peak_memory(mesh.device)
+    step = arm(mesh)
+    for seed in range(3):
+        step(make_batches(config, seed))
+    return peak_memory(mesh.device) - before
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile; of a single value that one."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
@@ -228,12 +252,14 @@ def main() -> None:
     size = options.size or ("124m" if gpu else "tiny")
     config = make_config(size, "bf16" if gpu else "fp32", options.zero_stage)
     mesh = ParallelMesh.create(config.parallel)
-    arms = {"ours": our_step(config, mesh)}
+    build: dict[str, Callable[[ParallelMesh], Step]] = {"ours": partial(our_step, config)}
     if options.compile:
-        arms = {"ours": our_step(compiled(config), mesh), "uncompiled": arms["ours"]}
+        build = {"ours": partial(our_step, compiled(config)), "uncompiled": build["ours"]}
     if not options.ours_only:
-        arms["bare"] = bare_step(config, mesh.device, compiled=options.compile or "")
-    report(options, config, mesh, size, take_turns(arms, config, mesh.device, options.pairs))
+        build["bare"] = partial(bare_arm, config, options.compile or "")
+    memory = {name: memory_of(arm, config) for name, arm in build.items()}
+    arms = {name: arm(mesh) for name, arm in build.items()}
+    report(options, config, mesh, size, take_turns(arms, config, mesh.device, options.pairs), memory)
 
 
 def compiled(config: RunConfig) -> RunConfig:
@@ -247,6 +273,7 @@ def report(
     mesh: ParallelMesh,
     size: str,
     seconds: dict[str, list[float]],
+    memory: dict[str, int],
 ) -> None:
     layout = plan(config, 1)
     peak = peak_tflops(mesh.device_name)
@@ -265,12 +292,14 @@ def report(
         "compile": options.compile,
         "pairs": options.pairs,
         "seconds": seconds,
+        "memory_bytes": memory,
     }
+    peaks = {name: f", {peak / 2**20:,.0f} MiB at most" for name, peak in memory.items()}
     for name, values in seconds.items():
         speed = layout.batch.tokens / statistics.median(values)
         tflops = speed * layout.flops_per_token / 1e12
         utilisation = f", {tflops / peak:.1%} of {peak:.0f} TFLOP/s" if peak else ""
-        print(f"  {name:10} {speed:12,.0f} tokens/s  {tflops:8.2f} TFLOP/s{utilisation}")
+        print(f"  {name:10} {speed:12,.0f} tokens/s  {tflops:8.2f} TFLOP/s{utilisation}{peaks[name]}")
     for name in [name for name in seconds if name != "ours"]:
         ratios = [other / ours for ours, other in zip(seconds["ours"], seconds[name], strict=True)]
         low, middle, high = quartiles(ratios)
