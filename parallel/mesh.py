@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from parallel.config import ParallelConfig
+from parallel.levels import Levels, make_group
 from parallel.rendezvous import FAILURE, Facts, Place, meet
 from parallel.world import THREADS, World, WorldError, describe_world
 
@@ -73,10 +74,12 @@ class ParallelMesh:
     """Tensor x pipeline: the ranks that together hold one replica."""
     stage: Axis
     """Tensor x data: the ranks that hold the same layers."""
-    control: ProcessGroup
+    control: Levels
     """All ranks over gloo, with a short timeout: what ranks agree on in every step goes through it."""
-    patient: ProcessGroup
+    patient: Levels
     """All ranks over gloo, with the timeout of collectives: for what follows on work with files."""
+    pipeline_control: ProcessGroup
+    """The ranks of `pipeline` over gloo, with the short timeout."""
     timeout: timedelta
     """A collective that takes longer is taken for a lost peer."""
 
@@ -118,22 +121,25 @@ class ParallelMesh:
             )
         grid = torch.arange(world_size).view(config.pipeline, world_size // model_size, config.tensor)
         timeout = timedelta(seconds=config.timeout_seconds)
+        short = timedelta(seconds=config.control_timeout_seconds)
 
         def axis(rows: torch.Tensor) -> Axis:
             return _make_axis(rows.tolist(), rank, timeout)
 
+        pipeline = axis(grid.permute(1, 2, 0).reshape(-1, config.pipeline))
         return cls(
             rank=rank,
             world_size=world_size,
             local_rank=local_rank,
             device=device,
             tensor=axis(grid.reshape(-1, config.tensor)),
-            pipeline=axis(grid.permute(1, 2, 0).reshape(-1, config.pipeline)),
+            pipeline=pipeline,
             data=axis(grid.permute(0, 2, 1).reshape(-1, world_size // model_size)),
             model=axis(grid.permute(1, 0, 2).reshape(-1, model_size)),
             stage=axis(grid.reshape(config.pipeline, -1)),
-            control=dist.new_group(backend="gloo", timeout=timedelta(seconds=config.control_timeout_seconds)),
-            patient=dist.new_group(backend="gloo", timeout=timeout),
+            control=Levels.over_world(rank, world_size, short),
+            patient=Levels.over_world(rank, world_size, timeout),
+            pipeline_control=make_group(list(pipeline.ranks), short, backend="gloo"),
             timeout=timeout,
         )
 
@@ -163,8 +169,9 @@ class ParallelMesh:
             data=axis,
             model=axis,
             stage=axis,
-            control=world,
-            patient=world,
+            control=Levels(()),
+            patient=Levels(()),
+            pipeline_control=world,
             timeout=timedelta(seconds=ParallelConfig().timeout_seconds),
         )
 
@@ -173,9 +180,7 @@ class ParallelMesh:
 
         `patient` waits as long as collectives do, for ranks that are busy with files.
         """
-        if self.world_size > 1:
-            dist.all_reduce(values, group=self.patient if patient else self.control)
-        return values
+        return (self.patient if patient else self.control).sum(values)
 
     def agree_any(self, flag: bool) -> bool:
         """It is true on all ranks if `flag` is true on one."""
@@ -186,11 +191,7 @@ class ParallelMesh:
 
         Values must be small plain objects: they are pickled.
         """
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.patient)
-        return values
+        return self.patient.gather(value)
 
     @property
     def device_name(self) -> str:
@@ -214,10 +215,9 @@ def loopback() -> Iterator[None]:
 
 
 def _make_axis(rows: list[list[int]], rank: int, timeout: timedelta) -> Axis:
-    """Make the groups of all rows, in which every rank must take part, and return the axis of this rank's row."""
-    group, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
+    """It returns the axis of this rank's row, in whose group all of it take part; every rank must call this."""
     ranks = next(row for row in rows if rank in row)
-    return Axis(size=len(ranks), rank=ranks.index(rank), ranks=tuple(ranks), group=group)
+    return Axis(size=len(ranks), rank=ranks.index(rank), ranks=tuple(ranks), group=make_group(ranks, timeout))
 
 
 def is_peer_loss(error: BaseException) -> bool:

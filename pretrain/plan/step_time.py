@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, log2
 
+from parallel.level_sizes import hops
 from pretrain.config.run import RunConfig
 from pretrain.models.outline import LayerSize
 from pretrain.plan.devices import DeviceRates
@@ -88,7 +89,7 @@ def step_time(config: RunConfig, plan: Plan, device: DeviceRates) -> StepTime:
         pipeline=slowest.pipeline,
         bubble=(sum(stage.passes for stage in stages) - slowest.passes) / plan.batch.accumulation,
         data=last.data,
-        agreement=AGREEMENTS * 2 * (plan.world_size - 1) * device.host_microseconds / 1e6,
+        agreement=AGREEMENTS * hops(plan.world_size) * device.host_microseconds / 1e6,
     )
 
 

@@ -100,10 +100,10 @@ class TiedGradients:
         for pair, parts in self._rows.items():
             rows_ND = torch.cat(parts)
             if self._mine(pair) is pair.first:
-                dist.send(rows_ND, mesh.pipeline.ranks[pair.second.stage], group=mesh.control)
+                dist.send(rows_ND, mesh.pipeline.ranks[pair.second.stage], group=mesh.pipeline_control)
                 continue
             theirs_ND = torch.empty_like(rows_ND)
-            dist.recv(theirs_ND, mesh.pipeline.ranks[pair.first.stage], group=mesh.control)
+            dist.recv(theirs_ND, mesh.pipeline.ranks[pair.first.stage], group=mesh.pipeline_control)
             yield pair.owner, (rows_ND * theirs_ND).sum(dim=-1).double().sum().to(mesh.device)
 
 

@@ -20,6 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -181,11 +182,12 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
         world_size=world_size,
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
     )
-    while True:
+    for call in count():
         try:
             function, arguments = connection.recv()
         except EOFError:
             return
+        _name_groups_by(call)
         try:
             connection.send((True, tree_map(_on_host, function(*arguments))))
         except BaseException:
@@ -196,6 +198,14 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
 def _on_host(value: Any) -> Any:
     """It copies a tensor of a device, which would be sent by reference, to the host."""
     return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def _name_groups_by(call: int) -> None:
+    """It tells names of groups from those of earlier calls. torch names a group that its members alone make by their
+    ranks and the number of groups, and the store still has the addresses of members that have left."""
+    from torch.distributed import distributed_c10d as c10d
+
+    c10d._hash_ranks_to_str = lambda ranks: f"{call}, {len(c10d._world.pg_names)}: {ranks}"
 
 
 def _leave_groups() -> None:

@@ -58,10 +58,12 @@ def sent_and_planned(
         config = config.model_copy(update={"run": run})
     mesh = make_mesh(config.parallel)
     sent: Counts = Counter()
+    levels = [enumerate(levels.groups) for levels in (mesh.control, mesh.patient)]
+    level_of = {group.group_name: number for numbered in levels for number, group in numbered}
     for call in step_calls(config, mesh, make_batches(config, mesh, 1)):
-        agreement = call.group in (mesh.control.group_name, mesh.patient.group_name)
-        if agreement:
-            sent["all ranks", call.kind, 0] += 1
+        agreement = level_of.get(call.group)
+        if agreement is not None:
+            sent["all ranks", call.kind, 0] += agreement == 0  # each goes through all levels
         elif call.bytes >= SMALL:
             sent[axis_of(call, mesh), call.kind, call.bytes] += 1
     planned: Counts = Counter({("all ranks", "all_reduce", 0): AGREEMENTS})
