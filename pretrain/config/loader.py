@@ -6,6 +6,7 @@ Relative paths in a configuration are relative to the current directory, as with
 import json
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from data_pipeline.shown import masked, shown
 from pretrain.config.problems import explain, toml
 from pretrain.config.run import RunConfig, tasks_meant, with_kind_of_data
 from pretrain.errors import ConfigurationError, Problem
-from pretrain.run_folder import CONFIG
+from pretrain.run_folder import CHECKPOINTS, CONFIG
 
 Table = dict[str, Any]
 
@@ -29,6 +30,9 @@ MOST_BITS = 53
 too large for fp32, which torch refuses."""
 BITS = {"run.seed": 63}
 """Other bounds: these numbers count nothing."""
+
+TENSORS = "*.safetensors"
+"""Files of these names lie in the folder of a checkpoint or an export, and not in that of a run."""
 
 OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -99,16 +103,31 @@ def too_large(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
 
 
 def settings_of_run(folder: Path) -> Table:
-    """It returns the settings that a run has had last. Raises ConfigurationError where the folder holds no run."""
+    """It returns the settings that a run has had last.
+
+    Raises ConfigurationError where the folder holds no run, but nothing, or a model: checkpoints and exports have
+    settings beside their tensors as well, and a run in one would begin with other weights than those.
+    """
     if not (folder / CONFIG).is_file():
         raise ConfigurationError(
             f"{folder}: a folder without {CONFIG}, so no run is in it; give a TOML file, or a run"
         )
+    place = folder.absolute()
+    if any(folder.glob(TENSORS)):
+        raise ConfigurationError(f"{shown(folder)}: holds tensors of a model and is no run; {_way_on(place)}")
     table = read_toml(folder / CONFIG)
-    run, place = table.get("run"), folder.absolute()
+    run = table.get("run")
     if isinstance(run, dict) and Path(str(run.get("folder")), str(run.get("name"))).absolute() != place:
         run |= {"folder": escaped(place.parent), "name": place.name}
     return table
+
+
+def _way_on(place: Path) -> str:
+    """It says what to do instead of training where a model lies."""
+    if place.parent.name == CHECKPOINTS:
+        run = shlex.quote(str(place.parent.parent))
+        return f"`surefoot train {shown(run)} --resume {shown(place.name)}` goes on from this checkpoint"
+    return f"{shown(place / CONFIG)} and a run.name of its own begin one with its settings and new weights"
 
 
 def dump_config(config: RunConfig) -> str:

@@ -435,6 +435,30 @@ def test_the_folder_of_a_run_stands_for_its_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("folder", "tensors", "told"),
+    [
+        (
+            "a run/checkpoints/step00000040-a2",
+            "state_00000",
+            "train '{0}/a run' --resume step00000040-a2` goes on",
+        ),
+        ("export", "model", "{0}/export/config.toml and a run.name of its own begin one"),
+    ],
+)
+def test_the_folder_of_a_model_is_no_run(folder: str, tensors: str, told: str, tmp_path: Path) -> None:
+    """It would begin anew there, with other weights than those that lie beside its settings."""
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    (place / "config.toml").write_text(BASE)
+    (place / f"{tensors}.safetensors").touch()
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(place)
+    assert "holds tensors of a model and is no run" in str(caught.value)
+    assert told.format(tmp_path) in str(caught.value)
+    assert load_config(place / "config.toml").run.steps > 0
+
+
+@pytest.mark.parametrize(
     ("wrong", "meant"),
     [
         ("model.widht", "model.hidden_size"),
