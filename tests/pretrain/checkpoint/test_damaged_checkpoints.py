@@ -135,8 +135,8 @@ REFUSE = {"checkpoint": {"every_steps": 3, "on_other_layout": "refuse"}}
 REFUSED = {
     "other layout": ({"layout": Layout(data=2, zero=1), **REFUSE}, "tensor 2 -> 1, data 1 -> 2"),
     "other ZeRO stage": ({"layout": Layout(tensor=2, zero=0), **REFUSE}, "zero_stage 1 -> 0"),
-    "other model": ({"model": {"hidden_size": 32}}, "(changed: model.hidden_size 16 -> 32)"),
-    "other data order": ({"data": {"shuffle": False}}, "(changed: data.shuffle True -> False)"),
+    "other model": ({"model": {"hidden_size": 32}}, "(changed: model.hidden_size 16 -> 32"),
+    "other data order": ({"data": {"shuffle": False}}, "(changed: data.shuffle True -> False"),
 }
 
 
