@@ -187,12 +187,12 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
             function, arguments = connection.recv()
         except EOFError:
             return
+        _leave_groups()
         _name_groups_by(call)
         try:
             connection.send((True, tree_map(_on_host, function(*arguments))))
         except BaseException:
             connection.send((False, traceback.format_exc()))
-        _leave_groups()
 
 
 def _on_host(value: Any) -> Any:
@@ -209,7 +209,11 @@ def _name_groups_by(call: int) -> None:
 
 
 def _leave_groups() -> None:
-    """It destroys all groups but the world: each has threads of its own, and a session makes thousands."""
+    """It destroys all groups but the world: each has threads of its own, and a session makes thousands.
+
+    A group is whole for one rank while another still connects, which fails if the first one leaves. So ranks leave
+    when the next function comes: all have answered by then.
+    """
     from deepspeed.utils import groups
     from torch.distributed import distributed_c10d as c10d
 
