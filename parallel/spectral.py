@@ -22,6 +22,7 @@ gradient G is pulled back to W and gamma once per update, with one more all-redu
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -147,7 +148,7 @@ class SpectralLayer:
     weight: nn.Parameter
     norms: SpectralNorms
 
-    @property
+    @cached_property
     def kind(self) -> Hashable:
         """Layers of one kind are computed with together."""
         norms, weight = self.norms, self.weight

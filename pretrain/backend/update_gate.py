@@ -53,6 +53,15 @@ class LocalWeight(NamedTuple):
     """Where it begins in the flattened parameter."""
 
 
+class Squares(NamedTuple):
+    """They are the sums of the squares of what this rank holds of gradients, and speaks for."""
+
+    parameters: list[nn.Parameter]
+    """One of which it holds two pieces stands there twice."""
+    values: Tensor
+    """One each, float64, on the device."""
+
+
 class UpdateGate(ABC):
     """A gate reads the averaged gradients before the update and lets it pass or not."""
 
@@ -60,6 +69,7 @@ class UpdateGate(ABC):
         self._engine = engine
         self._mesh = mesh
         self._veto = False
+        self._squares: Squares | None = None
         # On the host, where it comes from: wrappers look at it, and are not to wait for the device.
         self._norm = torch.zeros(())
         self._install()
@@ -92,11 +102,21 @@ class UpdateGate(ABC):
 
     def squared_norm(self) -> Tensor:
         """It returns this rank's share of the squared global gradient norm: summed over all ranks it is the whole."""
-        counted = [held.gradient for held in self.gradients() if self.counts(held.parameter)]
-        if not counted:
-            return torch.zeros((), dtype=torch.float64, device=self._mesh.device)
-        total = squared_norms(counted).sum()
+        total = self.squares().values.sum()
         return total if self.sharded else total / self._mesh.data.size
+
+    def squares(self) -> Squares:
+        """It returns the squares by parameter, which are computed once until `gradients_changed`."""
+        if self._squares is None:
+            held = [held for held in self.gradients() if self.counts(held.parameter)]
+            none = torch.zeros(0, dtype=torch.float64, device=self._mesh.device)
+            values = squared_norms([one.gradient for one in held]) if held else none
+            self._squares = Squares([one.parameter for one in held], values)
+        return self._squares
+
+    def gradients_changed(self) -> None:
+        """It is called when gradients have been averaged, and after each change to them until the update."""
+        self._squares = None
 
     def decide(self, norm: float, *, apply: bool) -> None:
         """It takes the verdict on the coming update and the global norm that it is clipped by."""

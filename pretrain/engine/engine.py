@@ -150,7 +150,7 @@ class TrainEngine:
                 self._probes.before_update()
             outcome.append((report, verdict))
 
-        self._schedule.train(micro_batches, consult)
+        self._train(micro_batches, consult)
         report, verdict = outcome[0]
         self._after_update(report, applied=verdict.action is Action.PROCEED)
         return report, verdict
@@ -176,7 +176,16 @@ class TrainEngine:
 
         self._streams.begin_step(step)
         with uncounted(self._engine):
-            self._schedule.train(batches, withhold)
+            self._train(batches, withhold)
+
+    def _train(self, batches: Sequence[MicroBatch], consult: Consult) -> None:
+        """It passes through micro-batches, and calls `consult` with their loss before the update."""
+
+        def averaged(loss: Tensor) -> None:
+            self._gate.gradients_changed()
+            consult(loss)
+
+        self._schedule.train(batches, averaged)
 
     def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
         """It returns the mean loss over the batches of all ranks, and the sums of the metrics."""

@@ -63,6 +63,7 @@ class Reparametrization:
         ]
         group = self._mesh.stage.group if self._gate.sharded else self._mesh.tensor.group
         self._gammas.grad = pull_back(pieces, self._active, group)
+        self._gate.gradients_changed()
         return self._share(self._gradients)
 
     def squared_norm(self) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from parallel.stacks import at_once
 from parallel.statistics import norms_of, pieces_of, sample_variance
 from pretrain.probes.probe import (
     Measures,
@@ -14,10 +15,14 @@ from pretrain.probes.probe import (
     ProbedModel,
     ProbeStep,
     by_layer,
-    squares_by_layer,
     sums_by_layer,
 )
 from pretrain.probes.ties import TiedGradients
+
+
+HELD = 2**16
+"""Elements of a gradient up to which it waits to be measured with others. Autograd copies a gradient that somebody
+holds where it would have kept it as the first of a sum, which of small ones is cheaper than a launch for each."""
 
 
 class GradientNormProbe(Probe):
@@ -41,9 +46,8 @@ class GradientNormProbe(Probe):
 
 def mean_squares(model: ProbedModel, owners: dict[int, int]) -> Tensor:
     """It returns this rank's share of the squared norm of the averaged gradient, by layer."""
-    held = [held for held in model.gate.gradients() if model.gate.counts(held.parameter)]
-    layers = [owners[id(one.parameter)] for one in held]
-    squares = squares_by_layer(model, layers, [one.gradient for one in held])
+    found = model.gate.squares()
+    squares = sums_by_layer(model, [owners[id(one)] for one in found.parameters], found.values)
     return squares if model.gate.sharded else squares / model.mesh.data.size
 
 
@@ -63,8 +67,12 @@ class GradientVarianceProbe(Probe):
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._owners = model.owners()
+        self._counted = list(counted(model))
         self._handles: list[RemovableHandle] = []
-        self._norms: list[tuple[int, Tensor]] = []
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._elements, self._at_once = 0, at_once(model.mesh.device)
+        self._layers: list[int] = []
+        self._norms: list[Tensor] = []
         self._tied = TiedGradients(model)
 
     def due(self, step: ProbeStep) -> bool:
@@ -74,34 +82,36 @@ class GradientVarianceProbe(Probe):
         self._micro_batches = len(step.batches)
         self._handles = [
             parameter.register_hook(partial(self._look, self._owners[id(parameter)]))
-            for parameter in self._counted()
+            for parameter in self._counted
         ]
         self._handles += self._tied.begin(step)
 
-    def _counted(self) -> Iterator[nn.Parameter]:
-        """It yields each parameter once; copies on other tensor ranks have the same gradients."""
-        seen = set()
-        for _, layer in self._model.layers:
-            for parameter in layer.parameters():
-                sharded = getattr(parameter, "tensor_model_parallel", False)
-                if id(parameter) not in seen and (sharded or self._model.mesh.tensor.first):
-                    seen.add(id(parameter))
-                    yield parameter
-
     def _look(self, layer: int, gradient: Tensor) -> None:
-        self._norms += ((layer, norm) for norm in norms_of(pieces_of(gradient)))
+        elements = gradient.numel()
+        self._waiting.append((layer, gradient))
+        self._elements += elements
+        if elements > HELD or self._elements > self._at_once:
+            self._measure()
+
+    def _measure(self) -> None:
+        """It measures the gradients that wait, in one launch on a device."""
+        pieces = [(layer, piece) for layer, gradient in self._waiting for piece in pieces_of(gradient)]
+        if pieces:
+            self._layers += (layer for layer, _ in pieces)
+            self._norms.append(torch.stack(list(norms_of([piece for _, piece in pieces]))))
+        self._waiting, self._elements = [], 0
 
     def gradients_averaged(self) -> None:
         for handle in self._handles:
             handle.remove()
-        layers, norms = [layer for layer, _ in self._norms], [norm for _, norm in self._norms]
-        values = torch.stack(norms).double().square() if norms else self._model.zeros(0)
-        squares = sums_by_layer(self._model, layers, values)
+        self._measure()
+        values = torch.cat(self._norms).double().square() if self._norms else self._model.zeros(0)
+        squares = sums_by_layer(self._model, self._layers, values)
         for layer, product in self._tied.products():
             squares[layer] += 2 * product
         # DeepSpeed has divided each loss by the number of micro-batches.
         self._slots = torch.cat((squares * self._micro_batches**2, mean_squares(self._model, self._owners)))
-        self._norms = []
+        self._layers, self._norms = [], []
 
     def local(self) -> Tensor:
         return self._slots
@@ -113,3 +123,14 @@ class GradientVarianceProbe(Probe):
         total = variance.sum().item()
         layers = by_layer("gradient_variance", self._model, variance.tolist())
         return Measures({"gradient_variance": total, **layers})
+
+
+def counted(model: ProbedModel) -> Iterator[nn.Parameter]:
+    """It yields each parameter once; copies on other tensor ranks have the same gradients."""
+    seen = set()
+    for _, layer in model.layers:
+        for parameter in layer.parameters():
+            sharded = getattr(parameter, "tensor_model_parallel", False)
+            if id(parameter) not in seen and (sharded or model.mesh.tensor.first):
+                seen.add(id(parameter))
+                yield parameter

@@ -32,6 +32,11 @@ class Stack:
     count: int
 
     @property
+    def places(self) -> range:
+        """Slots of its matrices."""
+        return range(self.start, self.start + self.count)
+
+    @property
     def names(self) -> list[str]:
         """It names the matrices in their block; those of a stack are numbered."""
         return [self.module] if self.count == 1 else [f"{self.module}.{k}" for k in range(self.count)]
@@ -48,13 +53,13 @@ class SpectralProbe(Probe):
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._stacks = list(stacks_of(model.outline))
-        self._linears = [
-            (stack, linear_of(model, stack)) for stack in self._stacks if stack.layer in model.local
-        ]
-        self._followed = [linear for _, linear in self._linears if linear.spectral is None]
-        """Layers whose norms this probe follows itself, because the model does not."""
-        self._norms: dict[int, SpectralNorms] = {}
-        """Those of the followed layers that are this data rank's, by id; made at the first look."""
+        local = [(stack, linear_of(model, stack)) for stack in self._stacks if stack.layer in model.local]
+        self._known = [(stack, linear.spectral) for stack, linear in local if linear.spectral is not None]
+        """Norms that the model has."""
+        self._followed = [(stack, linear) for stack, linear in local if linear.spectral is None]
+        """Layers whose norms this probe follows itself."""
+        self._layers: dict[int, SpectralLayer] = {}
+        """The followed layers that are this data rank's, with their norms, by id; made at the first look."""
 
     def due(self, step: ProbeStep) -> bool:
         return step.full
@@ -70,21 +75,21 @@ class SpectralProbe(Probe):
     def _advance(self) -> None:
         data = self._model.mesh.data
         if self._model.zero_stage < 3:
-            self._follow(self._followed[data.rank :: data.size])
+            self._follow([linear for _, linear in self._followed[data.rank :: data.size]])
             return
-        for index, linear in enumerate(self._followed):
+        for index, (_, linear) in enumerate(self._followed):
             with gathered([linear.weight]):
                 if index % data.size == data.rank:
                     self._follow([linear])
 
     def _follow(self, linears: Sequence[Linear]) -> None:
         tensor = self._model.mesh.tensor
-        first = any(id(linear) not in self._norms for linear in linears)
-        layers = []
-        for linear in linears:
-            norms = self._norms[id(linear)] if not first else make_norms(linear, tensor)
-            self._norms[id(linear)] = norms
-            layers.append(SpectralLayer("", linear.weight, norms))
+        first = any(id(linear) not in self._layers for linear in linears)
+        if first:
+            self._layers |= {
+                id(linear): SpectralLayer("", linear.weight, make_norms(linear, tensor)) for linear in linears
+            }
+        layers = [self._layers[id(linear)] for linear in linears]
         if layers and first:
             initialise(layers, tensor.group)
         elif layers:
@@ -92,22 +97,17 @@ class SpectralProbe(Probe):
 
     def _fill(self, slots: Tensor) -> None:
         """Norms of the model's own are the same on all data ranks; those that are followed have one owner."""
-        for own in (True, False):
-            here = [
-                (stack, linear) for stack, linear in self._linears if (linear.spectral is not None) is own
-            ]
-            norms = [(stack, linear.spectral or self._norms.get(id(linear))) for stack, linear in here]
-            known = [(stack, of_layer) for stack, of_layer in norms if of_layer is not None]
-            if not known:
-                continue
-            places = [place for stack, _ in known for place in range(stack.start, stack.start + stack.count)]
-            sigmas = torch.cat([of_layer.sigma_K for _, of_layer in known]).double()
-            copies = self._model.mesh.data.size if own else 1
-            slots.index_copy_(0, from_host(places, slots.device, torch.int64), sigmas / copies)
+        layers = [(stack, self._layers.get(id(linear))) for stack, linear in self._followed]
+        followed = [(stack, layer.norms) for stack, layer in layers if layer is not None]
+        for found, copies in ((self._known, self._model.mesh.data.size), (followed, 1)):
+            if found:
+                places = [place for stack, _ in found for place in stack.places]
+                sigmas = torch.cat([norms.sigma_K for _, norms in found]).double()
+                slots.index_copy_(0, from_host(places, slots.device, torch.int64), sigmas / copies)
 
     def finish(self, slots: Tensor) -> Measures:
         if not slots.isfinite().all():
-            self._norms.clear()  # vectors that are not finite would stay so, whatever becomes of the weights
+            self._layers.clear()  # vectors that are not finite would stay so, whatever becomes of the weights
         if not len(slots):
             return Measures()
         sigmas = slots.tolist()
@@ -121,7 +121,7 @@ class SpectralProbe(Probe):
         return Measures({"sigma_max": largest_of(sigmas), **largest, **matrices})
 
     def reset(self) -> None:
-        self._norms.clear()
+        self._layers.clear()
 
 
 def largest_of(values: Sequence[float]) -> float:

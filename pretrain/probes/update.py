@@ -55,8 +55,9 @@ class UpdateProbe(Probe):
             return
         counted = self._counted()
         layers, weights = [layer for layer, _ in counted], [weight for _, weight in counted]
-        changes = torch._foreach_sub(weights, self._before) if weights else []
-        self._squares = squares_by_layer(self._model, layers, changes)
+        if weights:
+            torch._foreach_sub_(self._before, weights)  # in place: a square knows no sign
+        self._squares = squares_by_layer(self._model, layers, self._before)
         self._before = None
 
     def reset(self) -> None:
