@@ -19,7 +19,6 @@ from pretrain.probes.probe import (
 )
 from pretrain.probes.ties import TiedGradients
 
-
 HELD = 2**16
 """Elements of a gradient up to which it waits to be measured with others. Autograd copies a gradient that somebody
 holds where it would have kept it as the first of a sum, which of small ones is cheaper than a launch for each."""
@@ -68,18 +67,25 @@ class GradientVarianceProbe(Probe):
         self._model = model
         self._owners = model.owners()
         self._counted = list(counted(model))
+        self._at_once = at_once(model.mesh.device)
         self._handles: list[RemovableHandle] = []
-        self._waiting: list[tuple[int, Tensor]] = []
-        self._elements, self._at_once = 0, at_once(model.mesh.device)
-        self._layers: list[int] = []
-        self._norms: list[Tensor] = []
         self._tied = TiedGradients(model)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._layers: list[int] = []
+        """Of each norm, and then of each gradient that waits."""
+        self._norms: list[Tensor] = []
+        self._waiting: list[Tensor] = []
+        """Gradients that are to be measured, of so many elements."""
+        self._elements = 0
 
     def due(self, step: ProbeStep) -> bool:
         return step.full and len(step.batches) * self._model.mesh.data.size > 1
 
     def begin(self, step: ProbeStep) -> None:
         self._micro_batches = len(step.batches)
+        self._forget()
         self._handles = [
             parameter.register_hook(partial(self._look, self._owners[id(parameter)]))
             for parameter in self._counted
@@ -88,18 +94,18 @@ class GradientVarianceProbe(Probe):
 
     def _look(self, layer: int, gradient: Tensor) -> None:
         elements = gradient.numel()
-        self._waiting.append((layer, gradient))
+        pieces = pieces_of(gradient) if elements > HELD else (gradient,)
+        self._waiting += pieces
+        self._layers += (layer,) * len(pieces)
         self._elements += elements
         if elements > HELD or self._elements > self._at_once:
             self._measure()
 
     def _measure(self) -> None:
         """It measures the gradients that wait, in one launch on a device."""
-        pieces = [(layer, piece) for layer, gradient in self._waiting for piece in pieces_of(gradient)]
-        if pieces:
-            self._layers += (layer for layer, _ in pieces)
-            self._norms.append(torch.stack(list(norms_of([piece for _, piece in pieces]))))
-        self._waiting, self._elements = [], 0
+        if self._waiting:
+            self._norms.append(torch.stack(list(norms_of(self._waiting))))
+            self._waiting, self._elements = [], 0
 
     def gradients_averaged(self) -> None:
         for handle in self._handles:
@@ -111,7 +117,7 @@ class GradientVarianceProbe(Probe):
             squares[layer] += 2 * product
         # DeepSpeed has divided each loss by the number of micro-batches.
         self._slots = torch.cat((squares * self._micro_batches**2, mean_squares(self._model, self._owners)))
-        self._layers, self._norms = [], []
+        self._forget()
 
     def local(self) -> Tensor:
         return self._slots
