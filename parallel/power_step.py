@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parallel.spectral import SpectralLayer, materialise, runs_of
-from parallel.stacks import hand_out, stacked
+from parallel.spectral import SpectralLayer, kinds_of, materialise, matrices_of
+from parallel.stacks import hand_out, joined, product
 from parallel.sums import all_reduced
 
 EXACT_UP_TO = 512
@@ -55,9 +55,9 @@ class _Images:
 @torch.no_grad()
 def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
     """Advance the singular vectors and sigma of all matrices by one step, with one all-reduce."""
-    together = list(runs_of(layers))
-    images = [_images(run) for run in together]
-    every = [image for of_run in images for image in of_run]
+    together = kinds_of(layers)
+    images = [_images(alike) for alike in together]
+    every = [image for of_kind in images for image in of_kind]
     totals = iter(sums_over([part for image in every for part in image.sums], group))
     every = [
         replace(
@@ -68,22 +68,25 @@ def power_step(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
         for image in every
     ]
     steps = iter(advanced(every))
-    for run, of_run in zip(together, images, strict=True):
-        _put(run, [next(steps) for _ in of_run])
+    for alike, of_kind in zip(together, images, strict=True):
+        _put(alike, [next(steps) for _ in of_kind])
 
 
-def _images(run: Sequence[SpectralLayer]) -> list[_Images]:
-    """It returns the images of each stacked matrix."""
-    norms = run[0].norms
-    bases_NKRV = torch.stack([layer.norms.basis_KRV for layer in run])
+def _images(alike: Sequence[SpectralLayer]) -> list[_Images]:
+    """It returns the images of each stacked matrix in layers of one kind."""
+    copies = alike[0].norms.copies
+    bases_NKRV = torch.stack([layer.norms.basis_KRV for layer in alike])
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(bases_NKRV.shape[1])]
+    for some, matrices in matrices_of(alike, bases_NKRV.dtype):
+        for number, matrix_NLR in enumerate(matrices):
+            # Few rows times a matrix are three times as fast as the matrix times few columns (CPU, torch 2.13).
+            image_NVL = product(bases_NKRV[some, number].mT, matrix_NLR.mT)
+            found[number].append((image_NVL, product(image_NVL, matrix_NLR)))
     images = []
-    weights = stacked([layer.weight for layer in run]).to(bases_NKRV.dtype)
-    for number, matrix_NLR in enumerate(norms.shards(weights)):
-        basis_NRV = bases_NKRV[:, number]
-        # Few rows times a matrix are three times as fast as the matrix times few columns (CPU, torch 2.13).
-        image_NVL = basis_NRV.mT @ matrix_NLR.mT
-        back_NVR, gram_NVV = image_NVL @ matrix_NLR, image_NVL @ image_NVL.mT
-        images.append(_Images(norms.copies, basis_NRV, image_NVL.mT, back_NVR.mT, gram_NVV))
+    for number, pairs in enumerate(found):
+        image_NVL, back_NVR = (joined(of_pair) for of_pair in zip(*pairs, strict=True))
+        gram_NVV = image_NVL @ image_NVL.mT
+        images.append(_Images(copies, bases_NKRV[:, number], image_NVL.mT, back_NVR.mT, gram_NVV))
     return images
 
 
@@ -159,9 +162,9 @@ def orthonormal(bases: Sequence[Tensor]) -> list[Tensor]:
     return [(basis @ factor).to(old.dtype) for basis, factor, old in pairs]
 
 
-def _put(run: Sequence[SpectralLayer], steps: Sequence[_Step]) -> None:
+def _put(alike: Sequence[SpectralLayer], steps: Sequence[_Step]) -> None:
     """It puts what has become of each stacked matrix into the buffers of the layers."""
-    norms = [layer.norms for layer in run]
+    norms = [layer.norms for layer in alike]
     hand_out(torch.stack([step.basis_NRV for step in steps], dim=1), [own.basis_KRV for own in norms])
     hand_out(torch.cat([step.piece_NL for step in steps], dim=1), [own.sharded_L for own in norms])
     hand_out(torch.stack([step.sigma_N for step in steps], dim=1), [own.sigma_K for own in norms])
@@ -171,21 +174,27 @@ def _put(run: Sequence[SpectralLayer], steps: Sequence[_Step]) -> None:
 def measure(layers: Sequence[SpectralLayer], group: ProcessGroup) -> None:
     """Set sigma = v^T W u of all matrices for weights that have moved and vectors that have not, with one all-reduce of
     one number per matrix."""
-    together = list(runs_of(layers))
-    products = []
-    for run in together:
-        norms = run[0].norms
-        bases_NKRV = torch.stack([layer.norms.basis_KRV for layer in run])
-        pieces = torch.stack([layer.norms.sharded_L for layer in run]).split(norms.pieces, dim=1)
-        weights = stacked([layer.weight for layer in run]).to(bases_NKRV.dtype)
+    together = kinds_of(layers)
+    shares = [_shares(alike) for alike in together]
+    totals = sums_over([share_NK.flatten() for share_NK in shares], group)
+    for alike, share_NK, total in zip(together, shares, totals, strict=True):
+        hand_out(total.view_as(share_NK), [layer.norms.sigma_K for layer in alike])
+
+
+def _shares(alike: Sequence[SpectralLayer]) -> Tensor:
+    """It returns this rank's share of v^T W u of each stacked matrix in layers of one kind, (N, K)."""
+    norms = alike[0].norms
+    bases_NKRV = torch.stack([layer.norms.basis_KRV for layer in alike])
+    pieces_NL = torch.stack([layer.norms.sharded_L for layer in alike])
+    found = []
+    for some, matrices in matrices_of(alike, bases_NKRV.dtype):
+        pieces = pieces_NL[some].split(norms.pieces, dim=1)
         own = [
-            (piece_NL * (matrix_NLR @ bases_NKRV[:, number, :, :1])[:, :, 0]).sum(dim=1)
-            for number, (matrix_NLR, piece_NL) in enumerate(zip(norms.shards(weights), pieces, strict=True))
+            (piece_NL * product(matrix_NLR, bases_NKRV[some, number, :, :1])[:, :, 0]).sum(dim=1)
+            for number, (matrix_NLR, piece_NL) in enumerate(zip(matrices, pieces, strict=True))
         ]
-        products.append(torch.stack(own, dim=1) / norms.copies)
-    totals = sums_over([product.flatten() for product in products], group)
-    for run, product, total in zip(together, products, totals, strict=True):
-        hand_out(total.view_as(product), [layer.norms.sigma_K for layer in run])
+        found.append(torch.stack(own, dim=1))
+    return joined(found) / norms.copies
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from parallel.stacks import lie_evenly, runs, stacked
+from parallel.stacks import by_kind, lie_evenly, portions, stacked
 
 Mode = Literal["sigma", "sigma_stats_only"]
 
@@ -173,9 +173,18 @@ def find_spectral_layers(module: nn.Module) -> list[SpectralLayer]:
     return found
 
 
-def runs_of(layers: Sequence[SpectralLayer]) -> Iterator[list[SpectralLayer]]:
-    """It yields layers that are computed with together."""
-    return runs(layers, lambda layer: layer.kind, lambda layer: layer.weight)
+def kinds_of(layers: Sequence[SpectralLayer]) -> list[list[SpectralLayer]]:
+    """It returns the layers of each kind."""
+    return by_kind(layers, lambda layer: layer.kind)
+
+
+def matrices_of(
+    alike: Sequence[SpectralLayer], dtype: torch.dtype
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """It yields which layers of one kind, and M (N, L, R) of each of their stacked matrices."""
+    weights = [layer.weight for layer in alike]
+    for some in portions(weights):
+        yield some, alike[0].norms.shards(stacked(weights[some]).to(dtype))
 
 
 @torch.no_grad()
@@ -184,24 +193,25 @@ def materialise(layers: Sequence[SpectralLayer]) -> None:
 
     A factor in bf16 would move in steps of 0.4 %, so it is fp32, and the product is rounded once.
     """
-    for run in runs_of([layer for layer in layers if layer.norms.active]):
-        norms = [layer.norms for layer in run]
-        weights, effective = stacked([layer.weight for layer in run]), _effective(run)
+    for alike in kinds_of([layer for layer in layers if layer.norms.active]):
+        norms, weights = [layer.norms for layer in alike], [layer.weight for layer in alike]
+        effective = _effective(alike)
         factors_NK = torch.stack([own.gamma_K for own in norms]) / torch.stack([own.sigma_K for own in norms])
-        rows = norms[0].local_blocks if norms[0].rows_sharded else [weights.shape[1]]
-        parts = zip(weights.split(rows, dim=1), effective.split(rows, dim=1), factors_NK.T, strict=True)
-        for source, target, factor_N in parts:
-            torch.mul(source, factor_N[:, None, None], out=target)
+        rows = norms[0].local_blocks if norms[0].rows_sharded else [len(weights[0])]
+        for some in portions(weights):
+            sources, targets = stacked(weights[some]).split(rows, dim=1), effective[some].split(rows, dim=1)
+            for source, target, factor_N in zip(sources, targets, factors_NK[some].T, strict=True):
+                torch.mul(source, factor_N[:, None, None], out=target)
 
 
-def _effective(run: Sequence[SpectralLayer]) -> Tensor:
-    """It returns What of these layers as one tensor, which it makes where there is none."""
-    own = [layer.norms.effective for layer in run if layer.norms.effective is not None]
-    if len(own) == len(run) and lie_evenly(own):
+def _effective(alike: Sequence[SpectralLayer]) -> Tensor:
+    """It returns What of layers of one kind as one tensor, which it makes where there is none."""
+    own = [layer.norms.effective for layer in alike if layer.norms.effective is not None]
+    if len(own) == len(alike) and lie_evenly(own):
         return stacked(own)
-    weight = run[0].weight
-    effective = torch.empty(len(run), *weight.shape, dtype=weight.dtype, device=weight.device)
-    for layer, of_layer in zip(run, effective.unbind(), strict=True):
+    weight = alike[0].weight
+    effective = torch.empty(len(alike), *weight.shape, dtype=weight.dtype, device=weight.device)
+    for layer, of_layer in zip(alike, effective.unbind(), strict=True):
         layer.norms.effective = of_layer
     return effective
 

@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 
 from parallel.power_step import sums_over
 from parallel.spectral import SpectralLayer
-from parallel.stacks import from_host, hand_out, runs, stacked
+from parallel.stacks import by_kind, from_host, hand_out, joined, portions, stacked
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ def pull_back(
 
     The ranks of `group` must hold every element of every gradient exactly once among them, or `copies` times.
     """
-    together = list(runs(pieces, lambda piece: piece.kind, lambda piece: piece.gradient))
-    parts = [(run, part) for run in together for part in run[0].parts]
+    together = by_kind(pieces, lambda piece: piece.kind)
+    parts = [(alike, part) for alike in together for part in alike[0].parts]
     sigma = torch.cat([layer.norms.sigma_K for layer in layers])
     index = _places(parts, layers, sigma.device)
     products = torch.zeros_like(sigma)
     if together:
-        products.index_add_(0, index, torch.cat([own for run in together for own in _products(run)]))
+        products.index_add_(0, index, torch.cat([own for alike in together for own in _products(alike)]))
     (total,) = sums_over([products], group)
     scale = torch.cat([layer.norms.gamma_K for layer in layers]) / sigma
     factors = torch.stack((scale, -scale * total / sigma))[:, index].split(
-        [len(run) for run, _ in parts], dim=1
+        [len(alike) for alike, _ in parts], dim=1
     )
     factors_of = iter(factors)
-    for run in together:
-        _replace(run, [next(factors_of) for _ in run[0].parts])
+    for alike in together:
+        _replace(alike, [next(factors_of) for _ in alike[0].parts])
     return total / sigma
 
 
@@ -91,36 +91,48 @@ def _places(
     """It returns which matrix, of those of all layers in a row, each part of each piece lies in."""
     counts = [len(layer.norms.sigma_K) for layer in layers]
     first = {id(layer.norms): sum(counts[:i]) for i, layer in enumerate(layers)}
-    places = [first[id(piece.layer.norms)] + part.number for run, part in parts for piece in run]
+    places = [first[id(piece.layer.norms)] + part.number for alike, part in parts for piece in alike]
     return from_host(places, device, torch.int64)
 
 
-def _products(run: Sequence[GradientPiece]) -> Iterator[Tensor]:
-    """It yields this rank's share of p (N,) of each matrix that the pieces have parts of."""
-    norms, start = run[0].layer.norms, run[0].start
-    weights = stacked([piece.layer.weight for piece in run]).flatten(1)
-    gradients = stacked([piece.gradient for piece in run]).flatten(1)
-    for part in run[0].parts:
-        own_NM = gradients[:, part.start - start : part.stop - start].to(norms.sigma_K.dtype)
-        product_N = (own_NM * weights[:, part.start : part.stop]).sum(dim=1)
-        yield product_N if norms.copies == 1 else product_N / norms.copies
+def _products(alike: Sequence[GradientPiece]) -> list[Tensor]:
+    """It returns this rank's share of p (N,) of each matrix that pieces of one kind have parts of."""
+    norms, start = alike[0].layer.norms, alike[0].start
+    found: list[list[Tensor]] = [[] for _ in alike[0].parts]
+    for some in portions([piece.gradient for piece in alike]):
+        weights = stacked([piece.layer.weight for piece in alike[some]]).flatten(1)
+        gradients = stacked([piece.gradient for piece in alike[some]]).flatten(1)
+        for products, part in zip(found, alike[0].parts, strict=True):
+            own_NM = gradients[:, part.start - start : part.stop - start].to(norms.sigma_K.dtype)
+            products.append((own_NM * weights[:, part.start : part.stop]).sum(dim=1))
+    return [joined(products) / norms.copies for products in found]
 
 
-def _replace(run: Sequence[GradientPiece], factors: Sequence[Tensor]) -> None:
+def _replace(alike: Sequence[GradientPiece], factors: Sequence[Tensor]) -> None:
     """It makes gradients of What those of W, by the two factors (2, N) of each matrix that the pieces have parts of."""
-    gradients = [piece.gradient for piece in run]
-    stack = stacked(gradients)
-    norms, start = run[0].layer.norms, run[0].start
-    bases_NKRV = torch.stack([piece.layer.norms.basis_KRV for piece in run])
-    sharded_NL = torch.stack([piece.layer.norms.sharded_L for piece in run])
-    for part, (scale_N, outer_N) in zip(run[0].parts, factors, strict=True):
+    gradients, first = [piece.gradient for piece in alike], alike[0].start
+    outer = list(_outer(alike, factors))
+    for some in portions(gradients):
+        stack = stacked(gradients[some])
+        for part, (left_NL, right_NR, scale_N) in zip(alike[0].parts, outer, strict=True):
+            flat_NM = stack.flatten(1)[:, part.start - first : part.stop - first]
+            add_outer(flat_NM, part.start, left_NL[some], right_NR[some], scale_N[some])
+        hand_out(stack, gradients[some])
+
+
+def _outer(
+    alike: Sequence[GradientPiece], factors: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """It yields -(gamma / sigma) (p / sigma) v, u and gamma / sigma of each matrix that the pieces have parts of."""
+    rows_sharded = alike[0].layer.norms.rows_sharded
+    bases_NKRV = torch.stack([piece.layer.norms.basis_KRV for piece in alike])
+    sharded_NL = torch.stack([piece.layer.norms.sharded_L for piece in alike])
+    for part, (scale_N, outer_N) in zip(alike[0].parts, factors, strict=True):
         # v goes by the local rows of the weight and u by its columns; v of all stacked matrices lies in one buffer, as
         # their rows do in the weight.
         whole_NR = bases_NKRV[:, part.number, :, 0].contiguous()
-        left, right = (sharded_NL, whole_NR) if norms.rows_sharded else (whole_NR, sharded_NL)
-        flat_NM = stack.flatten(1)[:, part.start - start : part.stop - start]
-        add_outer(flat_NM, part.start, left * outer_N[:, None], right, scale_N)
-    hand_out(stack, gradients)
+        left_NL, right_NR = (sharded_NL, whole_NR) if rows_sharded else (whole_NR, sharded_NL)
+        yield left_NL * outer_N[:, None], right_NR, scale_N
 
 
 def add_outer(flat_NM: Tensor, start: int, left_NL: Tensor, right_NR: Tensor, scale_N: Tensor) -> None:

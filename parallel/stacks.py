@@ -21,19 +21,29 @@ def at_once(device: torch.device) -> int:
     return _AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
 
 
-def runs(
-    items: Iterable[Item], kind: Callable[[Item], Hashable], weight: Callable[[Item], Tensor]
-) -> Iterator[list[Item]]:
-    """It yields items of one kind, as many as may be taken together, at least one. All that are of one kind have
-    weights of one shape; kinds and items come in the order of the items."""
+def by_kind(items: Iterable[Item], kind: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """It returns the items of each kind; kinds and items come in the order of the items."""
     kinds: dict[Hashable, list[Item]] = {}
     for item in items:
         kinds.setdefault(kind(item), []).append(item)
-    for alike in kinds.values():
-        tensor = weight(alike[0])
-        count = max(at_once(tensor.device) // max(tensor.numel(), 1), 1)
-        for first in range(0, len(alike), count):
-            yield alike[first : first + count]
+    return list(kinds.values())
+
+
+def portions(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """It yields which of N large tensors of one shape may be taken together, at least one, in order."""
+    count = max(at_once(tensors[0].device) // max(tensors[0].numel(), 1), 1)
+    yield from (slice(first, first + count) for first in range(0, len(tensors), count))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """It returns (N, ...) of what was computed of portions."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def product(left_NAB: Tensor, right_NBC: Tensor) -> Tensor:
+    """It returns the products of N pairs of matrices. One alone is no batch: of a batch torch (2.13) takes a CPU's
+    threads for its matrices, of a product for its rows."""
+    return left_NAB @ right_NBC if len(left_NAB) != 1 else (left_NAB[0] @ right_NBC[0])[None]
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

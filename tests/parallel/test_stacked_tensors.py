@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from parallel.stacks import from_host, hand_out, lie_evenly, runs, stacked
+from parallel.stacks import by_kind, from_host, hand_out, lie_evenly, portions, product, stacked
 
 
 def flat_buffer(gaps: list[int]) -> list[Tensor]:
@@ -50,14 +50,24 @@ def test_what_does_not_is_copied_and_handed_out(tensors: list[Tensor]) -> None:
 
 
 @given(sizes=st.lists(st.sampled_from([1, 10, 2**17, 2**17 + 1, 2**19]), max_size=12))
-def test_runs_are_of_one_kind_in_order_and_bounded(sizes: list[int]) -> None:
-    items = [(number, size, torch.empty(size, device="meta")) for number, size in enumerate(sizes)]
-    found = list(runs(items, lambda item: item[1], lambda item: torch.empty(item[1])))
-    assert sorted(number for run in found for number, _, _ in run) == list(range(len(sizes)))
-    for run in found:
-        assert len({size for _, size, _ in run}) == 1
-        assert [number for number, _, _ in run] == sorted(number for number, _, _ in run)
-        assert len(run) == 1 or sum(size for _, size, _ in run) <= 2**18
+def test_items_of_a_kind_stay_in_order(sizes: list[int]) -> None:
+    found = by_kind(enumerate(sizes), lambda item: item[1])
+    assert [alike[0][1] for alike in found] == list(dict.fromkeys(sizes))
+    assert all(alike == [(n, size) for n, size in enumerate(sizes) if size == alike[0][1]] for alike in found)
+
+
+@given(size=st.sampled_from([1, 10, 2**17, 2**17 + 1, 2**19]), count=st.integers(1, 12))
+def test_portions_are_bounded_and_miss_nothing(size: int, count: int) -> None:
+    tensors = list(torch.zeros(1).expand(count, size))
+    found = [range(count)[some] for some in portions(tensors)]
+    assert [number for some in found for number in some] == list(range(count))
+    assert all(len(some) == 1 or len(some) * size <= 2**18 for some in found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_product_alone_is_that_of_a_batch(count: int) -> None:
+    left, right = torch.randn(count, 4, 5).double(), torch.randn(count, 5, 6).double()
+    assert torch.allclose(product(left, right), left @ right, atol=1e-14)
 
 
 def test_numbers_of_the_host() -> None:
