@@ -8,11 +8,13 @@ from support.distributed import run_distributed
 from support.forecasting_model import LOOKBACK, forecasting_config
 from support.plain_sam import with_sam
 from support.resumes import course, stop_twice
-from support.runs import contents, differences, metrics, newest_checkpoint, run_to_end
+from support.runs import contents, differences, metrics, newest_checkpoint, run_and_stop, run_to_end
 from support.series import write_series
 from support.training import Layout, slow
+from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.engine.sharpness_aware import FirstPass, SharpnessAware
 from pretrain.optim.config import SharpnessAwareConfig
 
 ROWS = 120
@@ -28,7 +30,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def series_run(
-    layout: Layout, folder: Path, data: Path, model: dict[str, Any], sam: SharpnessAwareConfig
+    layout: Layout,
+    folder: Path,
+    data: Path,
+    model: dict[str, Any],
+    sam: SharpnessAwareConfig,
 ) -> RunConfig:
     """It configures a run of 8 steps in `folder/test`."""
     plain = forecasting_config(layout, model)
@@ -71,3 +77,39 @@ def test_resumed_is_uninterrupted_to_the_bit(
     scaled, original = (metrics(tmp_path / "run", f"validation_{key}") for key in ("mae", "mae_original"))
     assert scaled.keys() == original.keys() == {4, 8}
     assert all(original[step] > 2 * scaled[step] for step in scaled), "the first column counts rows"
+
+
+class Crashed(BaseException):
+    """Nothing knows of it."""
+
+
+def crash_between_passes(config: RunConfig) -> str:
+    """It trains until the weights have ascended, and dies there."""
+    ascend = SharpnessAware.ascend
+
+    def ascend_and_die(self: SharpnessAware, loss: Tensor) -> FirstPass:
+        ascend(self, loss)
+        raise Crashed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharpnessAware, "ascend", ascend_and_die)
+        with pytest.raises(Crashed):
+            run_to_end(config)
+    return "crashed"
+
+
+def test_a_crash_between_the_passes_of_a_step_leaves_no_trace(data: Path, tmp_path: Path) -> None:
+    """In step 6, when the last checkpoint is that of step 4: none is made of weights that have ascended."""
+    twin, run = (
+        series_run(Layout(data=2, zero=1), tmp_path / name, data, {"dropout": 0.1}, SAM)
+        for name in ("twin", "run")
+    )
+    assert set(run_distributed(run_to_end, 2, twin)) == {"finished"}
+    assert set(run_distributed(run_and_stop, 2, run, 3)) == {"preempted"}
+    stopped = newest_checkpoint(tmp_path / "run")
+    assert run_distributed(crash_between_passes, 2, run) == ["crashed"] * 2
+    assert newest_checkpoint(tmp_path / "run") == stopped
+    assert set(run_distributed(run_to_end, 2, run)) == {"finished"}
+    assert course(tmp_path / "run") == course(tmp_path / "twin")
+    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("run", "twin"))
+    assert differences(contents(ours), contents(theirs)) == []
