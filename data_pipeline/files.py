@@ -53,6 +53,11 @@ def open_own(path: Path | str, *, folder: int | None = None) -> int:
     return descriptor
 
 
+def identity_of(state: os.stat_result) -> tuple[int, int, int, int]:
+    """It returns what is another where a file has been replaced or written to: device, inode, size, time of change."""
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def create_file(path: Path) -> FileIO:
     """Make a file that is not there yet, for writing without a buffer. Raises OSError, FileExistsError above all."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,5 +1,6 @@
 """Audio of all kinds is brought into one form, and what cannot be used says why."""
 
+import re
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -145,6 +146,24 @@ FLAC, OGG, OPUS = (
 )
 
 
+def without_a_page(content: bytes) -> bytes:
+    *_, begin, end, _ = (match.start() for match in re.finditer(b"OggS", content))
+    return content[:begin] + content[end:]
+
+
+def mixed(one: bytes, other: bytes) -> bytes:
+    """Both streams at once: their first pages come first, the others behind them."""
+    (first, rest), (second, more) = (
+        (c[: c.index(b"OggS", 4)], c[c.index(b"OggS", 4) :]) for c in (one, other)
+    )
+    return first + second + rest + more
+
+
+def with_length(content: bytes, audio: int) -> bytes:
+    """A WAV whose header says so many bytes of audio."""
+    return content[:40] + audio.to_bytes(4, "little") + content[44:]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -163,6 +182,13 @@ FLAC, OGG, OPUS = (
         (OGG[: OGG.rindex(b"OggS")], "is cut: its last page is missing"),
         (spoiled(OGG), "is damaged: a page does not fit its checksum"),
         (spoiled(OPUS), "is damaged: a page does not fit its checksum"),
+        (without_a_page(encoded(tone(9.0), "OGG", "VORBIS")), "is damaged: pages are missing within it"),
+        (OGG + OGG, "holds several streams"),
+        (OGG + OPUS, "holds several streams"),
+        (mixed(OGG, OPUS), "holds several streams"),
+        (FLAC + FLAC, "holds several streams"),
+        (with_length(wav(TONE), 10), "is damaged: it holds more audio than its header says"),
+        (with_length(wav(TONE), 11), "is damaged: it holds more audio than its header says"),
         (wav(np.full(4000, 17, np.int16)), "is silent"),
         (wav(np.arange(4000, dtype=np.int16) % 3), "is silent"),
         (encoded(np.full(4000, np.nan, np.float32), "WAV", "FLOAT"), "no numbers"),
@@ -174,6 +200,36 @@ FLAC, OGG, OPUS = (
 def test_what_cannot_be_used_says_why(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(AudioRefused, match=told):
         read_audio(written(tmp_path, content), FORM)
+
+
+ODD = with_length(wav(TONE)[:-1], 2 * RATE - 1)
+"""Its audio ends at an odd place, behind which some writers have a byte of padding and some do not."""
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"LIST" + (2000).to_bytes(4, "little") + bytes(range(200)) * 10,
+        b"TAG" + b"x" * 1500,
+        b"ID3" + b"x" * 1500,
+        bytes(5000),
+        b"x" * 100,
+    ],
+)
+@pytest.mark.parametrize(
+    "content", [wav(TONE), ODD, ODD + b"\0", FLAC], ids=["WAV", "odd WAV", "odd and padded WAV", "FLAC"]
+)
+def test_what_writers_put_behind_audio_is_no_audio(tmp_path: Path, content: bytes, behind: bytes) -> None:
+    samples_N = read_audio(written(tmp_path, content + behind), FORM).samples_N
+    assert np.array_equal(samples_N, TONE[: len(samples_N)])
+    assert len(samples_N) >= RATE - 1
+
+
+def test_a_second_stream_is_found_wherever_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "SCANNED_BYTES", 9)
+    for shift in range(9):
+        with pytest.raises(AudioRefused, match="holds several streams"):
+            read_audio(written(tmp_path, FLAC + b"x" * shift + FLAC), FORM)
 
 
 @pytest.mark.parametrize("content", [OGG, OPUS])
