@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from data_pipeline.preparing.compression import opened_content, plain_name
-from data_pipeline.preparing.documents import LONGEST_ROW, NotText, first_object
+from data_pipeline.preparing.documents import NotText
+from data_pipeline.preparing.json_lines import JSON, JSON_ARRAY, JSON_LINES, first_record
 from data_pipeline.shown import shown
 
 Format = Literal["text", "jsonl"]
 
-JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (".csv", ".tsv")
 
 AS_TEXT = "--format text takes it as it is"
@@ -25,9 +25,8 @@ _SIGNATURES = {
     rb"\xfd7zXZ\x00": "compressed by xz, but its name does not end in .xz",
     rb"\x28\xb5\x2f\xfd": "compressed by zstd, but its name does not end in .zst",
     rb"\xff\xfe|\xfe\xff": "UTF-16 or UTF-32; `iconv -f UTF-16 -t UTF-8` converts it",
-    rb'(\xef\xbb\xbf)?\s*\[\s*\{\s*"': f"a JSON array, not JSON lines (`jq -c '.[]'` makes them); {AS_TEXT}",
+    JSON_ARRAY: f"a JSON array, not JSON lines (`jq -c '.[]'` makes them); {AS_TEXT}",
 }
-_BRACE = re.compile(rb"(\xef\xbb\xbf)?\s*\{")
 
 
 def format_of(path: Path, raw: BinaryIO, field: str) -> Format:
@@ -46,17 +45,14 @@ def format_of(path: Path, raw: BinaryIO, field: str) -> Format:
     for signature, what in _SIGNATURES.items():
         if re.match(signature, head, re.DOTALL):
             raise NotText(what)
-    if _BRACE.match(head):
-        lines = iter(lambda: content.readline(LONGEST_ROW), b"")
-        line = next(filter(bytes.strip, (line.removeprefix(b"\xef\xbb\xbf") for line in lines)), b"")
-        record = first_object(line)
-        if record is not None and field in record:
-            return "jsonl"
-        if record is not None:
-            names = ", ".join(map(shown, record)) or "none"
-            raise NotText(
-                f"JSON lines without the field {shown(field)!r}, only {names}; choose with --field, or {AS_TEXT}"
-            )
-    if suffix == ".json":
+    record = first_record(content)
+    if record is not None and field in record:
+        return "jsonl"
+    if record is not None:
+        names = ", ".join(map(shown, record)) or "none"
+        raise NotText(
+            f"JSON lines without the field {shown(field)!r}, only {names}; choose with --field, or {AS_TEXT}"
+        )
+    if suffix == JSON:
         raise NotText(f"JSON, but not JSON lines; {AS_TEXT}")
     return "text"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.compression import opened_content, plain_name
 from data_pipeline.preparing.documents import json_rows, text_rows
+from data_pipeline.preparing.json_lines import JSON_LINES, told_json
 from data_pipeline.preparing.source_files import SourceFile, SourceFiles, opened_source
 from data_pipeline.shown import shown
 
 TABLES = (".tsv",)
-JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+SHEETS = (".csv",)
+"""Tables that are not read here."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class RawFiles:
 class ParallelCorpus:
     """It yields the pairs of files, in the order in which they are named.
 
-    Raises DataError for a file that is missing or no file, and while reading: for sides of different numbers of lines,
-    what is no text in UTF-8, a row without both sides, and a file that has changed.
+    Raises DataError for a file that is missing or no file, and while reading: for a side that is a table or JSON, sides
+    of different numbers of lines, what is no text in UTF-8, a row without both sides, and a file that has changed.
     """
 
     def __init__(self, raw: RawFiles, fields: tuple[str, str] = ("source", "target")) -> None:
@@ -121,6 +124,8 @@ def _in_step(source: SourceFile, target: SourceFile) -> Iterator[Pair]:
     """It yields the lines of two files together."""
     counts, consumed = [0, 0], 0
     with opened_source(source) as one, opened_source(target) as other:
+        _check_side(source.path, one)
+        _check_side(target.path, other)
         sides = (
             text_rows(opened_content(file.path, raw), str(file.path))
             for file, raw in ((source, one), (target, other))
@@ -134,6 +139,16 @@ def _in_step(source: SourceFile, target: SourceFile) -> Iterator[Pair]:
         raise DataError(
             f"{shown(source.path)} has {counts[0]:,} lines, but {shown(target.path)} has {counts[1]:,}; line by line "
             "they must be translations of each other"
+        )
+
+
+def _check_side(path: Path, raw: BufferedReader) -> None:
+    """It raises DataError for what holds more than a sentence a line: a model would learn to write tabs, or JSON."""
+    is_table = plain_name(path).suffix in (*TABLES, *SHEETS)
+    if what := "a table by its name" if is_table else told_json(path, raw):
+        raise DataError(
+            f"{shown(path)}: is {what}, and a side of a translation has a sentence a line, as it is; `surefoot prepare "
+            "translation` reads both sides from one file with --pairs (.tsv with two columns, .jsonl with --fields)"
         )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
+from data_pipeline.files import open_regular
 from data_pipeline.parsing import parsed_as, read_whole
+from data_pipeline.preparing.json_lines import told_json
 from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
 from pretrain.commands.held_out import held_out, sound_batches
@@ -63,6 +65,12 @@ def text_batches(checkpoint: Usable, path: Path) -> Iterator[Batch]:
             "--target"
         )
     try:
+        with open_regular(path, follow=True) as raw:
+            if what := told_json(path, raw):
+                raise DataError(
+                    f"--text {shown(path)}: is {what}, and a text is taken as it is; `surefoot prepare text` it (with "
+                    "--format text where that is meant) and give --data"
+                )
         with parsed_as(DataError, f"--text {path}"):
             tokens = codec.encode(read_whole(path, LARGEST_TEXT).decode())
     except OSError as error:

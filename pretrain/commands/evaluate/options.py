@@ -50,12 +50,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="validation split of other data, prepared with the same tokenizer, say, or a test split by its folder",
     )
-    where.add_argument("--text", type=path_argument, metavar="FILE", help="a text as it is, UTF-8")
+    where.add_argument(
+        "--text", type=path_argument, metavar="FILE", help="a text as it is, UTF-8, no JSON lines"
+    )
     where.add_argument(
         "--source",
         type=location_argument,
         metavar="FILE",
-        help="sentences to be translated, a line each, with --target; as they are, also compressed",
+        help="sentences to be translated, a line each, with --target; as they are, also compressed; no JSON lines",
     )
     where.add_argument(
         "--lm-eval",

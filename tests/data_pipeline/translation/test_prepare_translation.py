@@ -300,6 +300,48 @@ def test_what_is_no_table_of_pairs_is_named(
     assert told in refused(capsys, tmp_path / "out", *words)
 
 
+JSON_SIDE = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("x.en.jsonl", JSON_SIDE, "is JSON lines by its name"),
+        ("x.en.NDJSON.gz", gzip.compress(JSON_SIDE), "is JSON lines by its name"),
+        ("x.en", JSON_SIDE, "is JSON lines, and a side of a translation has a sentence a line"),
+        ("x.en", b"\xef\xbb\xbf\n" + JSON_SIDE, "is JSON lines"),
+        ("x.gz", gzip.compress(JSON_SIDE), "is JSON lines"),
+        ("x.en", b'[\n  {"text": "x"}\n]\n', "is a JSON array"),
+        ("x.json", b"[]\n", "is JSON by its name"),
+        ("x.tsv", b"a\tb\n", "is a table by its name"),
+    ],
+)
+@pytest.mark.parametrize("side", [1, 3])
+def test_a_side_is_text_and_nothing_else(
+    tmp_path: Path,
+    raw: list[str],
+    capsys: pytest.CaptureFixture[str],
+    side: int,
+    name: str,
+    content: bytes,
+    told: str,
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    raw[side] = str(tmp_path / name)
+    found = refused(capsys, tmp_path / "out", *raw)
+    assert f"{name}: {told}" in found
+    assert "with --pairs" in found
+
+
+def test_sentences_with_braces_are_a_side(tmp_path: Path) -> None:
+    sides = (
+        lines(tmp_path / "a", ["{}", "{ one", *SOURCES]),
+        lines(tmp_path / "b", ["{}", "{ eins", *TARGETS]),
+    )
+    assert run(tmp_path / "out", "--source", sides[0], "--target", sides[1], "--validation-fraction", 0) == 0
+    assert pairs(tmp_path / "out", "train")[:2] == [("{}", "{}"), ("{ one", "{ eins")]
+
+
 def test_an_empty_validation_split_ends_the_command(
     tmp_path: Path, raw: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,11 @@ def test_people_read_the_same(runs: Path, capsys: pytest.CaptureFixture[str]) ->
 REFUSED = {
     "no text": (("--text", "TMP/none"), 3, "No such file"),
     "bytes": (("--text", "TMP/bytes"), 3, "--text"),
+    "JSON lines": (
+        ("--text", "TMP/lines"),
+        3,
+        "is JSON lines, and a text is taken as it is; `surefoot prepare",
+    ),
     "nothing": (("--text", "TMP/empty"), 3, "there is no target"),
     "no data": (("--data", "TMP"), 3, "manifest.json"),
     "a secret": (("--data", "https://user:secret@host/x"), 2, "must have no user, password or query"),
@@ -152,6 +157,7 @@ def test_what_is_no_data_of_the_model_is_refused(
     words, code, told = REFUSED[case]
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "lines").write_text('{"text": "one"}\n{"text": "two"}\n')
     if case == "other data":
         from_other_tokenizer(tmp_path / "other")
     assert main(["evaluate", f"{runs}/test", *(word.replace("TMP", str(tmp_path)) for word in words)]) == code
