@@ -19,7 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import open_regular
+from data_pipeline.files import identity_of, open_regular
 from data_pipeline.shown import shown
 from data_pipeline.speech.containers import fault_of_container
 
@@ -175,7 +175,10 @@ def decode_flac(content: bytes | memoryview, sample_rate: int, most: int) -> Wav
 def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         with open_regular(path, follow=True) as raw:
+            before = identity_of(os.fstat(raw.fileno()))
             yield raw
+            if identity_of(os.fstat(raw.fileno())) != before:
+                raise DataError(f"{shown(path)}: has changed while it was read")
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise DataError(f"{shown(path)}: {error.strerror}") from error

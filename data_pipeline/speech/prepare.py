@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from data_pipeline.speech.corpora.corpora import Corpora, RawCorpora
 from data_pipeline.speech.corpora.utterance import Utterance
 from data_pipeline.speech.encoding import Encoded, Encoding, Spelling, TranscriptRefused
 from data_pipeline.speech.manifest import SpeechManifest
+from data_pipeline.speech.recordings import Recordings, Seen, check_unchanged
 from data_pipeline.speech.splits import UtteranceWriter
 from data_pipeline.speech.unit_choice import UnitChoice
 from data_pipeline.speech.units import Units
@@ -94,6 +95,8 @@ class _Listing:
     """Utterances of each speaker or recording of the corpora for training."""
     audio: Mapping[str, Any]
     """What is the same while no file of audio is another."""
+    recordings: Recordings
+    """In the order of the lists, each once for all utterances of it that follow each other."""
 
 
 class _Work:
@@ -111,6 +114,7 @@ class _Work:
             if not self.listing.utterances[split]:
                 raise DataError(f"the corpora of the {split} split list no utterance")
         self._held_out = self._chosen_to_hold_out()
+        self._choice = settings.units.deciding()
 
     def deciding(self) -> dict[str, Any]:
         """It returns the settings that decide the output."""
@@ -120,7 +124,7 @@ class _Work:
             "validation_corpora": len(settings.validation.named),
             "form": asdict(settings.form),
             "spelling": asdict(settings.spelling),
-            "units": settings.units.deciding(),
+            "units": self._choice,
             "frame_seconds": settings.frame_seconds,
             "left_out_budget": settings.left_out_budget,
             "validation_fraction": settings.validation_fraction,
@@ -138,7 +142,8 @@ class _Work:
         """It reads all lists once, and looks at the files that they name. Raises TargetExists for one in `out`."""
         utterances: Counter[Split] = Counter()
         groups: Counter[str] = Counter()
-        digest, size, folders, last = hashlib.sha256(), 0, set(), None
+        recordings, folders, last = Recordings(), set(), None
+        digest, size = hashlib.sha256(), 0
         for split, corpora in self.corpora.items():
             for utterance in corpora.utterances():
                 utterances[split] += 1
@@ -147,7 +152,7 @@ class _Work:
                 if utterance.audio and utterance.audio != last:
                     last = utterance.audio
                     folders.add(last.parent)
-                    state = _state(last)
+                    state = recordings.look(last)
                     size += state[0]
                     digest.update(os.fsencode(last) + f"\t{state}\n".encode())
         target = Path(os.path.realpath(self._settings.out))
@@ -156,7 +161,8 @@ class _Work:
                 raise TargetExists(
                     f"{shown(self._settings.out)}: holds audio that is read, in {shown(folder)}; choose another --out"
                 )
-        return _Listing(utterances, groups, {"bytes": size, "sha256": digest.hexdigest()})
+        audio = {"bytes": size, "sha256": digest.hexdigest()}
+        return _Listing(utterances, groups, audio, recordings)
 
     def _chosen_to_hold_out(self) -> Collection[str]:
         """It returns the groups for validation: whole ones, so that nobody is heard on both sides.
@@ -199,7 +205,10 @@ class _Work:
                 if split == "train":
                     yield text
 
-        return self._settings.units.of(texts())
+        units = self._settings.units.of(texts())
+        if self._choice.get("digest", units.digest) != units.digest:
+            raise DataError(f"{shown(self._settings.units.kind)}: has changed while it was read")
+        return units
 
     def _write_splits(self, folder: Path, units: Units) -> Prepared:
         settings, budget = self._settings, self._budget()
@@ -210,7 +219,9 @@ class _Work:
                 split: stack.enter_context(UtteranceWriter(folder, split, settings.shard_samples))
                 for split in settings.splits
             }
-            for splits, results in worked_in_order(encoding, self._portions(), settings.workers):
+            for (splits, heard), results in worked_in_order(encoding, self._portions(), settings.workers):
+                for recording in heard:
+                    check_unchanged(recording)
                 for split, result in zip(splits, results, strict=True):
                     if isinstance(result, Encoded):
                         writers[split].add(result)
@@ -237,16 +248,26 @@ class _Work:
         unread = (entry for corpora in self.corpora.values() for entry in corpora.found.left_out)
         return Prepared(manifests, (*unread, *budget.left_out), summary)
 
-    def _portions(self) -> Iterator[tuple[tuple[Split, ...], tuple[Utterance, ...]]]:
-        """It yields utterances, with their splits, in portions that are worth a trip to another process."""
-        portion: list[tuple[Split, Utterance]] = []
-        for entry in self._utterances("encoding"):
-            portion.append(entry)
-            if len(portion) == PORTION:
-                yield _unzipped(portion)
-                portion = []
-        if portion:
-            yield _unzipped(portion)
+    def _portions(self) -> Iterator[tuple[tuple[Sequence[Split], Collection[Seen]], Sequence[Utterance]]]:
+        """It yields utterances, with their splits and recordings, in portions that are worth a trip to another
+        process."""
+        seen, last, was = None, None, self.listing.recordings.again()
+        splits: list[Split] = []
+        utterances: list[Utterance] = []
+        heard: dict[Seen, None] = {}
+        for split, utterance in self._utterances("encoding"):
+            if utterance.audio and utterance.audio != last:
+                last = utterance.audio
+                seen = was(last)
+            if utterance.audio and seen:
+                heard[seen] = None
+            splits.append(split)
+            utterances.append(utterance)
+            if len(splits) == PORTION:
+                yield (splits, heard), utterances
+                splits, utterances, heard = [], [], {}
+        if splits:
+            yield (splits, heard), utterances
 
 
 def held_out(groups: Mapping[str, int], share: float, seed: int) -> frozenset[str]:
@@ -259,19 +280,3 @@ def held_out(groups: Mapping[str, int], share: float, seed: int) -> frozenset[st
             chosen.append(group)
             left -= groups[group]
     return frozenset(chosen or [min(order, key=groups.__getitem__)])
-
-
-def _unzipped(
-    portion: list[tuple[Split, Utterance]],
-) -> tuple[tuple[Split, ...], tuple[Utterance, ...]]:
-    return tuple(split for split, _ in portion), tuple(utterance for _, utterance in portion)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """It returns size and time of change of a file; of one that cannot be looked at, which is told when it is read,
-    zeros."""
-    try:
-        state = path.stat()
-    except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns

@@ -59,15 +59,16 @@ def prepare_text(settings: TextSettings) -> Prepared | None:
     """
     corpus = Corpus(settings.sources, settings.field, settings.format)
     check_apart(settings.out, corpus.found)
+    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
 
     def make(folder: Path) -> Prepared:
         _survey(settings, corpus)
-        tokenizer = _tokenizer(settings, corpus)
+        tokenizer = given or _trained_tokenizer(settings, corpus)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.model)
         manifests = _write_splits(settings, corpus, tokenizer, folder)
         return Prepared(manifests, corpus.left_out, corpus.summary)
 
-    record = make_record("text", corpus.files, _deciding(settings))
+    record = make_record("text", corpus.files, _deciding(settings, given))
     return make_once(
         settings.out,
         record,
@@ -77,12 +78,11 @@ def prepare_text(settings: TextSettings) -> Prepared | None:
     )
 
 
-def _deciding(settings: TextSettings) -> dict[str, Any]:
+def _deciding(settings: TextSettings, given: Tokenizer | None) -> dict[str, Any]:
     """It returns the settings that decide the output."""
-    tokenizer = Tokenizer.load(settings.tokenizer).digest if settings.tokenizer else None
     return {
-        "tokenizer": tokenizer,
-        "vocabulary_size": None if tokenizer else settings.vocabulary_size,
+        "tokenizer": given.digest if given else None,
+        "vocabulary_size": None if given else settings.vocabulary_size,
         "sequence_length": settings.sequence_length,
         "validation_fraction": settings.validation_fraction,
         "field": settings.field,
@@ -139,9 +139,7 @@ def _why(left_out: Sequence[LeftOut]) -> str:
     return f" ({shown(left_out[0].name)}: {left_out[0].reason})" if left_out else ""
 
 
-def _tokenizer(settings: TextSettings, corpus: Corpus) -> Tokenizer:
-    if settings.tokenizer:
-        return Tokenizer.load(settings.tokenizer)
+def _trained_tokenizer(settings: TextSettings, corpus: Corpus) -> Tokenizer:
     with progress("reading for the tokenizer", corpus.bytes) as advance:
 
         def texts() -> Iterator[str]:

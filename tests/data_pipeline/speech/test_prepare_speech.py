@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import webdataset
 from support.speech import RATE, encoded, tone, wav, write_manifest
 
 from data_pipeline.__main__ import main
+from data_pipeline.speech import prepare
 from data_pipeline.speech.prepare import held_out
 from data_pipeline.speech.units import CharacterUnits, read_units
 from data_pipeline.text.tokenizer import train_tokenizer
@@ -245,6 +246,54 @@ def test_all_that_decides_is_recorded(tmp_path: Path, rows: list[dict[str, objec
         ["--validation-manifest", listed(tmp_path, rows, "other.jsonl")],
     ):
         assert run(tmp_path / "out", *words, *others) == 2, others
+
+
+def changed_meanwhile(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """`change` is called when all lists have been read, and no recording yet."""
+    encoding = prepare.Encoding
+
+    def begin(*arguments: Any) -> prepare.Encoding:
+        change()
+        return encoding(*arguments)
+
+    monkeypatch.setattr(prepare, "Encoding", begin)
+
+
+@pytest.mark.parametrize("change", ["another", "removed", "written to"])
+def test_new_audio_never_gets_the_transcript_of_the_old(
+    tmp_path: Path,
+    rows: list[dict[str, object]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+) -> None:
+    recording = tmp_path / "raw" / "13.wav"
+    (tmp_path / "other").write_bytes(wav(tone(0.9, 900)))
+    changes: dict[str, Callable[[], object]] = {
+        "another": lambda: (tmp_path / "other").rename(recording),
+        "removed": recording.unlink,
+        "written to": lambda: recording.write_bytes(wav(tone(0.9, 900))),
+    }
+    changed_meanwhile(monkeypatch, changes[change])
+    words = ["--manifest", listed(tmp_path, [*rows, *rows[::-1]]), "--left-out-budget", "0.5"]
+    assert run(tmp_path / "out", *words) == 3
+    assert "13.wav: has changed while it was read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_units_stay_those_that_are_recorded(
+    tmp_path: Path, rows: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, other = CharacterUnits([*" 0123456789bemnru"]), CharacterUnits([*" 0123456789bemnruxyz"])
+    (tmp_path / "units").write_bytes(units.content)
+    look = prepare._Work.make
+
+    def make(work: prepare._Work, folder: Path) -> prepare.Prepared:
+        (tmp_path / "units").write_bytes(other.content)
+        return look(work, folder)
+
+    monkeypatch.setattr(prepare._Work, "make", make)
+    assert run(tmp_path / "out", "--manifest", listed(tmp_path, rows), "--units", tmp_path / "units") == 3
 
 
 # What is left out

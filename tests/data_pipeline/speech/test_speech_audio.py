@@ -4,6 +4,7 @@ import re
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from support.speech import RATE, encoded, tone, wav
 
 from data_pipeline.errors import DataError
-from data_pipeline.speech import containers
+from data_pipeline.speech import audio, containers
 from data_pipeline.speech.audio import (
     AudioForm,
     AudioRefused,
@@ -308,6 +309,19 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
             read_audio(tmp_path / name, FORM)
     with pytest.raises(AudioRefused, match="not a regular file"):
         read_audio(Path("/dev/zero"), FORM)
+
+
+def test_a_recording_that_is_still_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = written(tmp_path, wav(TONE)), audio._mono
+
+    def slowly(*arguments: Any) -> Any:
+        with path.open("ab") as file:
+            file.write(b"more")
+        return read(*arguments)
+
+    monkeypatch.setattr(audio, "_mono", slowly)
+    with pytest.raises(DataError, match="audio: has changed while it was read"):
+        read_audio(path, FORM)
 
 
 def test_trouble_of_the_machine_is_no_fault_of_a_file(

@@ -1,5 +1,6 @@
 """`surefoot prepare text` from raw files to training batches, interrupted and run again."""
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from collections import Counter
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -22,6 +24,7 @@ from support.training import slow
 from data_pipeline.__main__ import main
 from data_pipeline.preparing.source_files import HIDDEN, OUTSIDE
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.text import prepare as text_prepare
 from data_pipeline.text.config import TextConfig
 from data_pipeline.text.describe import spelled
 from data_pipeline.text.prepare import fraction
@@ -165,6 +168,23 @@ def test_a_folder_of_somebody_else_is_never_replaced(raw: Path, tmp_path: Path) 
     (tmp_path / "precious.txt").write_text("mine")
     assert run(raw, tmp_path, "--overwrite") == 2
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_tokenizer_that_is_replaced_meanwhile_is_the_one_that_is_recorded(
+    raw: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, survey = Path(shutil.copy(prepared / "tokenizer.model", tmp_path)), text_prepare._survey
+
+    def replaced(*arguments: Any) -> None:
+        survey(*arguments)
+        path.write_bytes(b"another")
+
+    monkeypatch.setattr(text_prepare, "_survey", replaced)
+    words = ["--tokenizer", str(path), "--sequence-length", "8", "--workers", "1", "--validation-fraction", "0"]
+    assert main(["text", str(raw), "--out", str(tmp_path / "out"), *words]) == 0
+    kept = (tmp_path / "out" / "tokenizer.model").read_bytes()
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert record["tokenizer"] == hashlib.sha256(kept).hexdigest()
 
 
 def test_a_given_tokenizer_is_kept_byte_for_byte(raw: Path, prepared: Path, tmp_path: Path) -> None:
