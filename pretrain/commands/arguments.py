@@ -1,11 +1,11 @@
 """Commands that use models have these arguments in common."""
 
 import argparse
-import os
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
 from data_pipeline.shown import shown
+from pretrain.commands.files_to_write import check_files_to_write
 from pretrain.errors import ConfigurationError
 
 EXPORTS = "the folder of a checkpoint, of an export, or of Hugging Face's with a tokenizer of sentencepiece"
@@ -16,9 +16,6 @@ LARGEST_PENALTY = 10
 """Lengths to powers far above it are too large or too small for float64."""
 LARGEST_WEIGHT = 1000
 """Of a language model, and of a word: far above it nothing else counts."""
-
-FILES_TO_WRITE = {"--alignments": "alignments", "--out": "forecasts", "--plot": "plot"}
-"""Options that name a file to be written, with the names that parsers give them."""
 
 
 def add_model(parser: argparse.ArgumentParser, besides: str = "the folder of a checkpoint") -> None:
@@ -66,8 +63,8 @@ def add_language_model(parser: argparse.ArgumentParser) -> None:
 def check_paths(options: argparse.Namespace) -> None:
     """It looks at paths before torch is imported, which takes seconds; whoever opens them says the rest.
 
-    Raises ConfigurationError for a model that is not there, for an `--out` that is, and for a file that cannot be
-    written where it is to be, or would take the place of what is no file.
+    Raises ConfigurationError for a model that is not there, for an `--out` that is, and what `check_files_to_write`
+    does.
     """
     model, out = getattr(options, "model", None), getattr(options, "out", None)
     if model is not None and not model.is_dir():
@@ -80,23 +77,7 @@ def check_paths(options: argparse.Namespace) -> None:
         raise ConfigurationError(
             f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
         )
-    for option, name in FILES_TO_WRITE.items():
-        if (path := getattr(options, name, None)) is not None:
-            _check_file_to_write(option, path)
-
-
-def _check_file_to_write(option: str, path: Path) -> None:
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"{option} {shown(path)}: there is no folder {shown(path.parent)}")
-    # A file is replaced by renaming another to it, which would do away with a device such as /dev/null as well.
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ConfigurationError(
-            f"{option} {shown(path)}: is no file, but a folder, a link, a pipe or a device; give a new file"
-        )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigurationError(
-            f"{option} {shown(path)}: no file can be made in {shown(path.parent)}; choose another folder"
-        )
+    check_files_to_write(options)
 
 
 def _is_empty_folder(path: Path) -> bool:

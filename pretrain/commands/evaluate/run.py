@@ -4,18 +4,15 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipeline.errors import DataError
-from data_pipeline.files import replace_file
-from data_pipeline.shown import shown
 from data_pipeline.source import Baseline
 from parallel.mesh import ParallelMesh
 from pretrain.commands.evaluate.given import given
 from pretrain.commands.evaluate.harness import run_lm_eval
 from pretrain.commands.evaluate.scoring import scoring_of
+from pretrain.commands.files_to_write import check_apart_from_data, written
 from pretrain.errors import ConfigurationError
 from pretrain.export.opened import Usable, open_model, told
 from pretrain.inference.evaluate import Evaluation, evaluate
@@ -34,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
         return run_lm_eval(options.model, options.lm_eval, options.lm_eval_options)
     checkpoint = open_model(options.model)
     config = checkpoint.config
+    check_apart_from_data(options, config.data)
     task = TASKS[config.model.kind]
     measure = task.source.measure(checkpoint.companion)
     print(f"surefoot evaluate: {told(options.model, checkpoint)}", file=sys.stderr)
@@ -51,16 +49,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(checkpoint, data.name, found, baseline, scores)))
     if scoring and options.alignments:  # last: where the disk is full, the figures are told all the same
-        write_lines(options.alignments, scoring.alignments(data.places))
+        written("--alignments", options.alignments, "".join(scoring.alignments(data.places)))
     return 0
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """It writes a file. Raises DataError."""
-    try:
-        replace_file(path, "".join(lines))
-    except OSError as error:
-        raise DataError(f"--alignments {shown(path)}: {error.strerror}") from error
 
 
 def document(

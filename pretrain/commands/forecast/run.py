@@ -5,12 +5,10 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from data_pipeline.errors import DataError
-from data_pipeline.files import replace_file
 from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
+from pretrain.commands.files_to_write import check_apart_from_data, written
 from pretrain.commands.forecast.plot import need_matplotlib, plotted
 from pretrain.commands.held_out import held_out, sound_batches
 from pretrain.commands.output import write
@@ -31,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
         need_matplotlib()
     checkpoint = open_model(options.model)
     config = checkpoint.config
+    check_apart_from_data(options, config.data)
     forecaster = TASKS[config.model.kind].forecaster(config.model, config.data, checkpoint.companion)
     if forecaster is None:
         raise ConfigurationError(
@@ -85,11 +84,3 @@ def line(cells: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
-
-
-def written(option: str, path: Path, content: str | bytes) -> None:
-    """It writes a file. Raises DataError."""
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise DataError(f"{option} {shown(path)}: {error.strerror}") from error

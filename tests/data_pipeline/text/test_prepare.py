@@ -180,7 +180,16 @@ def test_a_tokenizer_that_is_replaced_meanwhile_is_the_one_that_is_recorded(
         path.write_bytes(b"another")
 
     monkeypatch.setattr(text_prepare, "_survey", replaced)
-    words = ["--tokenizer", str(path), "--sequence-length", "8", "--workers", "1", "--validation-fraction", "0"]
+    words = [
+        "--tokenizer",
+        str(path),
+        "--sequence-length",
+        "8",
+        "--workers",
+        "1",
+        "--validation-fraction",
+        "0",
+    ]
     assert main(["text", str(raw), "--out", str(tmp_path / "out"), *words]) == 0
     kept = (tmp_path / "out" / "tokenizer.model").read_bytes()
     record = json.loads((tmp_path / "out" / "prepare.json").read_text())

@@ -121,6 +121,10 @@ def test_without_intervals_no_validation_data_is_read(run: Path, command: Comman
     _, same, all_numbers = numbers_of(with_intervals)
     assert times == same
     assert (numbers == all_numbers[:, ::3]).all()
+    code, _, told = command(
+        "forecast", run, file, "--level", 0, "--out", run.parent / "data" / "forecast.csv"
+    )
+    assert (code, "forecast.csv: lies in " in told) == (2, True), "prepared data is no place for it"
 
 
 def test_of_many_windows_some_are_taken(

@@ -134,6 +134,10 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "run/checkpoints/x").mkdir(parents=True)
+    (tmp_path / "run/config.toml").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "run/y").hardlink_to(tmp_path / "file")
     cases = {
         ("generate", "nope"): "nope: there is no such folder",
         ("evaluate", "nope@step00000001-a1"): "nope: there is no such folder",
@@ -144,6 +148,41 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
         ("evaluate", "full", "--alignments", "pipe"): "--alignments pipe: is no file, but a folder, a link",
         ("evaluate", "full", "--alignments", "/dev/stdout"): "/dev/stdout: is no file, but a folder, a link",
         ("evaluate", "full", "--alignments", "/proc/self/x"): "/x: no file can be made in /proc/self; choose",
+        (
+            "evaluate",
+            "run@x",
+            "--alignments",
+            "run/file",
+        ): "--alignments run/file: lies in run, which the command",
+        ("evaluate", "run/checkpoints/x", "--alignments", "run/y"): "run/y: lies in ",
+        ("evaluate", "full", "--alignments", "run/y", "--data", "run"): "run/y: lies in run, which",
+        ("evaluate", "full", "--alignments", "run/y", "--text", "file"): "run/y: is what the command reads",
+        ("evaluate", "full", "--alignments", "new", "--source", "new"): "new: is what the command reads",
+        ("evaluate", "full", "--alignments", "file", "--lm", "./run/../file"): "--alignments file: is what",
+        ("evaluate", "full", "--alignments", "file", "--source", "file://file"): "--alignments file: is what",
+        (
+            "forecast",
+            "full",
+            "file",
+            "--out",
+            "file",
+        ): "--out file: is what the command reads; give another file",
+        (
+            "forecast",
+            "full",
+            "file",
+            "--plot",
+            "run/y",
+        ): "--plot run/y: is what the command reads; give another",
+        (
+            "forecast",
+            "full",
+            "file",
+            "--plot",
+            "p",
+            "--out",
+            "p",
+        ): "--plot p: is written by --out; give another",
         ("export", "full", "--to", "safetensors", "--out", "full"): "--out full: is there already",
     }
     program = (
