@@ -2,8 +2,10 @@
 
 import io
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
 
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import reason
@@ -14,6 +16,29 @@ LONGEST_ROW = 64 << 20
 
 LONGEST_LINE = 1 << 16
 """Characters of a line of text; a longer one is cut at whitespace, or where there is none, between characters."""
+
+
+LONGEST_BLANK = 16
+"""Bytes of a blank line that is passed over together with those like it."""
+
+
+class Run(NamedTuple):
+    """It is a line of a text, or several blank ones."""
+
+    name: str
+    """For messages."""
+    text: str
+    number: int
+    """That of the line, from 1."""
+    lines: int
+    """Lines that it stands for."""
+
+
+class _Row(NamedTuple):
+    name: str
+    line: bytes
+    number: int
+    lines: int
 
 
 class NotText(Exception):
@@ -56,28 +81,31 @@ def cut(text: str, longest: int) -> Iterator[str]:
 def text_rows(content: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
     """It yields the lines of a text in UTF-8 without their ends, each with a name for messages.
 
-    A line ends at `\\n` alone, maybe after `\\r`, as it does in parallel files: at other ends that Unicode knows, one
+    A line ends at `\n` alone, maybe after `\r`, as it does in parallel files: at other ends that Unicode knows, one
     side would come out of step with the other.
 
     Raises DataError for a line that is too long, and for what is no text.
     """
-    for name, line in _rows(content, place):
-        if b"\0" in line:
-            raise DataError(f"{name}: holds NUL bytes, as no text does (binary data, or UTF-16)")
-        try:
-            yield name, line.removesuffix(b"\n").removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: not UTF-8 ({error.reason})") from error
+    return ((row.name, _text(row)) for row in _rows(content, place))
 
 
-def json_rows(content: BinaryIO, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def text_runs(content: io.BufferedReader, place: str) -> Iterator[Run]:
+    """It yields the same, but of blank lines that follow each other, and are alike, the first for all of them: a small
+    packed file can hold more than anybody waits for."""
+    return (
+        Run(row.name, _text(row), row.number, row.lines)
+        for row in _rows(content, place, partial(_passed_over, content))
+    )
+
+
+def json_rows(content: io.BufferedReader, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """It yields the objects of JSON lines, each with a name for messages; numbers in them are not read.
 
     Raises DataError for a line that is too long, or no JSON object.
     """
-    for name, line in _rows(content, place):
-        if line.strip():
-            yield name, _object(line, name)
+    for row in _rows(content, place, partial(_passed_over, content)):
+        if row.line.strip():
+            yield row.name, _object(row.line, row.name)
 
 
 def first_object(line: bytes) -> dict[str, Any] | None:
@@ -88,14 +116,38 @@ def first_object(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _rows(content: BinaryIO, place: str) -> Iterator[tuple[str, bytes]]:
-    number = 0
+def _rows(content: BinaryIO, place: str, more: Callable[[bytes], int] = lambda line: 0) -> Iterator[_Row]:
+    """It yields lines; `more` says how many more a blank one stands for."""
+    number, shown_place = 1, shown(place)
     while line := content.readline(LONGEST_ROW + 1):
-        number += 1
-        name = f"{shown(place)}, line {number}"
+        name = f"{shown_place}, line {number}"
         if len(line) > LONGEST_ROW:
             raise DataError(f"{name}: longer than {LONGEST_ROW >> 20} MiB, the most that is read of a line")
-        yield name, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        lines = 1 if line.strip() else 1 + more(line)
+        yield _Row(name, line, number, lines)
+        number += lines
+
+
+def _passed_over(content: io.BufferedReader, line: bytes) -> int:
+    """It passes over the lines that follow and are like `line`, as far as it can tell at once, and counts them."""
+    count = 0
+    if 0 < len(line) <= LONGEST_BLANK:
+        alike = re.compile(b"(?:%b)++" % re.escape(line))
+        while found := alike.match(content.peek()):
+            count += len(content.read(found.end())) // len(line)
+    return count
+
+
+def _text(row: _Row) -> str:
+    """It returns a line without its end. Raises DataError where it is no text."""
+    if b"\0" in row.line:
+        raise DataError(f"{row.name}: holds NUL bytes, as no text does (binary data, or UTF-16)")
+    try:
+        return row.line.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{row.name}: not UTF-8 ({error.reason})") from error
 
 
 def _object(line: bytes, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parsed_as
 from data_pipeline.preparing.compression import opened_content
-from data_pipeline.preparing.documents import text_rows
+from data_pipeline.preparing.documents import Run, text_runs
 from data_pipeline.preparing.source_files import SourceFile, SourceFiles, opened_source
 from data_pipeline.series.times import (
     Microseconds,
@@ -122,7 +122,7 @@ def named_file(name: str) -> SourceFile:
 def table_of(file: SourceFile, form: TableForm) -> Table:
     """It reads a file that was found. It raises what `read_table` raises."""
     with parsed_as(DataError, file.path), opened_source(file) as raw:
-        rows = text_rows(opened_content(file.path, raw), str(file.path))
+        rows = text_runs(opened_content(file.path, raw), str(file.path))
         table = _Reader(shown(file.path), form, rows).table()
     _check_values(table)
     if table.times_N is not None:
@@ -133,12 +133,12 @@ def table_of(file: SourceFile, form: TableForm) -> Table:
 class _Reader:
     """It reads the rows of a file."""
 
-    def __init__(self, name: str, form: TableForm, rows: Iterator[tuple[str, str]]) -> None:
+    def __init__(self, name: str, form: TableForm, rows: Iterator[Run]) -> None:
         self._name = name
         self._form = form
         self._rows = rows
         self._times = TimeReader()
-        place, line = next(rows, ("", ""))
+        place, line, _, _ = next(rows, ("", "", 0, 0))
         if not line.strip():
             raise DataError(
                 f"{name}: has no header in its first line: names of columns, with commas between them"
@@ -150,7 +150,7 @@ class _Reader:
         """It reads what stands below the header."""
         values, times, lines = array("d"), array("q"), array("q")
         blank = ""
-        for number, (place, line) in enumerate(self._rows, 2):
+        for place, line, number, _ in self._rows:
             if not line.strip() and len(self._header) > 1:
                 blank = blank or place
                 continue

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.compression import opened_content, plain_name
-from data_pipeline.preparing.documents import json_rows, text_rows
+from data_pipeline.preparing.documents import Run, json_rows, text_runs
 from data_pipeline.preparing.json_lines import JSON_LINES, told_json
 from data_pipeline.preparing.source_files import SourceFile, SourceFiles, opened_source
 from data_pipeline.shown import shown
@@ -27,6 +26,8 @@ class Pair:
     target: str
     consumed: int = 0
     """Bytes of files read since the previous pair, for progress."""
+    count: int = 1
+    """Pairs that it stands for, where both sides are blank."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ class ParallelCorpus:
         with opened_source(file) as raw:
             content, consumed = opened_content(file.path, raw), 0
             rows = (
-                (_columns(line, place) for place, line in text_rows(content, str(file.path)))
+                ((_columns(run.text, run.name), run.lines) for run in text_runs(content, str(file.path)))
                 if suffix in TABLES
-                else (self._of_record(record, place) for place, record in json_rows(content, str(file.path)))
+                else (
+                    (self._of_record(record, name), 1) for name, record in json_rows(content, str(file.path))
+                )
             )
-            for source, target in rows:
-                yield Pair(source, target, raw.tell() - consumed)
+            for (source, target), count in rows:
+                yield Pair(source, target, raw.tell() - consumed, count)
                 consumed = raw.tell()
 
     def _of_record(self, record: Mapping[str, Any], place: str) -> Sequence[str]:
@@ -122,24 +125,54 @@ def _named(name: str) -> SourceFile:
 
 def _in_step(source: SourceFile, target: SourceFile) -> Iterator[Pair]:
     """It yields the lines of two files together."""
-    counts, consumed = [0, 0], 0
     with opened_source(source) as one, opened_source(target) as other:
         _check_side(source.path, one)
         _check_side(target.path, other)
-        sides = (
-            text_rows(opened_content(file.path, raw), str(file.path))
+        sides = [
+            _Side(text_runs(opened_content(file.path, raw), str(file.path)))
             for file, raw in ((source, one), (target, other))
-        )
-        for rows in zip_longest(*sides):
-            counts = [count + (row is not None) for count, row in zip(counts, rows, strict=True)]
-            if None not in rows:
-                yield Pair(rows[0][1], rows[1][1], one.tell() + other.tell() - consumed)
-                consumed = one.tell() + other.tell()
+        ]
+        consumed = 0
+        while all([side.has_more() for side in sides]):
+            count = min(side.left for side in sides)
+            texts = [side.take(count) for side in sides]
+            yield Pair(texts[0], texts[1], one.tell() + other.tell() - consumed, count)
+            consumed = one.tell() + other.tell()
+        counts = [side.count_all() for side in sides]
     if counts[0] != counts[1]:
         raise DataError(
             f"{shown(source.path)} has {counts[0]:,} lines, but {shown(target.path)} has {counts[1]:,}; line by line "
             "they must be translations of each other"
         )
+
+
+class _Side:
+    """It is one side of two, whose lines are taken in step, blank ones several at a time."""
+
+    def __init__(self, runs: Iterator[Run]) -> None:
+        self._runs = runs
+        self._text = ""
+        self._taken = 0
+        self.left = 0
+        """Lines of the same text that come next."""
+
+    def has_more(self) -> bool:
+        """It reads on where that is needed, and tells whether there is any line."""
+        if not self.left and (run := next(self._runs, None)):
+            self._text, self.left = run.text, run.lines
+        return self.left > 0
+
+    def take(self, count: int) -> str:
+        """It returns the text of the next `count` lines."""
+        self.left -= count
+        self._taken += count
+        return self._text
+
+    def count_all(self) -> int:
+        """It reads to the end, and counts all lines."""
+        while self.has_more():
+            self.take(self.left)
+        return self._taken
 
 
 def _check_side(path: Path, raw: BufferedReader) -> None:

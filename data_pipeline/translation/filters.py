@@ -31,9 +31,9 @@ class Filter:
         self._seen: set[bytes] = set()
         self.left_out: Counter[str] = Counter()
 
-    def keeps_text(self, source: str, target: str) -> bool:
-        """It decides by the text alone."""
-        return self._kept(self._fault_of_text(source.strip(), target.strip()))
+    def keeps_text(self, source: str, target: str, count: int = 1) -> bool:
+        """It decides about `count` pairs by the text alone."""
+        return self._kept(self._fault_of_text(source.strip(), target.strip()), count)
 
     def keeps_lengths(self, source: int, target: int) -> bool:
         """It decides by the tokens of both sides, of what was kept for its text."""
@@ -57,7 +57,7 @@ class Filter:
             self._seen.add(key)
         return None
 
-    def _kept(self, fault: str | None) -> bool:
+    def _kept(self, fault: str | None, count: int = 1) -> bool:
         if fault:
-            self.left_out[fault] += 1
+            self.left_out[fault] += count
         return fault is None

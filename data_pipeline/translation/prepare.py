@@ -145,7 +145,7 @@ class _Work:
                 for pair in corpus.pairs():
                     advance(pair.consumed)
                     split: Split = "validation" if is_validation or self._is_held_out(pair) else "train"
-                    if self._filters[split].keeps_text(pair.source, pair.target):
+                    if self._filters[split].keeps_text(pair.source, pair.target, pair.count):
                         yield split, pair
 
     def _is_held_out(self, pair: Pair) -> bool:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.compression import opened_content
-from data_pipeline.preparing.documents import text_rows
+from data_pipeline.preparing.documents import text_runs
 from data_pipeline.preparing.source_files import SourceFile, SourceFiles, opened_source
 from data_pipeline.shown import shown
 from data_pipeline.speech.audio import WHOLE, Span
@@ -65,9 +65,9 @@ def listed_lines(file: SourceFile) -> Iterator[tuple[str, str]]:
     Raises DataError for what is no text, and for a file that changes meanwhile.
     """
     with opened_source(file) as raw:
-        for place, line in text_rows(opened_content(file.path, raw), str(file.path)):
-            if line.strip():
-                yield place, line
+        for run in text_runs(opened_content(file.path, raw), str(file.path)):
+            if run.text.strip():
+                yield run.name, run.text
 
 
 def check_path(path: str) -> str:

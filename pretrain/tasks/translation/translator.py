@@ -4,7 +4,7 @@ B  sources, S  tokens of the longest
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class PairTranslator(Translator):
         return both.decoder, both.read(source_BS.to(device))
 
     def batches(self, source: str, target: str, samples: int) -> Iterator[PairBatch]:
-        pairs = ParallelCorpus(RawFiles((source,), (target,))).pairs()
+        corpus = ParallelCorpus(RawFiles((source,), (target,)))
+        pairs = chain.from_iterable(repeat(pair, pair.count) for pair in corpus.pairs())
         encoded = (self._encoded(number, pair) for number, pair in enumerate(pairs, 1))
         while some := list(islice(encoded, samples)):
             yield pair_batch(some)

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparing.compression import opened_content
-from data_pipeline.preparing.documents import NotText, cut, first_object, json_rows, text_pieces
+from data_pipeline.preparing.documents import (
+    NotText,
+    cut,
+    first_object,
+    json_rows,
+    text_pieces,
+    text_rows,
+    text_runs,
+)
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 spaced = st.text(st.sampled_from(" \t\n\r\u3000\u0085\ufeffab\u4e2d\U0001f43e\0"), max_size=300)
@@ -90,6 +98,33 @@ def test_any_bytes_are_unpacked_or_refused(data: bytes, suffix: str, magic: bool
 def test_frames_of_zstd_follow_each_other(frames: int) -> None:
     packed = b"".join(zstandard.compress(json.dumps(number).encode()) for number in range(frames))
     assert opened_content(Path("a.zst"), io.BytesIO(packed)).read() == bytes(range(48, 48 + frames))
+
+
+LINES = st.sampled_from(
+    [b"\n", b"\r\n", b" \n", b"\t", b"\r", b"one\n", b"two\r\n", b"\xef\xbb\xbf", b" " * 20]
+)
+
+
+@given(st.lists(st.tuples(LINES, st.integers(1, 9))), st.integers(1, 20))
+def test_blank_lines_that_are_taken_together_are_all_there(
+    parts: list[tuple[bytes, int]], buffer: int
+) -> None:
+    data = b"".join(part * times for part, times in parts)
+    rows = list(text_rows(content(data), "a"))
+    runs = list(text_runs(io.BufferedReader(io.BytesIO(data), buffer), "a"))
+    assert [(f"a, line {run.number + place}", run.text) for run in runs for place in range(run.lines)] == rows
+    assert all(run.name == f"a, line {run.number}" for run in runs)
+    assert all(run.lines == 1 for run in runs if run.text.strip())
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \t\n"])
+def test_a_million_blank_lines_are_not_looked_at_one_by_one(blank: bytes) -> None:
+    data = b"{}\n" + blank * 1_000_000 + b'{"a": ""}\n'
+    first, *runs, last = text_runs(content(data), "a")
+    assert (first.text, last.text, last.number) == ("{}", '{"a": ""}', 1_000_002)
+    assert sum(run.lines for run in runs) == 1_000_000
+    assert len(runs) < 1000
+    assert [name for name, _ in json_rows(content(data), "a")] == ["a, line 1", "a, line 1000002"]
 
 
 def test_a_row_that_is_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

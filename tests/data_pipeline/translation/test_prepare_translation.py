@@ -267,6 +267,26 @@ def test_unequal_files_are_named_with_their_counts(
     assert f"{short} has 37 lines, but {raw[1]} has 40" in told
 
 
+@pytest.mark.parametrize(("source", "target"), [(5000, 5000), (5000, 3000), (3000, 5000)])
+def test_blank_lines_keep_the_sides_in_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: int, target: int
+) -> None:
+    """However many there are: between sentences, beside them, and behind the last."""
+    sides = [
+        lines(tmp_path / name, [*texts[:20], *[""] * count, *texts[20:], "", "", last])
+        for name, texts, count, last in (("a", SOURCES, source, ""), ("b", TARGETS, target, "x"))
+    ]
+    words = ["--source", sides[0], "--target", sides[1], "--validation-fraction", 0]
+    if source != target:
+        told = refused(capsys, tmp_path / "out", *words)
+        assert f"has {source + 43:,} lines, but {sides[1]} has {target + 43:,}" in told
+        return
+    assert run(tmp_path / "out", *words) == 0
+    assert pairs(tmp_path / "out", "train") == list(zip(SOURCES, TARGETS, strict=True))
+    assert summary(tmp_path / "out")["pairs"] == source + 43
+    assert summary(tmp_path / "out")["left_out"] == {"train": {"a side is empty": source + 3}}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
