@@ -26,6 +26,7 @@ _MODE = 0o666
 """Less what the umask takes away."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -94,8 +95,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises OSError; FileExistsError unless `path` is not there yet or is an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    there = FileExistsError(errno.EEXIST, "is there already, and is no empty folder", str(path))
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(errno.EEXIST, "is there already, and is no empty folder", str(path))
+        raise there
     _remove_abandoned(path)
     temporary = path.with_name(temporary_name(path.name))
     unlocked = path.with_name(temporary_name(f"{path.name}.unlocked"))  # which nobody takes for abandoned
@@ -111,7 +113,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                 with open_regular(Path(parent, name)) as file:
                     os.fsync(file.fileno())
             sync_folder(Path(parent))
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:  # another process was faster
+            raise there if error.errno in _TAKEN else error from None
     except BaseException:
         with suppress(OSError):
             remove(temporary)

@@ -29,3 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return int(import_module("data_pipeline.program").unwritten(error, "surefoot"))
+
+
+if (
+    __name__ == "__main__"
+):  # `python -m launch.cli`: with nothing here it would end with 0, having done nothing
+    import_module("pretrain.runtime.search_path").leave_out_current_folder()
+    sys.exit(main())

@@ -135,4 +135,6 @@ def told(where: Path, model: Usable) -> str:
             text += ", of the lowest validation loss"
         elif str(newest) != model.folder.name:
             text += f"; {newest} is newer, and not certified"
+        if found.torn and found.torn[0] > newest:
+            text += f"; {found.torn[0]} is newer, and has no {MANIFEST}: it is being saved, was cut off, or lost it"
     return text

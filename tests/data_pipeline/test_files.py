@@ -246,6 +246,27 @@ def test_a_new_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
 
 
+def made_meanwhile(path: Path) -> None:
+    with new_folder(path) as folder:
+        (folder / "b").write_text("b")
+
+
+TAKEN: list[Callable[[Path], object]] = [
+    made_meanwhile,
+    Path.touch,
+    lambda path: path.symlink_to(path.parent),
+]
+
+
+@pytest.mark.parametrize("take", TAKEN, ids=["folder", "file", "link"])
+def test_a_name_that_another_process_takes_meanwhile_is_told_as_one_that_was_taken(
+    tmp_path: Path, take: Callable[[Path], object]
+) -> None:
+    with pytest.raises(FileExistsError, match="is there already"), new_folder(tmp_path / "out"):
+        take(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_what_a_killed_process_has_left_goes_and_what_a_living_one_fills_stays(tmp_path: Path) -> None:
     left = tmp_path / temporary_name("out")
     (left / "deep").mkdir(parents=True)

@@ -31,6 +31,18 @@ def test_interrupts_while_modules_are_imported(command: list[str], tmp_path: Pat
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    """Whatever lies in the current directory."""
+    (tmp_path / "pydantic.py").write_text("print('foreign')")
+    for words, code, told in ((["--version"], 0, "surefoot"), (["nonsense"], 2, "invalid choice")):
+        command = [sys.executable, "-m", "launch.cli", *words]
+        done = subprocess.run(
+            command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, "foreign" in done.stdout) == (code, False)
+        assert told in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS[:-1])
 def test_nobody_reads(command: list[str]) -> None:
     """`surefoot check | head`, when head has gone."""

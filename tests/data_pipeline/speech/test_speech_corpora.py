@@ -195,9 +195,12 @@ def test_links_that_lead_out_of_a_folder_are_told(tmp_path: Path, capsys: pytest
 # Kaldi
 
 
-def test_a_folder_of_kaldi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_folder_of_kaldi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.chdir(tmp_path)
     folder = kaldi(tmp_path / "data", utt2spk="a ann\nb bob\n")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\n", end.encode()))
     assert facts(listed("kaldi", folder)) == [
         (tmp_path / "a.wav", "one", Span(), "ann"),
         (tmp_path / "b.wav", "two three", Span(), "bob"),

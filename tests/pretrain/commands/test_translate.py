@@ -282,3 +282,6 @@ def test_a_newer_checkpoint_is_told(run: Path, command: Command, tmp_path: Path)
     told = command("translate", copied)[2]
     assert told == f"surefoot translate: {newest} (certified); {newer.name} is newer, and not certified\n"
     assert "is newer" not in command("translate", newest)[2]
+    (newer / "MANIFEST.json").unlink()
+    told = command("translate", copied)[2]
+    assert f"{newest} (certified); {newer.name} is newer, and has no MANIFEST.json: it is being saved" in told
