@@ -25,6 +25,12 @@ SEVERAL = "holds several streams, one after another or at once, of which one alo
 FLAC_BEGINNING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 """What a FLAC begins with, and the header of the block that all have first, of 34 bytes."""
 
+FIXED_SIZE = b"\xff\xf8"
+"""What the frames of a FLAC begin with where all but the last have the same number of samples."""
+
+OVERLAP = 16
+"""Bytes that are looked through twice, so that nothing of interest is cut."""
+
 SCANNED_BYTES = 1 << 20
 """They are looked through at once."""
 
@@ -41,7 +47,7 @@ UNKNOWN_SIZE = 0x7FFF_0000
 """From here on the size of a RIFF is that of no file: those write it who write to a pipe."""
 
 MOST_CHUNKS = 1000
-"""Of a WAV that its audio is looked for in."""
+"""Of a WAV, or blocks of a FLAC, that the audio is looked for behind."""
 
 MISCOUNTED = 8
 """Bytes that some writers count in that are not there, as those of the size itself."""
@@ -118,14 +124,58 @@ def _fault_of_whole(path: Path, identity: tuple[int, ...], magic: bytes) -> str 
 
 
 def _fault_of_flac(raw: BufferedReader) -> str | None:
-    """It looks for a second stream: decoders end with the first one."""
+    """It looks for a second stream, and for frames behind those that the header counts: decoders read neither."""
+    signs = {SEVERAL: FLAC_BEGINNING}
+    if behind := _frame_behind(raw):
+        signs[LONGER] = behind
     before = b""
     raw.seek(1)
     while block := raw.read(SCANNED_BYTES):
-        if FLAC_BEGINNING.search(before + block):
-            return SEVERAL
-        before = block[-7:]
+        for fault, sign in signs.items():
+            if sign.search(before + block):
+                return fault
+        before = (before + block)[-OVERLAP:]
     return None
+
+
+def _frame_behind(raw: BufferedReader) -> re.Pattern[bytes] | None:
+    """It returns what the first frame behind those that the header of a FLAC counts begins with (RFC 9639, 9.1); None
+    where these can fill the file, however small it says they are, or where the header does not tell."""
+    raw.seek(8)
+    facts = raw.read(18)
+    least, most = int.from_bytes(facts[:2], "big"), int.from_bytes(facts[2:4], "big")
+    largest, samples = int.from_bytes(facts[7:10], "big"), int.from_bytes(facts[13:], "big") % 2**36
+    raw.seek(place := _end_of_blocks(raw))
+    first = raw.read(4)
+    if not (len(first) == 4 and 16 <= least == most and largest and samples and first[:2] == FIXED_SIZE):
+        return None
+    number = -(-samples // most)
+    if os.fstat(raw.fileno()).st_size - place <= number * largest:
+        return None
+    codes = (bytes(high << 4 | byte & 15 for high in range(16)) for byte in first[2:])
+    size, channels = (b"[%b]" % re.escape(code) for code in codes)
+    return re.compile(FIXED_SIZE + size + channels + re.escape(_coded(number)), re.DOTALL)
+
+
+def _end_of_blocks(raw: BufferedReader) -> int:
+    """It returns the place in a FLAC behind the blocks of facts about it, where the frames begin."""
+    place = 4
+    for _ in range(MOST_CHUNKS):
+        raw.seek(place)
+        header = raw.read(4)
+        place += 4 + int.from_bytes(header[1:], "big")
+        if len(header) < 4 or header[0] >= 0x80:  # it is the last one
+            break
+    return place
+
+
+def _coded(number: int) -> bytes:
+    """It returns the number of a frame as it is stored: as UTF-8 would have that character, also beyond the last."""
+    if number < 0x80:
+        return bytes([number])
+    more = next(count for count in range(1, 7) if number < 1 << 5 * count + 6)
+    tail = bytes(0x80 | number >> 6 * place & 0x3F for place in reversed(range(more)))
+    return bytes([0xFF << 7 - more & 0xFF | number >> 6 * more]) + tail
 
 
 def _fault_of_pages(raw: BufferedReader) -> str | None:

@@ -160,6 +160,18 @@ def mixed(one: bytes, other: bytes) -> bytes:
     return first + second + rest + more
 
 
+LONG_FLAC = encoded(
+    np.random.default_rng(0).integers(-9000, 9000, 600_000).astype(np.int16), "FLAC", "PCM_16"
+)
+"""Of more frames than one byte can count."""
+
+
+def shortened(content: bytes, samples: int) -> bytes:
+    """A FLAC whose header says so many samples."""
+    facts = int.from_bytes(content[18:26], "big") >> 36 << 36 | samples
+    return content[:18] + facts.to_bytes(8, "big") + content[26:]
+
+
 def with_length(content: bytes, audio: int) -> bytes:
     """A WAV whose header says so many bytes of audio."""
     return content[:40] + audio.to_bytes(4, "little") + content[44:]
@@ -188,6 +200,8 @@ def with_length(content: bytes, audio: int) -> bytes:
         (OGG + OPUS, "holds several streams"),
         (mixed(OGG, OPUS), "holds several streams"),
         (FLAC + FLAC, "holds several streams"),
+        (shortened(FLAC, 100), "is damaged: it holds more audio than its header says"),
+        (shortened(LONG_FLAC, 300_000), "is damaged: it holds more audio than its header says"),
         (with_length(wav(TONE), 10), "is damaged: it holds more audio than its header says"),
         (with_length(wav(TONE), 11), "is damaged: it holds more audio than its header says"),
         (wav(np.full(4000, 17, np.int16)), "is silent"),
@@ -224,6 +238,17 @@ def test_what_writers_put_behind_audio_is_no_audio(tmp_path: Path, content: byte
     samples_N = read_audio(written(tmp_path, content + behind), FORM).samples_N
     assert np.array_equal(samples_N, TONE[: len(samples_N)])
     assert len(samples_N) >= RATE - 1
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        *[(0, "00"), (127, "7f"), (128, "c280"), (2047, "dfbf"), (2048, "e0a080"), (0xFFFF, "efbfbf")],
+        *[(1 << 16, "f0908080"), (0x10FFFF, "f48fbfbf"), ((1 << 36) - 1, "febfbfbfbfbfbf")],
+    ],
+)
+def test_numbers_of_frames_are_coded_as_characters_are(number: int, told: str) -> None:
+    assert containers._coded(number).hex() == told
 
 
 def test_a_second_stream_is_found_wherever_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
