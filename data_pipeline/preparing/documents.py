@@ -81,7 +81,7 @@ def cut(text: str, longest: int) -> Iterator[str]:
 def text_rows(content: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
     """It yields the lines of a text in UTF-8 without their ends, each with a name for messages.
 
-    A line ends at `\n` alone, maybe after `\r`, as it does in parallel files: at other ends that Unicode knows, one
+    A line ends at `\\n` alone, maybe after `\\r`, as it does in parallel files: at other ends that Unicode knows, one
     side would come out of step with the other.
 
     Raises DataError for a line that is too long, and for what is no text.
