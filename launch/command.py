@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.hosts import Slots
+from pretrain.config.as_read import AsRead
 from pretrain.config.loader import parse_value
 from pretrain.errors import ConfigurationError
 
@@ -160,6 +161,11 @@ def remote_arguments(options: LaunchOptions) -> Iterator[str]:
     overrides = set_options(plain_override(text) for text in options.overrides)
     for argument in (config, *overrides, *options.arguments):
         yield shlex.quote(argument).replace("%", "%%")  # pdsh expands %h, %n and %u
+
+
+def as_read_argument(read: AsRead) -> str:
+    """It returns what the ranks are told about the settings that were read here."""
+    return f"--as-read={read}"
 
 
 def set_options(overrides: Iterable[str]) -> Iterator[str]:

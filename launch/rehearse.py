@@ -4,19 +4,21 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.paths import escaped
-from launch.command import LaunchOptions, inline_toml
+from launch.command import LaunchOptions, as_read_argument, inline_toml
 from launch.inspect import Run, document, read_run, state
 from launch.machine import this_machine
 from launch.plan_report import Rows, print_rows
 from launch.preflight import check_launch
 from launch.process import note, run_to_end
 from launch.schedulers import launch_command
-from pretrain.config.loader import load_config
+from pretrain.config.as_read import AsRead
+from pretrain.config.loader import Table, apply_overrides, config_of, read_settings
 from pretrain.config.run import RunConfig
 from pretrain.errors import TrainingDiverged
 from pretrain.fault_injection.plan import FAULTS, FaultPlan
@@ -79,14 +81,15 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
     """
     if as_json:
         wanted = replace(wanted, overrides=(*wanted.overrides, "journal.console=none"))
-    config = load_config(wanted.config, wanted.overrides)
+    table, problems = read_settings(wanted.config, wanted.overrides)
+    config = config_of(wanted.config, table, problems)
     planned = FaultPlan.parse(fault, config.run.steps)
     planned.check(config.model.outline(config.data))
     for warning in warnings(config, planned):
         note(f"warning: {warning}")
     home = fresh_folder(config)
     for name, text in ((TWIN, ""), (planned.name, str(planned))):
-        code = train(at(wanted, home, name, text))
+        code = train(at(wanted, home, name, text), table)
         if code and not (text and code == TrainingDiverged.exit_code):
             return code
     rehearsal = Rehearsal(planned, read_run(home / TWIN), read_run(home / planned.name))
@@ -130,9 +133,11 @@ def at(wanted: LaunchOptions, home: Path, name: str, fault: str) -> LaunchOption
     return replace(wanted, overrides=(*wanted.overrides, *place), arguments=arguments)
 
 
-def train(wanted: LaunchOptions) -> int:
-    """It trains to the end and returns the exit code."""
-    config = load_config(wanted.config, wanted.overrides)
+def train(wanted: LaunchOptions, read: Table) -> int:
+    """It trains to the end with the settings that were `read`, in a place of its own; it returns the exit code."""
+    table = deepcopy(read)
+    config = config_of(wanted.config, table, apply_overrides(table, wanted.overrides))
+    wanted = replace(wanted, arguments=(as_read_argument(AsRead.of(table)), *wanted.arguments))
     command = launch_command(wanted, this_machine(), config.parallel.model_size)
     plan(config, command.world_size)
     check_launch(command, wanted)

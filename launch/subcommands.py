@@ -10,7 +10,7 @@ from pathlib import Path
 from data_pipeline.paths import path_argument
 from data_pipeline.shown import CommandLine
 from launch.children import become
-from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions
+from launch.command import REMOTE_SHELL_LAUNCHER, Command, LaunchOptions, as_read_argument
 from launch.completion import script
 from launch.doctor import doctor
 from launch.hosts import check_address, check_folder, read_hostfile, select_slots
@@ -28,7 +28,8 @@ from launch.step_report import report_step, step_document, step_rows, step_warni
 from launch.supervise import Policy, Supervisor
 from launch.version import PrintVersion
 from pretrain.checkpoint.tag import requested
-from pretrain.config.loader import load_config
+from pretrain.config.as_read import AsRead, keep_copy
+from pretrain.config.loader import config_of, read_settings
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigurationError, SurefootError
 from pretrain.fault_injection.plan import FAULTS
@@ -37,6 +38,7 @@ from pretrain.plan.plan import plan
 from pretrain.plan.prepared import data_problems, missing_data
 from pretrain.plan.profiled_steps import ProfiledSteps
 from pretrain.plan.reading import read_plan
+from pretrain.run_folder import SUPERVISED_CONFIG
 from pretrain.runtime.startup import check_current_folder, open_standard_streams
 
 SUPERVISION = ("hang_after", "relaunches", "wait_for_hosts")
@@ -99,18 +101,22 @@ def check(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """It checks the configuration, starts all ranks and stays until they have ended."""
-    config = load_config(options.config, options.set)
+    table, problems = read_settings(options.config, options.set)
+    config = config_of(options.config, table, problems)
+    copy = config.run_folder / SUPERVISED_CONFIG if options.supervise else None
+    as_read = as_read_argument(AsRead.of(table, copy))
     if options.profile:
         ProfiledSteps.parse(options.profile, config.run.steps)
     wanted = launch_options(options)
-
+    wanted = replace(wanted, arguments=(*wanted.arguments, as_read))
     model_parallel = config.parallel.model_size
     known = len(records(config.run_folder)) if options.resume else 0
 
     def build() -> Command:
         """Once a launch has resumed from the checkpoint that was asked for, further ones go on from the newest."""
         done = options.resume and has_resumed(config.run_folder, known, options.resume)
-        orders = replace(wanted, arguments=tuple(profile_arguments(options))) if done else wanted
+        orders = replace(wanted, arguments=(*profile_arguments(options), as_read)) if done else wanted
+        keep_copy(config.run_folder, table)
         return launch_command(orders, this_machine(), model_parallel)
 
     command = launch_command(wanted, this_machine(), model_parallel)

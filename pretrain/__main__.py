@@ -27,7 +27,7 @@ from parallel.mesh import ParallelMesh, is_peer_loss, launched_world, output_is_
 from parallel.rendezvous import Stopped
 from parallel.world import World, WorldError
 from pretrain.checkpoint.tag import requested
-from pretrain.config.loader import load_config
+from pretrain.config.as_read import AsRead, load_as_read
 from pretrain.config.run import RunConfig
 from pretrain.errors import DATA_EXIT_CODE, ConfigurationError, PeerLost, Preempted, SurefootError
 from pretrain.fault_injection.plan import FaultPlan
@@ -54,6 +54,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--force-condemned", action="store_true", help="even if it is condemned")
     parser.add_argument("--fault", metavar="PLAN", help="plant a fault, as `surefoot rehearse` does")
     parser.add_argument("--profile", metavar="STEPS", help="profile these steps, such as 20 or 20-22")
+    parser.add_argument("--as-read", type=AsRead.parse, help=argparse.SUPPRESS)  # of `surefoot train`
     # The deepspeed launcher appends it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -112,7 +113,8 @@ def understand(options: argparse.Namespace, world: World) -> tuple[RunConfig, di
     Raises:
         ConfigurationError: the configuration or the command line cannot work.
     """
-    config = load_config(options.config, options.overrides)
+    config, note = load_as_read(options.config, options.overrides, options.as_read)
+    tell(note, aloud=world.rank == 0 and bool(note))
     layout = plan(config, world.size)
     facts = rank_facts(config, layout, {f"--{name}": str(vars(options)[name]) for name in REQUESTS})
     request = Request(

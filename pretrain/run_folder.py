@@ -24,6 +24,8 @@ PROFILES = "profiles"
 
 SUPERVISOR_EVENTS = "supervisor.jsonl"
 """What `surefoot train --supervise` has seen and done."""
+SUPERVISED_CONFIG = "supervised.toml"
+"""The settings that the supervisor was started with: its launches have these, whatever becomes of the file."""
 SUPERVISOR_LOCK = "supervisor.lock"
 """Held by the supervisor."""
 

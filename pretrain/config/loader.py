@@ -44,10 +44,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     A value is read as TOML; a bare word counts as a string. Raises ConfigurationError with all problems.
     """
     path = Path(path)
-    table, problems = read_settings(path, overrides)
+    return config_of(path, *read_settings(path, overrides))
+
+
+def config_of(path: Path, table: Table, problems: Sequence[Problem]) -> RunConfig:
+    """It returns the configuration that was read from a file. Raises ConfigurationError with all problems, those of the
+    reading first."""
     with parsed_as(ConfigurationError, path):
         config, found = validated(table)
-    problems += found
+    problems = [*problems, *found]
     if not tasks_meant(table):  # [data] cannot be judged without a task
         problems = [problem for problem in problems if problem.key.partition(".")[0] != "data"]
     if problems or config is None:
@@ -65,10 +70,15 @@ def meant_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig | None:
         return None
 
 
-def read_settings(path: Path, overrides: Sequence[str]) -> tuple[Table, list[Problem]]:
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Table, list[Problem]]:
     """It returns the settings with the overrides, and what is wrong with those. Raises ConfigurationError."""
     table = settings_of_run(path) if path.is_dir() else read_toml(path)
-    return table, [problem for text in overrides if (problem := apply_override(table, text))]
+    return table, apply_overrides(table, overrides)
+
+
+def settings_file(path: Path) -> Path:
+    """It returns the file that holds the settings which a path stands for."""
+    return path / CONFIG if path.is_dir() else path
 
 
 def validated(table: Table) -> tuple[RunConfig | None, list[Problem]]:
@@ -158,6 +168,11 @@ def toml_document(text: str, path: Path) -> Table:
         line = re.match(r"line (\d+)", position)
         where = f"{shown(path)}:{line[1]}" if line else f"{shown(path)}: at the end"
         raise ConfigurationError(f"{where}: not valid TOML: {shown(message)}") from None
+
+
+def apply_overrides(table: Table, overrides: Sequence[str]) -> list[Problem]:
+    """It applies overrides to a table, later ones last, and returns what is wrong with them."""
+    return [problem for text in overrides if (problem := apply_override(table, text))]
 
 
 def apply_override(table: Table, text: str) -> Problem | None:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from pretrain.config.as_read import MAY_DIFFER
 from pretrain.config.loader import settings
 from pretrain.config.run import RunConfig
 from pretrain.plan.plan import Plan
@@ -14,8 +15,6 @@ from pretrain.runtime.search_path import ROOT
 
 LIBRARIES = ("torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
 PACKAGES = ("data_pipeline", "parallel", "pretrain")
-MAY_DIFFER = ("data.cache", "data.sources", "data.validation", "run.deepspeed_config")
-"""Hosts may have data, caches and files at paths of their own: what they hold is compared instead."""
 DIGITS = 12
 
 

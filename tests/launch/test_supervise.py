@@ -258,7 +258,7 @@ def test_events_that_cannot_be_written_end_nothing(start: Start, tmp_path: Path)
     assert (tmp_path / "victim").read_text() == '{"kind": "precious"}\n'
 
 
-@pytest.mark.parametrize("name", ["supervisor.jsonl", "supervisor.lock", "heartbeats", "stacks", "run.lock"])
+@pytest.mark.parametrize("name", ["supervisor.jsonl", "supervised.toml", "heartbeats", "stacks", "run.lock"])
 def test_a_planted_link_is_refused_before_anything_is_written(
     name: str, start: Start, tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ from support.distributed import free_port
 from support.runs import dumped, run_config
 from support.training import Layout, slow
 
+from pretrain.config.as_read import AsRead
+from pretrain.config.loader import read_settings
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 200.0
 
@@ -89,6 +92,15 @@ def test_a_rank_whose_configuration_is_wrong_ends_all(start: Start) -> None:
     codes = [end(rank) for rank in ranks]
     assert [code for code, _ in codes] == [2, 2]
     assert "run.step = 1: unknown key" in codes[0][1]
+
+
+def test_settings_that_nobody_has_read_are_not_trained_with(start: Start, tmp_path: Path) -> None:
+    """`sed -i ... run.toml` right after `surefoot train run.toml &` is such a case."""
+    table, _ = read_settings(tmp_path / "run.toml", ["run.seed=5"])
+    code, told = end(start(0, f"--as-read={AsRead.of(table)}", WORLD_SIZE="1"))
+    assert code == 2, told
+    assert "run.toml: the file has changed since `surefoot train` read it" in told
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ranks_with_other_orders_do_not_train(start: Start) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from data_pipeline.shown import shown
-from pretrain.config.loader import Table, apply_override, count, read_settings
+from pretrain.config.loader import Table, apply_overrides, count, read_settings
 from pretrain.errors import ConfigurationError
 from pretrain.export.importing import import_huggingface
 from pretrain.tasks.registry import TASKS
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 def settings_of(options: argparse.Namespace) -> Table:
     """It returns the settings that the command line gives. Raises ConfigurationError."""
     table: Table = {}
-    problems = [problem for text in options.set if (problem := apply_override(table, text))]
+    problems = apply_overrides(table, options.set)
     if options.config:
         table, problems = read_settings(options.config, options.set)
     if problems:
