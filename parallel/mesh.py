@@ -7,7 +7,7 @@ rank = (pipeline * data_size + data) * tensor_size + tensor, so that tensor-para
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,7 +21,7 @@ from torch.distributed import ProcessGroup
 from parallel.config import ParallelConfig
 from parallel.levels import Levels, make_group
 from parallel.rendezvous import FAILURE, Facts, Place, meet
-from parallel.world import THREADS, World, WorldError, describe_world
+from parallel.world import THREADS, World, WorldError, describe_world, left_over
 
 SHARING = timedelta(seconds=30)
 """A rank that cannot start waits so long for others to learn why."""
@@ -238,8 +238,7 @@ def launched_world() -> World:
 
 def join_world(config: ParallelConfig, world: World, facts: Facts, asked_to_stop: Callable[[], bool]) -> None:
     """Initialise torch.distributed once all ranks have met."""
-    # DeepSpeed's PipelineModule and launch-time checks read these variables themselves, also under srun.
-    os.environ.update(world.variables)
+    take_place(world)
     if world.threads:
         os.environ[THREADS] = str(world.threads)  # for processes that this one starts
         torch.set_num_threads(world.threads)
@@ -261,6 +260,16 @@ def join_world(config: ParallelConfig, world: World, facts: Facts, asked_to_stop
     dist.init_process_group(
         backend=backend, timeout=timeout, store=store, rank=world.rank, world_size=world.size
     )
+
+
+def take_place(world: World, environment: MutableMapping[str, str] = os.environ) -> None:
+    """It tells libraries the place of this rank, and takes from them what another launcher has left of one.
+
+    DeepSpeed's PipelineModule and launch-time checks read these variables themselves, also under srun.
+    """
+    for name in left_over(environment):
+        del environment[name]
+    environment.update(world.variables)
 
 
 def share_failure(text: str, world: World) -> None:

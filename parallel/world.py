@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 Environment = Mapping[str, str]
 
 THREADS = "OMP_NUM_THREADS"
+OF_MPI = re.compile(r"(OMPI_COMM_WORLD|OMPI_UNIVERSE|PMIX?|MV2_COMM_WORLD)_|MPI_LOCALN?RANK(ID|S)$")
 LAST_PORT = 65535
 FIRST_PORT, PORTS = 20000, 12000
 """Derived ports lie below those that Linux hands out by itself, which begin at 32768."""
@@ -100,6 +101,15 @@ def named_world(environment: Environment) -> World:
             "start with Open MPI's `mpirun`, `srun`, `torchrun` or `surefoot train`"
         )
     return World(port=number(environment, "MASTER_PORT", "0"), note=unused_tasks(environment))
+
+
+def left_over(environment: Environment) -> list[str]:
+    """It returns the variables by which an MPI tells its ranks their places, where it has not started this one.
+
+    `mpirun -n 1 surefoot train` leaves them to the ranks, and libraries take them for more than torch's own.
+    """
+    by_open_mpi = "RANK" not in environment and "OMPI_COMM_WORLD_RANK" in environment
+    return [] if by_open_mpi else [name for name in environment if OF_MPI.match(name)]
 
 
 def torch_world(environment: Environment) -> World:

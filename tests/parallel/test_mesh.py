@@ -12,7 +12,8 @@ from support.distributed import run_distributed
 from support.training import make_mesh
 
 from parallel.config import ParallelConfig
-from parallel.mesh import INTERFACE, is_peer_loss, output_is_collected
+from parallel.mesh import INTERFACE, is_peer_loss, output_is_collected, take_place
+from parallel.world import World
 
 
 def coordinates(tensor: int, pipeline: int) -> tuple[dict[str, int], dict[str, float]]:
@@ -91,6 +92,14 @@ print(listening <= {"127.0.0.1"}, os.environ[{name!r}])
 torch.distributed.destroy_process_group()
 ParallelMesh.alone()
 """
+
+
+def test_a_rank_has_one_place() -> None:
+    """DeepSpeed ends ranks that Open MPI's variables place elsewhere, such as those of `mpirun -n 1 surefoot train`."""
+    environment = {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "RANK": "1", "LOCAL_RANK": "1", "HOME": "/"}
+    world = World(1, 2, 1, 2, "a", 5)
+    take_place(world, environment)
+    assert environment == {**world.variables, "HOME": "/"}
 
 
 def test_a_process_alone_needs_no_launcher_and_no_network() -> None:

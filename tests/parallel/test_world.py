@@ -16,6 +16,7 @@ from parallel.world import (
     WorldError,
     describe_world,
     first_slurm_host,
+    left_over,
     tasks_by_node,
 )
 
@@ -51,6 +52,20 @@ MPIRUN = {
     "PMIX_NAMESPACE": "1197408257",
 }
 QUIET = {"OMP_NUM_THREADS": "1"}
+
+
+def test_what_another_mpi_has_left_is_known() -> None:
+    """DeepSpeed ends ranks whose LOCAL_RANK is not OMPI_COMM_WORLD_LOCAL_RANK, which `mpirun -n 1 surefoot` sets."""
+    others = {
+        "PMI_RANK": "0",
+        "MPI_LOCALRANKID": "0",
+        "MV2_COMM_WORLD_LOCAL_RANK": "0",
+        "OMPI_MCA_btl": "tcp",
+    }
+    found = {*MPIRUN, *others} - {"OMPI_MCA_btl"}
+    assert set(left_over({**TORCH, **MPIRUN, **others, "PATH": ""})) == found
+    assert set(left_over({**STEP, "OMPI_COMM_WORLD_LOCAL_RANK": "0"})) == {"OMPI_COMM_WORLD_LOCAL_RANK"}
+    assert left_over(MPIRUN) == []
 
 
 def test_torch_variables_come_first() -> None:
