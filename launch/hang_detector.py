@@ -42,10 +42,11 @@ class HangDetector:
         *,
         lost_after: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        queued: Callable[[], bool] = lambda: False,
     ) -> None:
-        """A rank may take `hang_after` seconds for a step."""
+        """A rank may take `hang_after` seconds for a step; the launch begins once it is `queued` no more."""
         self._folder, self._clock = run_folder, clock
-        self._hang_after, self._lost_after = hang_after, lost_after
+        self._hang_after, self._lost_after, self._queued = hang_after, lost_after, queued
         self._host = socket.gethostname()
         self._started = self._next_look = clock()
         self._beats: dict[int, Beat] = {}
@@ -61,6 +62,8 @@ class HangDetector:
             return None
         self._next_look = now + min(max(self._hang_after / LOOKS, 0.2), 10.0)
         self._note(read_beats(self._folder), now)
+        if not self._beats and self._queued():
+            self._started = now
         return next(self._troubles(now), None)
 
     def _note(self, beats: dict[int, Beat], now: float) -> None:

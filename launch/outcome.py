@@ -7,8 +7,24 @@ from pathlib import Path
 from launch.metrics import last_rows
 from pretrain.errors import PeerLost, Preempted
 
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
-"""These signals ask for the end."""
+FIRST = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+IF_HEEDED = (
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGXCPU,
+    signal.SIGPOLL,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
+)
+"""These are not heeded where they are ignored, as SIGHUP is under nohup."""
+REQUESTS = (*FIRST, *IF_HEEDED)
+"""These signals ask for the end: all that end a process and can be caught, but for SIGUSR2 and those that tell of a
+fault of its own."""
+REVOKED = 1
+"""`srun` returns this code when it is ended while its job waits in the queue."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,8 @@ class Ending:
     """It is true where a signal had asked the ranks to stop."""
     orphans: int
     """So many processes of ranks were still running when the launcher had ended."""
+    unbegun: bool = False
+    """It is true where the launcher returned `REVOKED`, and ranks have left no sign that they had begun."""
 
     @property
     def signal_number(self) -> int:
@@ -52,7 +70,7 @@ def outcome_of(ending: Ending, last_step: int | None, steps: int) -> Outcome:
     A rank that was ended while it was asked to stop had not begun to train: the run can be resumed.
     """
     number = ending.signal_number
-    if ending.stopping and number in REQUESTS:
+    if ending.stopping and (number in REQUESTS or ending.unbegun):
         return Outcome(Preempted.exit_code, "stopped before training began", before_training=True)
     if number:
         return Outcome(PeerLost.exit_code, f"a rank or its launcher was ended by {name(number)}")

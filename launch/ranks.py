@@ -3,7 +3,7 @@
 DeepSpeed's own launcher answers SIGTERM by killing: each rank gets it, has 30 seconds, and the exit code is
 lost. So signals go past it, straight to the ranks, once each; the launcher then sees them exit by themselves.
 
-    python -m launch.ranks MASTER_PORT SIGNAL      (exit code 1: no ranks are here)
+    python -m launch.ranks MASTER_PORT SIGNAL [HOST]      (exit code 1: no ranks are here)
 """
 
 import os
@@ -14,9 +14,13 @@ from itertools import pairwise
 import psutil
 
 from launch.command import MODULE
+from launch.remote import answer
+from pretrain.runtime.stacks import REQUEST, request_stacks
 
 LAUNCHER_MODULE = "deepspeed.launcher.launch"
 """This module runs as the parent of the ranks on each host."""
+LAUNCH = "SUREFOOT_LAUNCH"
+"""Ranks that `mpirun` starts for us have the number of their launch in this variable."""
 MARKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "CROSS_SIZE"})
 """The launcher gives these variables to its ranks; no shell that set up a world by hand has them all."""
 
@@ -63,11 +67,9 @@ def belongs_to_launch(process: psutil.Process, master_port: int) -> bool:
         environment, owner = process.environ(), process.uids().real
     except psutil.Error:
         return False
-    return (
-        environment.get("MASTER_PORT") == str(master_port)
-        and environment.keys() >= MARKS
-        and owner == os.getuid()
-    )
+    by_deepspeed = environment.get("MASTER_PORT") == str(master_port) and environment.keys() >= MARKS
+    by_mpirun = environment.get(LAUNCH) == str(master_port) and "OMPI_COMM_WORLD_RANK" in environment
+    return owner == os.getuid() and (by_deepspeed or by_mpirun)
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
@@ -79,11 +81,17 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def send(processes: list[psutil.Process], signal_number: int) -> int:
-    """It signals the processes that still run, and returns how many that were."""
+    """It signals the processes that still run, and returns how many that were.
+
+    The request for stacks would end one that does not know it yet: that is left alone.
+    """
     reached = 0
     for process in processes:
         try:
-            process.send_signal(signal_number)
+            if signal_number == REQUEST:
+                request_stacks(process.pid)
+            else:
+                process.send_signal(signal_number)
             reached += 1
         except psutil.NoSuchProcess:
             continue
@@ -91,4 +99,5 @@ def send(processes: list[psutil.Process], signal_number: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if send(find_ranks(int(sys.argv[1])), signal.Signals[sys.argv[2]]) else 1)
+    sent = send(find_ranks(int(sys.argv[1])), signal.Signals[sys.argv[2]])
+    sys.exit(answer(0 if sent else 1, sys.argv[3:]))

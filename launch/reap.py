@@ -1,6 +1,6 @@
 """This module ends what is left of one launch on this machine.
 
-    python -m launch.reap MASTER_PORT GRACE_SECONDS RUN_FOLDER      (exit code 0: nothing is left)
+    python -m launch.reap MASTER_PORT GRACE_SECONDS RUN_FOLDER [HOST]      (exit code 0: nothing is left)
 
 Ranks are known by the environment that their launcher gave them, and by the heartbeats of the launch in the run
 folder: host, process id and start. Nothing is ended because of its name.
@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from launch.ranks import find_launchers, find_orphans, is_rank, send
+from launch.remote import answer
 from pretrain.runtime.heartbeat import Beat, is_alive, read_beats
 from pretrain.runtime.stacks import request_stacks
 
@@ -106,4 +107,4 @@ def is_running(process: psutil.Process) -> bool:
 
 if __name__ == "__main__":
     _, remaining = reap(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
-    sys.exit(min(remaining, 1))
+    sys.exit(answer(min(remaining, 1), sys.argv[4:]))

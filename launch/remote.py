@@ -1,11 +1,14 @@
 """This module runs a command of ours on all hosts of a hostfile, over the ssh that the launcher uses."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from data_pipeline.shown import shown
 from launch.children import child_environment
@@ -15,31 +18,78 @@ SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -
 """With these a host that is gone is noticed within seconds, and no password is asked for."""
 
 
-def on_hosts(options: LaunchOptions, module: str, words: Sequence[str], seconds: float) -> str:
-    """It runs `python -m MODULE WORDS...` on every host and returns what went wrong, nothing where all exit with 0."""
+ANSWER = "surefoot-answer"
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Answers:
+    """These are the answers of hosts to a command, as far as they came."""
+
+    codes: Mapping[str, int]
+    """Host -> exit code of the command."""
+    silent: tuple[str, ...] = ()
+    """These hosts have not answered."""
+    said: str = ""
+    """It is what pdsh said of them, if anything."""
+
+    @property
+    def problem(self) -> str:
+        """It says what went wrong; it is empty where all hosts have answered with 0."""
+        if not self.silent:
+            failed = ", ".join(host for host, code in self.codes.items() if code)
+            return self.said or f"not done on {failed}" if failed else ""
+        return f"no answer from {', '.join(self.silent)}" + (f" ({self.said})" if self.said else "")
+
+
+def answer(code: int, names: Sequence[str]) -> int:
+    """It prints the answer of this host, which is called by these names, and returns the exit code."""
+    for name in names:
+        print(ANSWER, name, code, flush=True)
+    return code
+
+
+def on_hosts(
+    options: LaunchOptions,
+    module: str,
+    words: Sequence[str],
+    seconds: float,
+    hurry: Callable[[], bool] = lambda: False,
+) -> Answers:
+    """It runs `python -m MODULE WORDS... HOST` on every host and returns their answers.
+
+    Hosts have so many seconds for them, and no more time once it is true that we are in a `hurry`.
+    """
     environment = child_environment()
     path = f"PYTHONPATH={environment['PYTHONPATH']}"
     remote = shlex.join(["env", path, sys.executable, "-P", "-m", module, *words])
-    shell = f"cd {shlex.quote(os.getcwd())}; {remote}".replace("%", "%%")  # pdsh expands %h, %n and %u
+    shell = f"cd {shlex.quote(os.getcwd())}; {remote}".replace("%", "%%")
+    hosts = [host.rpartition("@")[2] for host in options.slots or ()]
     process = subprocess.Popen(
-        ["pdsh", "-S", "-w", ",".join(options.slots or ()), shell],
+        ["pdsh", "-S", "-w", ",".join(options.slots or ()), f"{shell} %h"],  # which pdsh replaces by the host
         env=pdsh_environment(options, environment),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="backslashreplace",
         start_new_session=True,
     )
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return f"no answer from all hosts within {seconds:.0f} s"
-    if process.returncode == 0:
-        return ""
-    return shown("; ".join(errors.strip().splitlines())) or f"pdsh ended with {process.returncode}"
+    output, errors = outputs(process, time.monotonic() + seconds, hurry)
+    found = {match[1]: int(match[2]) for match in re.finditer(rf"{ANSWER} (\S+) (\d+)", output)}
+    said = shown("; ".join(errors.strip().splitlines()))
+    return Answers(found, tuple(host for host in hosts if host not in found), said)
+
+
+def outputs(process: "subprocess.Popen[str]", deadline: float, hurry: Callable[[], bool]) -> tuple[str, str]:
+    """It returns all that a process has printed on both streams until its end, which comes by then or in a hurry."""
+    while True:
+        try:
+            return process.communicate(timeout=POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if hurry() or time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                return process.communicate()
 
 
 def pdsh_environment(options: LaunchOptions, environment: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from launch.command import (
     set_options,
 )
 from launch.hosts import Slots
+from launch.ranks import LAUNCH
 from pretrain.errors import ConfigurationError
 
 PROGRAMS = {"slurm": "srun", "openmpi": "mpirun"}
@@ -145,7 +146,14 @@ def mpirun_words(options: LaunchOptions, machine: Machine, count: int) -> Iterat
     yield str(MPIRUN_SECONDS)
     if options.slots is not None:
         yield from ("--host", ",".join(f"{host}:{len(numbers)}" for host, numbers in options.slots.items()))
-    for name in ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUTF8", *machine.passed_on, *meeting_point(options)):
+    for name in (
+        LAUNCH,
+        "PYTHONPATH",
+        "PYTHONSAFEPATH",
+        "PYTHONUTF8",
+        *machine.passed_on,
+        *meeting_point(options),
+    ):
         yield from ("-x", name)
 
 

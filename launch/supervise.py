@@ -20,9 +20,10 @@ from typing import Any
 from data_pipeline.files import open_own
 from launch.command import Command, LaunchOptions
 from launch.hang_detector import LOST_SECONDS, HangDetector, Trouble
-from launch.outcome import Ending, Outcome, last_step, outcome_of
-from launch.process import ORPHAN_SECONDS, Launch, Remains, believed, forwarding, note
+from launch.outcome import REQUESTS, Outcome, last_step, outcome_of
+from launch.process import ORPHAN_SECONDS, Launch, Remains, believed, ending_of, forwarding, note
 from launch.run_progress import is_done, records, sealed_step
+from launch.slurm_queue import Queue
 from pretrain.errors import (
     DATA_EXIT_CODE,
     CheckpointError,
@@ -119,7 +120,7 @@ class Supervisor:
                 reason = f"{failures} launches in a row sealed no checkpoint behind step {furthest}"
                 return self._leave("gave up", outcome, reason)
             problem = self._await_silence(launch)
-            if self._pending or (not problem and self._pause(failures)):
+            if self._asked_to_stop or (not problem and self._pause(failures)):
                 return self._leave("stopped", Outcome(Preempted.exit_code, "stopped between two launches"))
             if problem:
                 return self._leave("gave up", outcome, problem)
@@ -132,17 +133,28 @@ class Supervisor:
         """It makes one launch, from its start until nothing of it is left on the hosts that answer."""
         clear_beats(self._folder)
         known = len(records(self._folder))
-        detector = HangDetector(self._folder, self._policy.hang_after, lost_after=self._policy.lost_after)
         launch = Launch.start(self._build(), self._options, self._folder, self._pending)
         self._launches += 1
         facts = {"pid": launch.process.pid, "port": launch.command.master_port}
         self._record("started", f"launch {self._launches}, from step {sealed_step(self._folder)}", **facts)
-        trouble = launch.wait(detector.look)
+        trouble = launch.wait(self._detector(launch).look)
         if trouble:
             self._record(trouble.kind, trouble.reason)
         remains = launch.finish(self._policy.grace if trouble else ORPHAN_SECONDS)
         self._stopping = self._stopping or launch.asked_to_stop
+        if self._stopping and remains.problem:
+            note(f"something may be left of the ranks: {remains.problem}")
         return launch, self._outcome(launch, trouble, remains, known)
+
+    def _detector(self, launch: Launch) -> HangDetector:
+        """It returns what looks for ranks that hang or are lost; in a queue none are."""
+        queue = Queue(launch.process.pid, lambda reason: self._record("waiting", reason))
+        return HangDetector(
+            self._folder,
+            self._policy.hang_after,
+            lost_after=self._policy.lost_after,
+            queued=queue.waits if self._options.launcher == "slurm" else lambda: False,
+        )
 
     def _outcome(self, launch: Launch, trouble: Trouble | None, remains: Remains, known: int) -> Outcome:
         """It says what became of a launch; the ledger alone says that the run is done."""
@@ -150,7 +162,7 @@ class Supervisor:
             return Outcome(0, "the ledger says that the run is complete")
         if trouble:
             return Outcome(PeerLost.exit_code, trouble.reason)
-        ending = Ending(launch.process.returncode, launch.asked_to_stop, remains.orphans)
+        ending = ending_of(launch, remains, known)
         outcome = outcome_of(ending, last_step(self._folder / METRICS), self._steps)
         outcome = believed(outcome, ending, self._folder, known)
         if outcome.exit_code == PeerLost.exit_code:
@@ -185,9 +197,14 @@ class Supervisor:
     def _sleep(self, seconds: float) -> bool:
         """It waits so long, and returns true as soon as a signal asks for the end."""
         deadline = time.monotonic() + seconds
-        while not self._pending and time.monotonic() < deadline:
+        while not self._asked_to_stop and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        return bool(self._pending)
+        return self._asked_to_stop
+
+    @property
+    def _asked_to_stop(self) -> bool:
+        """It is true once a signal has come that asks for the end."""
+        return not set(self._pending).isdisjoint(REQUESTS)
 
     def _leave(self, kind: str, outcome: Outcome, reason: str = "") -> int:
         """It records why supervision ends, and returns the exit code."""

@@ -7,6 +7,7 @@ from types import FrameType
 
 from data_pipeline.shown import show_anything
 from pretrain.errors import ConfigurationError, Preempted
+from pretrain.runtime.stacks import REQUEST
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -46,6 +47,7 @@ def check_current_folder() -> None:
 
 def end_on_signals() -> None:
     """It has signals that ask for the end do so at once; the exit code says that the run can be resumed."""
+    signal.signal(REQUEST, signal.SIG_IGN)  # there are no stacks to tell of yet, and it would end a rank
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
             signal.signal(number, _end)

@@ -18,7 +18,10 @@ class Launch:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.now = folder, 0.0
-        self.detector = HangDetector(folder, LIMIT, lost_after=30.0, clock=lambda: self.now)
+        self.queued = False
+        self.detector = HangDetector(
+            folder, LIMIT, lost_after=30.0, clock=lambda: self.now, queued=lambda: self.queued
+        )
 
     def beat(self, rank: int, phase: Phase = Phase.STEP, step: int = 1, **changes: object) -> None:
         """It writes a heartbeat, by default of this very process."""
@@ -68,6 +71,14 @@ def test_slow_phases_have_more_time(launch: Launch, phase: Phase) -> None:
     assert launch.after(1.0) == ""
     assert launch.after(3.9 * LIMIT) == ""
     assert launch.after(0.2 * LIMIT).startswith("hung: rank 0 ")
+
+
+def test_a_launch_in_a_queue_does_not_hang(launch: Launch) -> None:
+    launch.queued = True
+    assert launch.after(50 * LIMIT) == ""
+    launch.queued = False
+    assert launch.after(3.9 * LIMIT) == ""
+    assert launch.after(0.2 * LIMIT).startswith("hung: no rank gave a sign of life")
 
 
 def test_a_file_that_is_only_touched_is_a_sign_of_life(launch: Launch) -> None:

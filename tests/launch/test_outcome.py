@@ -1,6 +1,7 @@
 """The launcher's end says what became of the run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_success_is_believed_where_the_metrics_lie_elsewhere() -> None:
 def test_a_stop_before_training_can_be_resumed(code: int) -> None:
     assert outcome_of(Ending(code, stopping=True, orphans=0), None, 10).exit_code == 75
     assert outcome_of(Ending(code, stopping=False, orphans=0), None, 10).exit_code == 6
+
+
+def test_a_launch_that_left_the_queue_can_be_started_again() -> None:
+    """`srun` returns 1 where its job is revoked, and so does a rank with a traceback."""
+    revoked = Ending(1, stopping=True, orphans=0, unbegun=True)
+    assert outcome_of(revoked, None, 10).exit_code == 75
+    assert outcome_of(replace(revoked, unbegun=False), None, 10).exit_code == 1
+    assert outcome_of(replace(revoked, stopping=False), None, 10).exit_code == 1
 
 
 def test_last_step_of_metrics(tmp_path: Path) -> None:

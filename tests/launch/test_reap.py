@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from launch.ranks import LAUNCH, send
 from launch.reap import reap
 from pretrain.runtime.heartbeat import beat_file, start_of
 
@@ -142,6 +143,27 @@ def test_a_process_of_another_user_is_no_rank(begin: Begin, tmp_path: Path) -> N
             assert process.poll() is None
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ranks_that_mpirun_has_left_are_known_by_the_number_of_their_launch(
+    begin: Begin, tmp_path: Path
+) -> None:
+    place = {"OMPI_COMM_WORLD_RANK": "0"}
+    rank = begin(OBEDIENT, **{LAUNCH: str(PORT)}, **place)
+    others = [begin(OBEDIENT, **{LAUNCH: str(PORT + 1)}, **place), begin(OBEDIENT, **{LAUNCH: str(PORT)})]
+    assert reap(PORT, 60.0, tmp_path) == (1, 0)
+    assert rank.wait(60) == -signal.SIGTERM
+    assert [process.poll() for process in others] == [None, None]
+
+
+def test_who_does_not_know_the_request_for_stacks_is_not_asked(begin: Begin) -> None:
+    """It would end a rank that has not come so far."""
+    process = begin(STUBBORN)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert send([psutil.Process(process.pid)], signal.SIGUSR2) == 1
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
 
 
 def test_what_does_not_listen_is_killed_after_the_grace(begin: Begin, tmp_path: Path) -> None:
