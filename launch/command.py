@@ -15,6 +15,12 @@ from pretrain.errors import ConfigurationError
 
 MODULE = "pretrain"
 """Every rank runs this module."""
+COUNTS = {
+    "--num_nodes": "--hostfile and --include choose hosts",
+    "--num_gpus": "--num-accelerators N does that",
+    "--num_accelerators": "--num-accelerators N does that",
+}
+"""Option of DeepSpeed's launcher -> what is said instead."""
 REMOTE_SHELL_LAUNCHER = "pdsh"
 """This launcher hands its command to a shell on each host; it is DeepSpeed's default."""
 
@@ -85,6 +91,7 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
     `model_parallel` is TP x PP: a machine without accelerators starts so many ranks when no number is given. The
     function raises ConfigurationError where the devices do not suffice.
     """
+    check_extra(options.extra)
     port = options.master_port or machine.free_port
     if options.slots is None:
         count = rank_count(options, machine, model_parallel)
@@ -98,6 +105,14 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
     common = (f"--master_port={port}", "--no_local_rank", "--log_level=critical", *options.extra)
     argv = (*launcher, *resources, *common, "--module", MODULE, *user_arguments)
     return Command(argv, environment, port, count)
+
+
+def check_extra(words: Iterable[str]) -> None:
+    """It raises ConfigurationError for options of DeepSpeed's launcher that say how many ranks there are: it would
+    count others than we do, or end with a traceback."""
+    for word in words:
+        if instead := COUNTS.get(word.partition("=")[0]):
+            raise ConfigurationError(f"-- {word}: not for DeepSpeed's launcher; before the --, {instead}")
 
 
 def rank_count(options: LaunchOptions, machine: Machine, model_parallel: int) -> int:

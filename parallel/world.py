@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 Environment = Mapping[str, str]
 
 THREADS = "OMP_NUM_THREADS"
+SOME_THREADS = re.compile(r"\s*0*[1-9]\d*\s*(,\s*\d+\s*)*")
+"""A number, or one for each level of threads within threads."""
 OF_MPI = re.compile(r"(OMPI_COMM_WORLD|OMPI_UNIVERSE|PMIX?|MV2_COMM_WORLD)_|MPI_LOCALN?RANK(ID|S)$")
 LAST_PORT = 65535
 FIRST_PORT, PORTS = 20000, 12000
@@ -81,9 +83,11 @@ def describe_world(environment: Environment) -> World:
         WorldError: the description is not complete, contradicts itself, or is in no language that we know.
     """
     world = named_world(environment)
-    if world.local_size == 1 or environment.get(THREADS):
+    given = environment.get(THREADS, "")
+    if world.local_size == 1 or SOME_THREADS.fullmatch(given):
         return world
-    note = f"{THREADS} is not set: each of the {world.local_size} ranks of a host computes with 1 thread"
+    why = f"{THREADS}={given} is no number of threads" if given else f"{THREADS} is not set"
+    note = f"{why}: each of the {world.local_size} ranks of a host computes with 1 thread"
     return replace(world, threads=1, note=note)
 
 

@@ -156,7 +156,17 @@ def read_toml(path: Path) -> Table:
         with parsed_as(ConfigurationError, path):
             return toml_document(read_whole(path).decode(), path)
     except OSError as error:
-        raise ConfigurationError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{shown(path)}: cannot be read: {error.strerror}{_resumed(path)}") from None
+
+
+def _resumed(path: Path) -> str:
+    """It says how a run goes on from a checkpoint, where one was named as commands that use models have it."""
+    named = re.fullmatch(r"(.+)@(step\d+-a\d+)", str(path), re.DOTALL)
+    return (
+        f"; `surefoot train {shown(shlex.quote(named[1]))} --resume {named[2]}` goes on from it"
+        if named
+        else ""
+    )
 
 
 def toml_document(text: str, path: Path) -> Table:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import PREEMPTED
+from pretrain.errors import Preempted
+
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs/gpt/demo.toml")
 SUREFOOT = [sys.executable, "-P", "-c", "import sys; from launch.cli import main; sys.exit(main())"]
@@ -41,6 +44,14 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         )
         assert (done.returncode, "foreign" in done.stdout) == (code, False)
         assert told in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGQUIT"])
+def test_signals_before_anything_has_begun(number: str, tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{number})\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([*SUREFOOT, "train", DEMO], env=environment, capture_output=True, check=False)
+    assert done.returncode == PREEMPTED == Preempted.exit_code
 
 
 @pytest.mark.parametrize("command", COMMANDS[:-1])

@@ -159,7 +159,12 @@ def test_ranks_that_share_a_host_have_a_thread_each(environment: dict[str, str])
     world = describe_world(environment)
     assert world.threads == 1
     assert "2 ranks of a host" in world.note
-    assert describe_world({**environment, "OMP_NUM_THREADS": "4"}).threads is None
+    for number in ("4", "4,2"):
+        assert describe_world({**environment, "OMP_NUM_THREADS": number}).threads is None
+    for number in ("0", "abc", "-1"):
+        world = describe_world({**environment, "OMP_NUM_THREADS": number})
+        assert world.threads == 1
+        assert f"OMP_NUM_THREADS={number} is no number of threads" in world.note
     assert describe_world({}).threads is None
 
 

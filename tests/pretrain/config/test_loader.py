@@ -478,3 +478,11 @@ def test_word_that_is_like_nothing_gets_none(base: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_config(base, ["model.zzyzx=64"])
     assert "did you mean" not in str(caught.value)
+
+
+def test_a_checkpoint_is_resumed_from_by_an_option() -> None:
+    with pytest.raises(ConfigurationError, match=r"`surefoot train runs/a --resume step00000010-a1` goes on"):
+        load_config("runs/a@step00000010-a1")
+    with pytest.raises(ConfigurationError) as caught:
+        load_config("me@home.toml")
+    assert "--resume" not in str(caught.value)
