@@ -62,8 +62,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(PREEMPTED)
 
 
-if (
-    __name__ == "__main__"
-):  # `python -m launch.cli`: with nothing here it would end with 0, having done nothing
+if __name__ == "__main__":
+    # For `python -m launch.cli`, which would do nothing and end with 0.
     import_module("pretrain.runtime.search_path").leave_out_current_folder()
     sys.exit(main())
