@@ -13,8 +13,12 @@ ANSWER_SECONDS = 60.0
 
 
 def has_begun(steps: str, host: str, pid: int) -> bool:
-    """It tells whether the `srun` with this process id has a step, from what `scontrol` shows of all steps."""
-    starters = re.findall(r"SrunHost:Pid=([^\s:]+):(\d+)", steps)
+    """It tells whether the `srun` with this process id has a step, from what `scontrol` shows of all: a line each.
+
+    One that waits for room among the other steps of its job is shown, too, as pending.
+    """
+    begun = "\n".join(line for line in steps.splitlines() if not re.search(r"\bState=PENDING\b", line))
+    starters = re.findall(r"SrunHost:Pid=([^\s:]+):(\d+)", begun)
     short = host.partition(".")[0]
     return any(name.partition(".")[0] == short and int(number) == pid for name, number in starters)
 

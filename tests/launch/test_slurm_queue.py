@@ -7,12 +7,19 @@ from launch.slurm_queue import SECONDS_BETWEEN, Queue, has_begun, in_queue
 STEPS = (
     "StepId=1.0 UserId=0 StartTime=2026-11-28T16:03:44 State=RUNNING Name=sleep SrunHost:Pid=login.cluster:9914\n"
     "StepId=2.0 UserId=0 StartTime=2026-11-28T16:03:56 State=RUNNING Name=sleep SrunHost:Pid=login:99401\n"
+    "StepId=2.TBD UserId=0 StartTime=Unknown State=PENDING Name=sleep SrunHost:Pid=login:744\n"
 )
 
 
 @pytest.mark.parametrize(
     ("host", "pid", "begun"),
-    [("login", 9914, True), ("login.cluster", 99401, True), ("login", 9940, False), ("other", 9914, False)],
+    [
+        ("login", 9914, True),
+        ("login.cluster", 99401, True),
+        ("login", 9940, False),
+        ("other", 9914, False),
+        ("login", 744, False),  # other steps of its job have all processors
+    ],
 )
 def test_a_step_is_that_of_the_srun_that_started_it(host: str, pid: int, begun: bool) -> None:
     assert has_begun(STEPS, host, pid) is begun
