@@ -18,8 +18,7 @@ LONGEST_LINE = 1 << 16
 """Characters of a line of text; a longer one is cut at whitespace, or where there is none, between characters."""
 
 
-LONGEST_BLANK = 16
-"""Bytes of a blank line that is passed over together with those like it."""
+_BLANK_LINES = re.compile(rb"(?:[ \t\r\v\f]*+\n)++")
 
 
 class Run(NamedTuple):
@@ -90,7 +89,7 @@ def text_rows(content: BinaryIO, place: str) -> Iterator[tuple[str, str]]:
 
 
 def text_runs(content: io.BufferedReader, place: str) -> Iterator[Run]:
-    """It yields the same, but of blank lines that follow each other, and are alike, the first for all of them: a small
+    """It yields the same, but of blank lines that follow each other the first for all of them, or for many: a small
     packed file can hold more than anybody waits for."""
     return (
         Run(row.name, _text(row), row.number, row.lines)
@@ -116,7 +115,7 @@ def first_object(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _rows(content: BinaryIO, place: str, more: Callable[[bytes], int] = lambda line: 0) -> Iterator[_Row]:
+def _rows(content: BinaryIO, place: str, more: Callable[[], int] = lambda: 0) -> Iterator[_Row]:
     """It yields lines; `more` says how many more a blank one stands for."""
     number, shown_place = 1, shown(place)
     while line := content.readline(LONGEST_ROW + 1):
@@ -125,18 +124,16 @@ def _rows(content: BinaryIO, place: str, more: Callable[[bytes], int] = lambda l
             raise DataError(f"{name}: longer than {LONGEST_ROW >> 20} MiB, the most that is read of a line")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        lines = 1 if line.strip() else 1 + more(line)
+        lines = 1 if line.strip() else 1 + more()
         yield _Row(name, line, number, lines)
         number += lines
 
 
-def _passed_over(content: io.BufferedReader, line: bytes) -> int:
-    """It passes over the lines that follow and are like `line`, as far as it can tell at once, and counts them."""
+def _passed_over(content: io.BufferedReader) -> int:
+    """It passes over the blank lines that come next, as far as it can tell at once, and counts them."""
     count = 0
-    if 0 < len(line) <= LONGEST_BLANK:
-        alike = re.compile(b"(?:%b)++" % re.escape(line))
-        while found := alike.match(content.peek()):
-            count += len(content.read(found.end())) // len(line)
+    while found := _BLANK_LINES.match(content.peek()):
+        count += content.read(found.end()).count(b"\n")
     return count
 
 

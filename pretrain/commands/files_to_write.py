@@ -3,11 +3,13 @@
 import argparse
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.files import replace_file
+from data_pipeline.shards.storage import local_path
 from data_pipeline.shown import shown
 from pretrain.errors import ConfigurationError
 from pretrain.run_folder import CHECKPOINTS, CONFIG
@@ -24,7 +26,7 @@ def check_files_to_write(options: argparse.Namespace) -> None:
         for option, name in FILES_TO_WRITE.items()
         if (path := getattr(options, name, None)) is not None
     }
-    read = [Path(one.removeprefix("file://")) for one in _read(options)]
+    read = list(_paths(_read(options)))
     for number, (option, path) in enumerate(files.items()):
         _check_place(option, path)
         _check_apart(option, path, read)
@@ -35,9 +37,7 @@ def check_files_to_write(options: argparse.Namespace) -> None:
 
 def check_apart_from_data(options: argparse.Namespace, data: DataConfig) -> None:
     """It raises ConfigurationError for a file that would be written into the data of the model's run."""
-    folders = [
-        Path(source.path.removeprefix("file://")) for source in (*data.sources, *(data.validation or ()))
-    ]
+    folders = list(_paths(source.path for source in (*data.sources, *(data.validation or ()))))
     for option, name in FILES_TO_WRITE.items():
         if (path := getattr(options, name, None)) is not None:
             _check_apart(option, path, folders)
@@ -49,6 +49,14 @@ def written(option: str, path: Path, content: str | bytes) -> None:
         replace_file(path, content)
     except OSError as error:
         raise DataError(f"{option} {shown(path)}: {error.strerror}") from error
+
+
+def _paths(names: Iterable[str]) -> Iterator[Path]:
+    """It yields the paths on this machine that are among paths and URLs."""
+    for name in names:
+        with suppress(DataError):  # of what names no place, nothing is read
+            if (path := local_path(name)) is not None:
+                yield path
 
 
 def _read(options: argparse.Namespace) -> Iterator[str]:

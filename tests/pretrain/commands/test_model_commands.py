@@ -15,6 +15,8 @@ from pretrain.commands import __main__ as program
 from pretrain.commands.__main__ import ROOM, main
 
 ROOT = Path(__file__).parents[3]
+LINKED = "file:///proc/self/cwd/fi%6ce"
+"""A URL of `file` in the current folder."""
 
 OPTIONS = '''"""measure waves of 100 %"""
 import argparse
@@ -159,7 +161,7 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
         ("evaluate", "full", "--alignments", "run/y", "--text", "file"): "run/y: is what the command reads",
         ("evaluate", "full", "--alignments", "new", "--source", "new"): "new: is what the command reads",
         ("evaluate", "full", "--alignments", "file", "--lm", "./run/../file"): "--alignments file: is what",
-        ("evaluate", "full", "--alignments", "file", "--source", "file://file"): "--alignments file: is what",
+        ("evaluate", "full", "--alignments", "file", "--source", LINKED): "--alignments file: is what",
         (
             "forecast",
             "full",
