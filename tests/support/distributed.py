@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from multiprocessing import forkserver
@@ -37,6 +38,8 @@ CALLS_PER_POOL = 10
 COLLECTIVE_TIMEOUT_SECONDS = 60
 DEVICE_TYPE = os.environ.get("SUREFOOT_TEST_DEVICE", "cpu")
 ASK_FOR_STACK = signal.SIGRTMIN
+LEAVE = "leave"
+"""It stands for a function when all ranks have answered."""
 
 
 class RankFailed(AssertionError):
@@ -117,6 +120,9 @@ class _Pool:
                     timeout = 5.0
                     if len(answers) < len(self._connections) and not wait(open_ones, timeout):
                         raise RankFailed(f"rank {rank}:\n{answers[rank][1]}\n{self._dump()}")
+        for connection in self._connections:
+            with suppress(BrokenPipeError):  # who has died is found by the next call
+                connection.send(LEAVE)
         failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in sorted(answers.items()) if not ok]
         if failures:
             raise RankFailed("\n".join(failures))
@@ -184,10 +190,13 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     )
     for call in count():
         try:
-            function, arguments = connection.recv()
+            message = connection.recv()
         except EOFError:
             return
-        _leave_groups()
+        if message == LEAVE:
+            _leave_groups()
+            continue
+        function, arguments = message
         _name_groups_by(call)
         try:
             connection.send((True, tree_map(_on_host, function(*arguments))))
@@ -211,8 +220,8 @@ def _name_groups_by(call: int) -> None:
 def _leave_groups() -> None:
     """It destroys all groups but the world: each has threads of its own, and a session makes thousands.
 
-    A group is whole for one rank while another still connects, which fails if the first one leaves. So ranks leave
-    when the next function comes: all have answered by then.
+    A group is whole for one rank while another still connects, which fails if the first one leaves: so ranks leave
+    once all have answered.
     """
     from deepspeed.utils import groups
     from torch.distributed import distributed_c10d as c10d
