@@ -39,6 +39,6 @@ def told_json(path: Path, raw: BufferedReader) -> str:
         return "JSON by its name"
     content = opened_content(path, raw)
     is_array = re.match(JSON_ARRAY, content.peek())
-    found = "a JSON array" if is_array else "JSON lines" if first_record(content) is not None else ""
+    found = "a JSON array" if is_array else "JSON lines" if first_record(content) else ""
     raw.seek(0)
     return found
