@@ -19,7 +19,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from multiprocessing import forkserver
@@ -38,8 +37,6 @@ CALLS_PER_POOL = 10
 COLLECTIVE_TIMEOUT_SECONDS = 60
 DEVICE_TYPE = os.environ.get("SUREFOOT_TEST_DEVICE", "cpu")
 ASK_FOR_STACK = signal.SIGRTMIN
-LEAVE = "leave"
-"""It stands for a function when all ranks have answered."""
 
 
 class RankFailed(AssertionError):
@@ -120,9 +117,6 @@ class _Pool:
                     timeout = 5.0
                     if len(answers) < len(self._connections) and not wait(open_ones, timeout):
                         raise RankFailed(f"rank {rank}:\n{answers[rank][1]}\n{self._dump()}")
-        for connection in self._connections:
-            with suppress(BrokenPipeError):  # who has died is found by the next call
-                connection.send(LEAVE)
         failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in sorted(answers.items()) if not ok]
         if failures:
             raise RankFailed("\n".join(failures))
@@ -190,18 +184,17 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
     )
     for call in count():
         try:
-            message = connection.recv()
+            function, arguments = connection.recv()
         except EOFError:
             return
-        if message == LEAVE:
-            _leave_groups()
-            continue
-        function, arguments = message
         _name_groups_by(call)
         try:
             connection.send((True, tree_map(_on_host, function(*arguments))))
         except BaseException:
             connection.send((False, traceback.format_exc()))
+            continue  # until this rank and the others are ended
+        dist.barrier()
+        _leave_groups()
 
 
 def _on_host(value: Any) -> Any:
@@ -221,7 +214,7 @@ def _leave_groups() -> None:
     """It destroys all groups but the world: each has threads of its own, and a session makes thousands.
 
     A group is whole for one rank while another still connects, which fails if the first one leaves: so ranks leave
-    once all have answered.
+    once all are done.
     """
     from deepspeed.utils import groups
     from torch.distributed import distributed_c10d as c10d
