@@ -1,8 +1,8 @@
 """The rig runs a plain function on several ranks of this machine: over gloo, or on GPUs over NCCL.
 
 Ranks are forked from a server that has imported torch, DeepSpeed and Megatron once (`rank_imports`) and take one
-function after the other. Every engine leaves process groups behind, with threads of gloo that spin once a peer has
-dropped its end: so after some functions the ranks are replaced by fresh ones.
+function after the other. Hooks of torch keep many an engine alive, and with it process groups, of whose threads each
+wakes up a hundred times a second: ranks that have threads left after a function are replaced by fresh ones.
 
 With `SUREFOOT_TEST_DEVICE=cuda` every rank has a GPU of its own, and a test that needs more than there are is skipped.
 A process that has looked at a GPU cannot be forked: then ranks are started one by one.
@@ -33,9 +33,10 @@ from torch.utils._pytree import tree_map
 Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 120.0
-CALLS_PER_POOL = 10
 COLLECTIVE_TIMEOUT_SECONDS = 60
 DEVICE_TYPE = os.environ.get("SUREFOOT_TEST_DEVICE", "cpu")
+THREADS_LEFT = {"cpu": 0, "cuda": 300}[DEVICE_TYPE]
+"""Threads that ranks may keep from functions before. Where they cannot be forked, they take seconds to start."""
 ASK_FOR_STACK = signal.SIGRTMIN
 
 
@@ -68,7 +69,6 @@ class _Pool:
         self._world_size = world_size
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
-        self._calls = 0
         atexit.register(self.kill)
 
     def _start(self) -> None:
@@ -90,11 +90,8 @@ class _Pool:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float) -> list[Any]:
-        if self._calls == CALLS_PER_POOL:
-            self.kill()
         if not self._processes:
             self._start()
-        self._calls += 1
         for rank, connection in enumerate(self._connections):
             try:
                 connection.send((function, arguments))
@@ -120,7 +117,18 @@ class _Pool:
         failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in sorted(answers.items()) if not ok]
         if failures:
             raise RankFailed("\n".join(failures))
-        return [answers[rank][1] for rank in range(len(self._connections))]
+        if max(self._threads_left()) > THREADS_LEFT:
+            self.kill()
+        return [answer for _, (_, answer) in sorted(answers.items())]
+
+    def _threads_left(self) -> list[int]:
+        """It returns how many threads of functions each rank still has, once it has left their groups."""
+        try:
+            if all(connection.poll(COLLECTIVE_TIMEOUT_SECONDS) for connection in self._connections):
+                return [connection.recv() for connection in self._connections]
+        except (EOFError, ConnectionResetError):
+            pass
+        raise RankFailed(f"not all ranks have left their groups\n{self._dump()}")
 
     def kill(self) -> None:
         for process in self._processes:
@@ -128,7 +136,7 @@ class _Pool:
             process.join()
         for connection in self._connections:
             connection.close()
-        self._processes, self._connections, self._calls = [], [], 0
+        self._processes, self._connections = [], []
 
     def _epitaph(self, rank: int) -> str:
         self._processes[rank].join(1.0)
@@ -182,6 +190,7 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
         world_size=world_size,
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
     )
+    threads = _count_threads()
     for call in count():
         try:
             function, arguments = connection.recv()
@@ -193,8 +202,14 @@ def _serve(connection: Connection, rank: int, world_size: int, store: str, stack
         except BaseException:
             connection.send((False, traceback.format_exc()))
             continue  # until this rank and the others are ended
+        # A group is whole for one rank while another still connects, which fails if the first one leaves.
         dist.barrier()
         _leave_groups()
+        connection.send(_count_threads() - threads)
+
+
+def _count_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def _on_host(value: Any) -> Any:
@@ -211,19 +226,15 @@ def _name_groups_by(call: int) -> None:
 
 
 def _leave_groups() -> None:
-    """It destroys all groups but the world: each has threads of its own, and a session makes thousands.
-
-    A group is whole for one rank while another still connects, which fails if the first one leaves: so ranks leave
-    once all are done.
-    """
+    """It destroys all groups but the world: each has threads of its own, and a session makes thousands."""
     from deepspeed.utils import groups
     from torch.distributed import distributed_c10d as c10d
 
-    gc.collect()
     for group in list(c10d._world.pg_map):
         if group is not c10d.GroupMember.WORLD:
             c10d.destroy_process_group(group)
     groups._WORLD_GROUP = None
+    gc.collect()
 
 
 def free_port() -> int:
