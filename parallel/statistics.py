@@ -84,11 +84,11 @@ class Visibility:
     """The same of queries; those of padding count as if they saw nothing."""
 
     def of_rows(self, rows_R: Tensor, length: int) -> Tensor:
-        """It tells which of `length` keys each row sees, (P, R, S)."""
+        """It tells which of the first `length` keys each row sees, (P, R, S)."""
         keys = torch.arange(length, device=rows_R.device)
         seen_PRS = (keys <= rows_R[:, None] if self.causal else (keys >= 0).expand(len(rows_R), -1))[None]
         if self.keys_BS is not None:
-            seen_PRS = seen_PRS & self.keys_BS[:, None, :]
+            seen_PRS = seen_PRS & self.keys_BS[:, None, :length]
         if self.queries_BT is not None:
             seen_PRS = seen_PRS & self.queries_BT[:, rows_R, None]
         return seen_PRS
@@ -139,6 +139,8 @@ def _joined(parts: Sequence[RowEntropies]) -> RowEntropies:
 
 
 def _entropy_of_rows(q_BHRK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
+    if visibility.causal and rows_R.device.type == "cpu" and len(rows_R):  # of a device that would be a host read
+        k_BGSK = k_BGSK[:, :, : int(rows_R.max()) + 1]
     visible_PRS = visibility.of_rows(rows_R, k_BGSK.shape[2])
     entropy, spread = _entropy_of_logits(_logits(q_BHRK, k_BGSK), visible_PRS[:, None])
     return RowEntropies(entropy, spread, visible_PRS.sum(-1))

@@ -17,7 +17,11 @@ class UpdateProbe(Probe):
     def __init__(self, model: ProbedModel) -> None:
         self._model = model
         self._owners = model.owners()
+        self._layers: list[int] = []
+        self._weights: list[Tensor] = []
+        """What this rank holds and counts of weights that an update will change, and the layers that they are of."""
         self._before: list[Tensor] | None = None
+        """Copies of those weights."""
         self._squares: Tensor | None = None
 
     def due(self, step: ProbeStep) -> bool:
@@ -41,30 +45,24 @@ class UpdateProbe(Probe):
     @torch.no_grad()
     def before_update(self, *, full_next: bool) -> None:
         """Keep the weights that the coming update will change; of the last one nothing is left to tell."""
-        self._squares = None
-        self._before = None
+        self._before, self._squares = None, None
         if full_next:
-            weights = [weight for _, weight in self._counted()]
+            gate = self._model.gate
+            held = [one for one in gate.masters() if gate.counts(one.parameter)]
+            self._layers = [self._owners[id(one.parameter)] for one in held]
+            self._weights = [one.weight for one in held]
             # Times 1 is a copy, of all of them at once.
-            self._before = list(torch._foreach_mul(weights, 1.0)) if weights else []
+            self._before = list(torch._foreach_mul(self._weights, 1.0)) if held else []
 
     @torch.no_grad()
     def after_update(self, learning_rate: float) -> None:
         """Compare the weights that were kept with what they have become."""
         if self._before is None:
             return
-        counted = self._counted()
-        layers, weights = [layer for layer, _ in counted], [weight for _, weight in counted]
-        if weights:
-            torch._foreach_sub_(self._before, weights)  # in place: a square knows no sign
-        self._squares = squares_by_layer(self._model, layers, self._before)
-        self._before = None
+        if self._weights:
+            torch._foreach_sub_(self._before, self._weights)  # in place: a square knows no sign
+        self._squares = squares_by_layer(self._model, self._layers, self._before)
+        self._before, self._weights = None, []
 
     def reset(self) -> None:
         self._before, self._squares = None, None
-
-    def _counted(self) -> list[tuple[int, Tensor]]:
-        """It returns layer and weights, for what this rank holds and counts."""
-        gate = self._model.gate
-        held = [one for one in gate.masters() if gate.counts(one.parameter)]
-        return [(self._owners[id(one.parameter)], one.weight) for one in held]
