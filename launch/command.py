@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.hosts import Slots
+from launch.passed_on import check_for_deepspeed
 from pretrain.config.as_read import AsRead
 from pretrain.config.loader import parse_value
 from pretrain.errors import ConfigurationError
 
 MODULE = "pretrain"
 """Every rank runs this module."""
-COUNTS = {
-    "--num_nodes": "--hostfile and --include choose hosts",
-    "--num_gpus": "--num-accelerators N does that",
-    "--num_accelerators": "--num-accelerators N does that",
-}
-"""Option of DeepSpeed's launcher -> what is said instead."""
 REMOTE_SHELL_LAUNCHER = "pdsh"
 """This launcher hands its command to a shell on each host; it is DeepSpeed's default."""
 
@@ -37,8 +32,8 @@ class Machine:
     """Nothing listens on this TCP port."""
     names: frozenset[str] = frozenset({"localhost", "127.0.0.1"})
     """A hostfile may call this machine by any of these names."""
-    programs: frozenset[str] = frozenset({"pdsh", "srun", "mpirun"})
-    """These programs that start ranks are here."""
+    programs: frozenset[str] = frozenset({"pdsh", "srun", "mpirun", "numactl"})
+    """These programs that start ranks, or bind them, are here."""
     passed_on: tuple[str, ...] = ()
     """These variables are set here, and ranks on other hosts need them as well."""
     allocated_tasks: int | None = None
@@ -66,7 +61,7 @@ class LaunchOptions:
     launcher: str = REMOTE_SHELL_LAUNCHER
     ssh_port: int | None = None
     extra: tuple[str, ...] = ()
-    """These words are passed on to `deepspeed`, `srun` or `mpirun` as they stand."""
+    """These words are passed on to `deepspeed`, `srun` or `mpirun` as they stand; see `launch.passed_on`."""
 
     @property
     def by_scheduler(self) -> bool:
@@ -91,7 +86,7 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
     `model_parallel` is TP x PP: a machine without accelerators starts so many ranks when no number is given. The
     function raises ConfigurationError where the devices do not suffice.
     """
-    check_extra(options.extra)
+    check_for_deepspeed(options.extra, machine.programs)
     port = options.master_port or machine.free_port
     if options.slots is None:
         count = rank_count(options, machine, model_parallel)
@@ -105,14 +100,6 @@ def build_command(options: LaunchOptions, machine: Machine, model_parallel: int)
     common = (f"--master_port={port}", "--no_local_rank", "--log_level=critical", *options.extra)
     argv = (*launcher, *resources, *common, "--module", MODULE, *user_arguments)
     return Command(argv, environment, port, count)
-
-
-def check_extra(words: Iterable[str]) -> None:
-    """It raises ConfigurationError for options of DeepSpeed's launcher that say how many ranks there are: it would
-    count others than we do, or end with a traceback."""
-    for word in words:
-        if instead := COUNTS.get(word.partition("=")[0]):
-            raise ConfigurationError(f"-- {word}: not for DeepSpeed's launcher; before the --, {instead}")
 
 
 def rank_count(options: LaunchOptions, machine: Machine, model_parallel: int) -> int:

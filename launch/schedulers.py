@@ -20,6 +20,7 @@ from launch.command import (
     set_options,
 )
 from launch.hosts import Slots
+from launch.passed_on import check_for_scheduler
 from launch.ranks import LAUNCH
 from pretrain.errors import ConfigurationError
 
@@ -71,6 +72,7 @@ def scheduler_command(options: LaunchOptions, machine: Machine, model_parallel: 
     The ranks derive a port that is free of other launches by themselves where none is asked for; it is 0 in the
     command then. The function raises ConfigurationError where the launcher cannot do what was asked.
     """
+    check_for_scheduler(options.launcher, options.extra)
     words = WORDS[options.launcher]
     if options.slots is not None:
         check_whole_hosts(options.slots)

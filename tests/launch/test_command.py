@@ -67,12 +67,6 @@ def test_visible_devices_are_kept() -> None:
         build_command(LaunchOptions(CONFIG), Machine(8, "GPU-1234", 23456), 1)
 
 
-@pytest.mark.parametrize("words", [("--num_nodes=3",), ("--num_nodes", "3"), ("--num_gpus=1",)])
-def test_how_many_ranks_there_are_is_said_to_us(words: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigurationError, match=rf"-- {words[0]}: .* before the --"):
-        build_command(LaunchOptions(CONFIG, extra=words), CPU, 1)
-
-
 def test_hostfile() -> None:
     options = LaunchOptions(
         CONFIG,
