@@ -7,7 +7,7 @@ from pretrain.runtime.search_path import leave_out_current_folder
 
 leave_out_current_folder()  # before anything else of ours is imported
 
-from pretrain.runtime.startup import begin, take_interrupts
+from pretrain.runtime.startup import begin
 
 begin()  # before anything is imported that takes seconds
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     first = world.rank == 0
     tell(world.note, aloud=first and bool(world.note))
     try:
-        with StopSignals() as signals, ExitStack() as stack:
+        with StopSignals(aloud=first) as signals, ExitStack() as stack:
             try:
                 config, facts, request = understand(options, world)
             except SurefootError as error:
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             mesh = ParallelMesh.create(
                 config.parallel, world, facts, asked_to_stop=lambda: signals.received is not None
             )
-            take_interrupts()
+            signals.take_interrupts()
             train(config, mesh, signals, stack, request=request)
         return 0
     except (SurefootError, DataError) as error:  # all ranks have the same

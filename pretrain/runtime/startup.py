@@ -53,11 +53,5 @@ def end_on_signals() -> None:
             signal.signal(number, _end)
 
 
-def take_interrupts() -> None:
-    """From here on SIGINT raises KeyboardInterrupt again; StopSignals sees to the other signals."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def _end(number: int, frame: FrameType | None) -> None:
     os._exit(Preempted.exit_code)

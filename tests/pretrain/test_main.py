@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,6 +120,20 @@ def test_a_signal_ends_a_rank_that_waits_for_others(start: Start, number: signal
     assert "waiting for ranks at 127.0.0.1:" in rank.stderr.readline()
     rank.send_signal(number)
     assert end(rank)[0] == 75
+
+
+def test_one_interrupt_seals_a_checkpoint(start: Start, tmp_path: Path) -> None:
+    """`python -m pretrain` on a terminal has nobody around it who would ask for that."""
+    words = ("--set", "parallel.tensor=1", "--set", "run.steps=1000000")
+    rank, run = start(0, *words, WORLD_SIZE="1"), tmp_path / "runs/test"
+    deadline = time.monotonic() + SECONDS
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    rank.send_signal(signal.SIGINT)
+    code, told = end(rank)
+    assert code == 75, told
+    assert "stopping after this step; Ctrl-C again ends the run at once" in told
+    assert len(list(run.glob("checkpoints/step*-a1/MANIFEST.json"))) == 1
 
 
 @pytest.mark.slow
