@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.reading.buckets import Arrangement, Integers
 from data_pipeline.reading.ranges import SampleRange
+from data_pipeline.reading.weights import CYCLE, apportion
 from data_pipeline.source import Buckets
-
-CYCLE = 1000
-"""Draws in which a mixture keeps to its weights exactly, so a weight is resolved to a thousandth."""
 
 FEISTEL_ROUNDS = 8
 
@@ -70,7 +68,9 @@ class SampleOrder:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """It counts the draws of each source in a cycle."""
-        return apportion([source.weight for source in self.sources], CYCLE)
+        weights = [source.weight for source in self.sources]
+        # A sum that is rounded otherwise may give a run that goes on another order than it began with.
+        return apportion(weights, CYCLE, float(np.sum(weights)))
 
     def locate(self, draws: Integers) -> Draws:
         """It finds the samples of `draws` (any order, repeats allowed)."""
@@ -162,15 +162,6 @@ class SampleOrder:
 
     def _epoch_key(self, source: int, epoch: int) -> bytes:
         return _key("epoch", self.seed, source, self.sources[source].fingerprint, epoch)
-
-
-def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
-    """It splits `total` by weight into whole numbers: floors, then by largest remainder, ties to the first."""
-    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights) * total
-    counts = np.floor(shares).astype(np.int64)
-    largest = np.argsort(counts - shares, kind="stable")[: total - int(counts.sum())]
-    counts[largest] += 1
-    return tuple(int(count) for count in counts)
 
 
 def permute(indices: Integers, length: int, key: bytes) -> Integers:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from math import gcd
 
+from data_pipeline.reading.weights import CYCLE, apportion, least_weight
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
 from pretrain.optim.config import SharpnessAwareConfig
@@ -91,6 +92,17 @@ def batch_divides(config: RunConfig, world_size: int) -> Iterator[Problem]:
         "for example " + (f"{below} or {above}" if below else f"{above}"),
         str(whole),
     )
+
+
+def sources_are_drawn(config: RunConfig, world_size: int) -> Iterator[Problem]:
+    """A mixture must have a draw for each of its sources in every cycle."""
+    weights = [source.weight for source in config.data.sources]
+    rule = f"must be at least {1 / CYCLE:g} of the sum of all weights, {sum(weights):g}, to be drawn at all"
+    least = least_weight(weights)
+    remedy = f"for example {least:g}" if least else "leave sources out"
+    for number, draws in enumerate(apportion(weights, CYCLE)):
+        if not draws:
+            yield Problem(f"data.sources[{number}].weight", rule, remedy, f"{weights[number]:g}")
 
 
 def zero_fits_pipeline(config: RunConfig, world_size: int) -> Iterator[Problem]:
@@ -243,6 +255,7 @@ def replica_count(config: RunConfig, world_size: int) -> int | None:
 RULES: tuple[Rule, ...] = (
     world_size_divides,
     batch_divides,
+    sources_are_drawn,
     zero_fits_pipeline,
     blocks_fill_stages,
     model_fits,

@@ -110,6 +110,8 @@ def test_faults_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", DEMO, "--profile", "99999999"],
         ["train", DEMO, "--supervise", "--set", "run.step=1"],
         ["train", DEMO, "--set", "run.deepspeed_config=absent.json"],
+        ["train", DEMO, "--set", 'data.sources=[{path="t",weight=10000},{path="newt",weight=1}]'],
+        ["check", DEMO, "--set", 'data.sources=[{path="t",weight=10000},{path="newt",weight=1}]'],
         ["check", DEMO, "--world-size", "3"],
         ["check", DEMO, "--rate", "gpus_per_node=4"],
         ["check", DEMO, "--device", "h100", "--rate", "gpus_per_nod=4"],

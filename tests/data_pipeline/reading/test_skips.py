@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.reading.order import CYCLE, SampleOrder, SourceShape, permute, permute_back
+from data_pipeline.reading.order import SampleOrder, SourceShape, permute, permute_back
 from data_pipeline.reading.skips import SPARED, Skips
+from data_pipeline.reading.weights import CYCLE
 
 DRAWS = 3 * CYCLE
 

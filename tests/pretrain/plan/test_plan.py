@@ -359,6 +359,12 @@ REFUSED: list[tuple[dict[str, dict[str, Any]], int, str, str]] = [
         "false without momentum",
     ),
     (
+        {"data": {"sources": [{"path": "x", "weight": 10_000}, {"path": "y"}]}},
+        1,
+        "data.sources[1].weight",
+        "must be at least 0.001 of the sum of all weights, 10001",
+    ),
+    (
         {"model": {"compile": True, "attention": {"num_heads": 4, "dropout": 0.1}}},
         1,
         "model.attention.dropout",
@@ -385,6 +391,24 @@ def test_the_steps_that_a_rule_suggests_fit(warmup: int) -> None:
     milestones, every = problem.remedy.removeprefix("for example ").split(", or ")
     assert layout_problems(make(schedule={**schedule, **tomllib.loads(milestones)}), 1) == []
     assert layout_problems(make(schedule={**schedule, **tomllib.loads(every)}), 1) == []
+
+
+def test_every_source_without_a_draw_is_told_with_a_weight_that_works() -> None:
+    weights = (1, 10_000, 2, 30)
+    sources = [{"path": str(weight), "weight": weight} for weight in weights]
+    assert [*map(str, layout_problems(make(data={"sources": sources}), 1))] == [
+        f"data.sources[{number}].weight = {weights[number]}: must be at least 0.001 of the sum of all weights, 10033, "
+        "to be drawn at all; for example 11"
+        for number in (0, 2)
+    ]
+    for number in (0, 2):
+        sources[number]["weight"] = 11
+    assert layout_problems(make(data={"sources": sources}), 1) == []
+
+
+def test_of_too_many_sources_some_are_to_be_left_out() -> None:
+    (problem,) = layout_problems(make(data={"sources": [{"path": "x"}] * 1001}), 1)
+    assert (problem.key, problem.remedy) == ("data.sources[1000].weight", "leave sources out")
 
 
 def test_all_broken_rules_are_told_at_once() -> None:
