@@ -75,7 +75,7 @@ def export(source: Source, to: Format, out: Path, dtype: str | None = None) -> E
 def architecture_of(config: RunConfig) -> Architecture[Any]:
     """It returns the architecture that holds the model of a run once it is folded.
 
-    Raises ConfigurationError, with the keys that stand in the way of each.
+    Raises ConfigurationError, with the keys that stand in the way of each that there is for its kind.
     """
     known = TASKS[config.model.kind].architectures
     problems = []
@@ -87,7 +87,7 @@ def architecture_of(config: RunConfig) -> Architecture[Any]:
     names = ", ".join(architecture.name for architecture in known) or "there is none for its kind"
     raise ConfigurationError(
         f"no architecture of Hugging Face's that is known here ({names}) computes what {shown(config.run.name)} does; "
-        "`--to safetensors` takes every model. In the way are:",
+        f"`--to safetensors` takes every model{'. In the way are:' if problems else ''}",
         problems,
     )
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.disk import small_disk
 from support.huggingface import MLRA, MODELS, ours, tokenizer, tokens_BS
+from support.speech_model import speech_config
 from support.tensors import Held
+from support.training import Layout
+from support.translation import translation_config
 from support.whole_model import (
     VOCABULARY,
     export_and_die,
@@ -27,6 +31,7 @@ from support.whole_model import (
 from data_pipeline.errors import DataError
 from pretrain.checkpoint.certificate import Certificate
 from pretrain.config.loader import load_config
+from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.export.export import export
 from pretrain.export.source import Source
@@ -86,6 +91,7 @@ def test_keys_that_stand_in_the_way_are_named(model: dict[str, Any], keys: list[
             tmp_path / "out",
         )
     problems = raised.value.problems
+    assert "`--to safetensors` takes every model. In the way are:\n  model." in str(raised.value)
     assert {*keys} <= {problem.key for problem in problems}
     assert not {problem.key for problem in problems} & {
         "model.bias",
@@ -93,6 +99,15 @@ def test_keys_that_stand_in_the_way_are_named(model: dict[str, Any], keys: list[
         "model.reparametrization",
     }
     assert {problem.rule.split(" needs ")[0] for problem in problems} == {"GPT-2", "GPT-NeoX", "Llama"}
+
+
+@pytest.mark.parametrize("configured", [speech_config, translation_config])
+def test_of_a_kind_without_architectures_no_keys_are_in_the_way(
+    configured: Callable[[Layout], RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is none for its kind.* takes every model$"):
+        export(source_of(configured(Layout()), Held({}), None), "huggingface", tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("dtype", [None, "fp32", "bf16"])
