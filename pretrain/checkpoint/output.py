@@ -1,6 +1,7 @@
 """What is made of checkpoints is put into a folder of its own, which appears complete or not at all."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def written(out: Path, size: int) -> Iterator[Path]:
-    """Within it, the folder that becomes `out` is filled, with about `size` bytes.
+    """Within it, the folder that becomes `out`, or what a link there leads to, is filled, with about `size` bytes.
 
     Raises:
         ConfigurationError: `out` is there already.
         CheckpointError: there is no room, or the disk refuses. What is read within raises an error of its own.
     """
     try:
-        with new_folder(out.absolute()) as folder:
+        with new_folder(Path(os.path.realpath(out))) as folder:
             if problem := space_problem(folder.parent, size):
                 raise CheckpointError(problem)
             yield folder

@@ -1,6 +1,7 @@
 """Commands that use models have these arguments in common."""
 
 import argparse
+import os
 from pathlib import Path
 
 from data_pipeline.paths import path_argument
@@ -73,15 +74,16 @@ def check_paths(options: argparse.Namespace) -> None:
             raise ConfigurationError(f"{shown(model)}: is a file; give the folder of a run or a model")
         if not run or not Path(run).is_dir():
             raise ConfigurationError(f"{shown(run or model)}: there is no such folder")
-    if out is not None and (out.is_symlink() or out.exists()) and not _is_empty_folder(out):
+    if out is not None and _is_taken(Path(os.path.realpath(out))):
         raise ConfigurationError(
             f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
         )
     check_files_to_write(options)
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+def _is_taken(path: Path) -> bool:
+    """It tells whether anything but an empty folder is there; a link that is left in `path` leads nowhere."""
+    return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
 
 
 def count(text: str) -> int:

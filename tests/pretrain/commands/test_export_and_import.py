@@ -130,6 +130,14 @@ def test_an_export_is_used_like_the_checkpoint(
     assert texts[1] == texts[0] != "the run"
 
 
+def test_a_link_to_an_empty_folder_may_be_exported_to(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert main(["export", f"{finished}/test", "--to", "safetensors", "--out", f"{tmp_path}/link"]) == 0
+    assert (tmp_path / "empty/model.safetensors").is_file()
+    assert main(["export", f"{finished}/test", "--to", "safetensors", "--out", f"{tmp_path}/link"]) == 2
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

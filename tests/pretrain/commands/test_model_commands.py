@@ -140,6 +140,8 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
     (tmp_path / "run/config.toml").touch()
     (tmp_path / "file").touch()
     (tmp_path / "run/y").hardlink_to(tmp_path / "file")
+    (tmp_path / "link").symlink_to("full")
+    (tmp_path / "loop").symlink_to("loop")
     cases = {
         ("generate", "nope"): "nope: there is no such folder",
         ("evaluate", "nope@step00000001-a1"): "nope: there is no such folder",
@@ -186,6 +188,8 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
             "p",
         ): "--plot p: is written by --out; give another",
         ("export", "full", "--to", "safetensors", "--out", "full"): "--out full: is there already",
+        ("export", "full", "--to", "safetensors", "--out", "link"): "--out link: is there already",
+        ("export", "full", "--to", "safetensors", "--out", "loop"): "--out loop: is there already",
     }
     program = (
         "import sys, json; from pretrain.commands.__main__ import main\n"

@@ -186,6 +186,23 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_filled_and_the_link_stays(there: bool, tmp_path: Path) -> None:
+    """As `prepare --out` does it: the folder may lie on another disk than its name."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/folder")
+    if there:
+        (tmp_path / "disk/folder").mkdir()
+    export(source("demo"), "safetensors", tmp_path / "out")
+    assert (tmp_path / "out").readlink() == Path("disk/folder")
+    assert (tmp_path / "disk/folder/model.safetensors").is_file()
+    assert sorted(path.name for path in (*tmp_path.iterdir(), *(tmp_path / "disk").iterdir())) == [
+        "disk",
+        "folder",
+        "out",
+    ]
+
+
 @pytest.mark.parametrize(
     ("size", "words"), [(400_000, "free, but .* are needed"), (900_000, "No space left on device")]
 )
