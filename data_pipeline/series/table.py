@@ -204,7 +204,8 @@ class _Reader:
             self._refuse_twice(place, next(name for name in names if names.count(name) > 1))
         if form.has_times and time in chosen:
             raise DataError(
-                f"{place}: column {shown(header[time])!r} is that of times; leave it out of --columns"
+                f"{place}: column {shown(header[time])!r} is that of times, so it cannot hold values as well; "
+                "--time-column names the column of times, and --no-times is for files without one"
             )
         return (time if form.has_times else None), chosen
 

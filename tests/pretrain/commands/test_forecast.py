@@ -170,6 +170,14 @@ def test_a_column_that_stands_twice_is_refused(run: Path, command: Command, tmp_
     assert "has two columns 'fast'" in told
 
 
+def test_a_column_of_the_model_cannot_be_that_of_times(run: Path, command: Command, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "now.csv", 60)
+    code, found, told = command("forecast", run, file, "--time-column", "slow")
+    assert (code, found) == (3, "")
+    assert "column 'slow' is that of times, so it cannot hold values as well; --time-column names" in told
+    assert "--columns" not in told  # that is an option of `prepare` alone
+
+
 @pytest.mark.parametrize("value", ["1e30", "1e90"])
 def test_values_that_no_model_can_read_are_named(
     value: str, run: Path, command: Command, tmp_path: Path
