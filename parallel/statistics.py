@@ -139,9 +139,8 @@ def _joined(parts: Sequence[RowEntropies]) -> RowEntropies:
 
 
 def _entropy_of_rows(q_BHRK: Tensor, k_BGSK: Tensor, rows_R: Tensor, visibility: Visibility) -> RowEntropies:
-    if (
-        visibility.causal and rows_R.device.type == "cpu" and len(rows_R)
-    ):  # of a device that would be a host read
+    # Keys behind the last row are hidden from all; to find it on a device would be a host read.
+    if visibility.causal and rows_R.device.type == "cpu" and len(rows_R):
         k_BGSK = k_BGSK[:, :, : int(rows_R.max()) + 1]
     visible_PRS = visibility.of_rows(rows_R, k_BGSK.shape[2])
     entropy, spread = _entropy_of_logits(_logits(q_BHRK, k_BGSK), visible_PRS[:, None])
