@@ -71,11 +71,12 @@ def retried(action: Callable[[], Result]) -> Result:
 
 
 def filesystem_options(url: str) -> dict[str, Any]:
-    """It returns what fsspec is to be told for a URL: how long it waits for a web server."""
+    """It returns what fsspec is to be told for a URL: how long it waits for a web server, and that files are read from
+    front to back. (It would ask for blocks of 5 MiB, which many servers do not have, that of Python among them.)"""
     if aiohttp is None or not url.startswith(("http://", "https://")):
         return {}
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-    return {"client_kwargs": {"timeout": limits}}
+    return {"block_size": 0, "client_kwargs": {"timeout": limits}}
 
 
 def _told(place: str, error: BaseException) -> DataError:

@@ -1,5 +1,8 @@
 """Manifests of cuts as lhotse writes them (JSON lines): simple ones, of one channel of a recording in a file, with one
-supervision. What else a cut can be is refused by its name."""
+supervision. What else a cut can be is refused by its name.
+
+An utterance is heard where the supervision lies, whose times are those of the cut.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.parsing import parse_json, parsed_as
 from data_pipeline.preparing.source_files import SourceFiles
 from data_pipeline.shown import shown
-from data_pipeline.speech.audio import Span
+from data_pipeline.speech.audio import SLACK_SECONDS, Span
 from data_pipeline.speech.corpora.utterance import Utterance, check_path, listed_file, listed_lines
 
 
@@ -33,6 +36,9 @@ class _Recording(_Strict):
 
 
 class _Supervision(_Strict):
+    start: float = 0.0
+    duration: float | None = Field(default=None, gt=0)
+    channel: int | list[int] | None = None
     text: str | None = None
     speaker: str | None = None
 
@@ -99,11 +105,32 @@ def parsed_cut(line: str, place: str) -> Utterance:
         if cut.channel not in source.channels:
             raise ValueError(f"channel {cut.channel} is none of {source.channels}, those of its recording")
         said = cut.supervisions[0] if cut.supervisions else _Supervision()
+        if said.channel not in (None, cut.channel, [cut.channel]):
+            raise ValueError(f"its supervision is of channel {said.channel}, and the cut of {cut.channel}")
+        start, seconds = heard(cut, said)
         return Utterance(
             name=shown(cut.id),
             place=place,
             audio=Path(check_path(source.source)).absolute(),
             text=said.text,
-            span=Span(cut.start, cut.duration, source.channels.index(cut.channel)),
+            span=Span(cut.start + start, seconds, source.channels.index(cut.channel)),
             speaker=said.speaker or None,
         )
+
+
+def heard(cut: _Cut, said: _Supervision) -> tuple[float, float]:
+    """It returns where in a cut its supervision begins, and for how many seconds it goes on: all of the cut, or a part.
+
+    Raises ValueError where that is beyond the cut, by more than rounding: a part of what is said is not heard then.
+    """
+    end = cut.duration if said.duration is None else said.start + said.duration
+    if said.start < -SLACK_SECONDS or end > cut.duration + SLACK_SECONDS:
+        raise ValueError(
+            f"its supervision lies at {said.start:g} to {end:g} s of its {cut.duration:g} s, which hold but a part of "
+            "what is said; trim_to_supervisions of lhotse makes a cut of all of it, and cut_into_windows takes "
+            "keep_excessive_supervisions=False"
+        )
+    if abs(said.start) <= SLACK_SECONDS and abs(end - cut.duration) <= SLACK_SECONDS:
+        return 0.0, cut.duration
+    start = max(said.start, 0.0)
+    return start, min(end, cut.duration) - start

@@ -147,6 +147,18 @@ def test_http_shards_are_downloaded_once(data: Path, server: Server, tmp_path: P
     assert not any(name.endswith((".tar", ".npy")) for name in server.requests)
 
 
+def test_a_web_server_needs_to_know_no_ranges(data: Path, server: Server, tmp_path: Path) -> None:
+    """Nor does that of Python, which people try first. fsspec asks for ranges of files of more than 5 MiB."""
+    content = b"0123456789abcdef" * (6 << 16)
+    (data / "large.tar").write_bytes(content)
+    wanted = len(content), hashlib.sha256(content).hexdigest()
+    assert open_folder(server.url, tmp_path).local("large.tar", *wanted).read_bytes() == content
+    with pytest.raises(DataError, match=r"large\.tar: larger than the 6000000 bytes"):
+        open_folder(server.url, tmp_path).local("large.tar", 6_000_000, "0" * 64)
+    with pytest.raises(DataError, match=r"large\.tar: SHA-256 is .*, the manifest says 00000"):
+        open_folder(server.url, tmp_path).local("large.tar", len(content), "0" * 64)
+
+
 def test_a_broken_download_is_tried_again(data: Path, server: Server, tmp_path: Path) -> None:
     server.breaks = 2
     assert read(f"{server.url}/d", tmp_path) == read(data / "d")

@@ -60,7 +60,7 @@ def cut(**changes: Any) -> dict[str, Any]:
         "recording_id": "rec",
         "start": 0.0,
         "duration": 2.5,
-        "channel": 0,
+        "channel": 1,
         "text": "one two",
         "speaker": "ann",
     }
@@ -273,6 +273,23 @@ def test_cuts_of_lhotse(tmp_path: Path, name: str) -> None:
     assert [one.name for one in listed("lhotse", path)] == ["cut", "other"]
 
 
+@pytest.mark.parametrize(
+    ("start", "duration", "span"),
+    [
+        (0.5, 1.0, Span(2.0, 1.0, 1)),
+        (0.04, 2.5, Span(1.5, 2.5, 1)),  # rounded
+        (0.01, 1.0, Span(1.51, 1.0, 1)),
+        (1.5, 1.04, Span(3.0, 1.0, 1)),
+    ],
+)
+def test_a_cut_is_heard_where_its_supervision_lies(
+    tmp_path: Path, start: float, duration: float, span: Span
+) -> None:
+    said = {"start": start, "duration": duration, "text": "one"}
+    (found,) = listed("lhotse", cuts(tmp_path / "cuts.jsonl", cut(supervisions=[said])))
+    assert (found.text, found.span) == ("one", span)
+
+
 SOURCE = {"type": "file", "channels": [0], "source": "/audio/rec.wav"}
 
 
@@ -282,6 +299,12 @@ SOURCE = {"type": "file", "channels": [0], "source": "/audio/rec.wav"}
         ({"type": "MixedCut"}, "is of type MixedCut, and only MonoCut is read"),
         ({"type": "MultiCut", "channel": [0, 1]}, "is of type MultiCut"),
         ({"channel": 2}, r"channel 2 is none of \[0, 1\]"),
+        (
+            {"supervisions": [{"start": -0.5, "duration": 1}]},
+            "lies at -0.5 to 0.5 s of its 2.5 s, .*keep_excessive",
+        ),
+        ({"supervisions": [{"start": 2, "duration": 1}]}, "lies at 2 to 3 s of its 2.5 s"),
+        ({"supervisions": [{"channel": 1}]}, "its supervision is of channel 1, and the cut of 0"),
         ({"supervisions": [{}, {}]}, "has 2 supervisions, and an utterance has one; trim_to_supervisions"),
         ({"recording": None}, "recording: Input should be"),
         (
@@ -301,7 +324,9 @@ SOURCE = {"type": "file", "channels": [0], "source": "/audio/rec.wav"}
 def test_cuts_that_are_not_simple_are_refused_by_name(
     tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
-    path = cuts(tmp_path / "cuts.jsonl", cut(), cut(**{"id": "odd", "channel": 0, **changes}))
+    path = cuts(
+        tmp_path / "cuts.jsonl", cut(), cut(**{"id": "odd", "supervisions": [], "channel": 0, **changes})
+    )
     with pytest.raises(DataError, match=f"cuts.jsonl, line 2: .*{told}"):
         listed("lhotse", path)
 
@@ -337,7 +362,10 @@ def test_corpora_of_all_formats_come_to_the_same(
     manifest = write_manifest(tmp_path / "m.jsonl", [{"audio_filepath": "a.wav", "text": "NEMO"}])
     folder = kaldi(tmp_path / "data", wav_scp="a a.wav\n", segments="a-1 a 0.25 0.75\n", text="a-1 KALDI\n")
     recording = {"sources": [{"type": "file", "channels": [0, 1], "source": "a.wav"}]}
-    path = cuts(tmp_path / "cuts.jsonl", cut(recording=recording, start=0.0, duration=1.0))
+    said = {"start": 0.0, "duration": 1.0, "text": "one two"}
+    path = cuts(
+        tmp_path / "cuts.jsonl", cut(recording=recording, start=0.0, duration=1.0, supervisions=[said])
+    )
     words = ["--lhotse", path, "--kaldi", folder, "--manifest", manifest, manifest, "--librispeech", libri]
     common = ["--validation-fraction", 0, "--workers", 1, "--sample-rate", 8000, "--out", tmp_path / "out"]
     assert main(["speech", *map(str, [*words, *common])]) == 0
