@@ -62,7 +62,12 @@ class KaldiFolder:
             return
         for name, (rest, place) in _entries(self._segments).items():
             with parsed_as(DataError, place):
-                recording, start, end = rest.split()
+                words = rest.split()
+                if len(words) != 3:
+                    raise ValueError(
+                        f"{shown(rest)}: stands for a recording, a start and an end, and a channel is not read"
+                    )
+                recording, start, end = words
                 first, last = float(start), float(end)
                 if not 0 <= first < float("inf") or not (last == -1 or first < last < float("inf")):
                     raise ValueError(f"{shown(rest)}: starts and ends where no segment does")

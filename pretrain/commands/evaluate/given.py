@@ -72,7 +72,10 @@ def text_batches(checkpoint: Usable, path: Path) -> Iterator[Batch]:
                     "--format text where that is meant) and give --data"
                 )
         with parsed_as(DataError, f"--text {path}"):
-            tokens = codec.encode(read_whole(path, LARGEST_TEXT).decode())
+            content = read_whole(path, LARGEST_TEXT)
+            if b"\0" in content:
+                raise ValueError("holds NUL bytes, as no text does (binary data, or UTF-16)")
+            tokens = codec.encode(content.decode())
     except OSError as error:
         raise DataError(f"--text {shown(path)}: {error.strerror}") from error
     return codec.batches(tokens, config.data.micro_batch_size)

@@ -135,6 +135,7 @@ def test_people_read_the_same(runs: Path, capsys: pytest.CaptureFixture[str]) ->
 REFUSED = {
     "no text": (("--text", "TMP/none"), 3, "No such file"),
     "bytes": (("--text", "TMP/bytes"), 3, "--text"),
+    "UTF-16": (("--text", "TMP/wide"), 3, "holds NUL bytes, as no text does"),
     "JSON lines": (
         ("--text", "TMP/lines"),
         3,
@@ -156,6 +157,7 @@ def test_what_is_no_data_of_the_model_is_refused(
 ) -> None:
     words, code, told = REFUSED[case]
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "wide").write_bytes("without a mark".encode("utf-16-le"))
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "lines").write_text('{"text": "one"}\n{"text": "two"}\n')
     if case == "other data":
