@@ -20,7 +20,7 @@ from launch.schedulers import launch_command
 from pretrain.config.as_read import AsRead
 from pretrain.config.loader import Table, apply_overrides, config_of, read_settings
 from pretrain.config.run import RunConfig
-from pretrain.errors import TrainingDiverged
+from pretrain.errors import Preempted, TrainingDiverged
 from pretrain.fault_injection.plan import FAULTS, FaultPlan
 from pretrain.ledger.describe import describe
 from pretrain.ledger.record import Kind, Record
@@ -90,6 +90,8 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
     home = fresh_folder(config)
     for name, text in ((TWIN, ""), (planned.name, str(planned))):
         code = train(at(wanted, home, name, text), table)
+        if code == Preempted.exit_code:
+            note(f"a rehearsal is not gone on with: the same command begins a new one; this one lies in {home}")
         if code and not (text and code == TrainingDiverged.exit_code):
             return code
     rehearsal = Rehearsal(planned, read_run(home / TWIN), read_run(home / planned.name))

@@ -99,6 +99,14 @@ def test_two_runs_that_differ_in_the_fault_alone(monkeypatch: pytest.MonkeyPatch
     assert sorted(path.name for path in Path("runs/rehearsals").iterdir()) == ["demo-1", "demo-2"]
 
 
+def test_a_rehearsal_that_was_stopped_is_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ranks say that the same command resumes them."""
+    assert call(StandIn((75, 0)), monkeypatch, tmp_path) == 75
+    assert "the same command begins a new one; this one lies in runs/rehearsals/demo-1" in capsys.readouterr().err
+
+
 def test_what_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
