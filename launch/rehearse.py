@@ -91,7 +91,9 @@ def rehearse(wanted: LaunchOptions, fault: str, as_json: bool) -> int:
     for name, text in ((TWIN, ""), (planned.name, str(planned))):
         code = train(at(wanted, home, name, text), table)
         if code == Preempted.exit_code:
-            note(f"a rehearsal is not gone on with: the same command begins a new one; this one lies in {home}")
+            note(
+                f"a rehearsal is not gone on with: the same command begins a new one; this one lies in {home}"
+            )
         if code and not (text and code == TrainingDiverged.exit_code):
             return code
     rehearsal = Rehearsal(planned, read_run(home / TWIN), read_run(home / planned.name))

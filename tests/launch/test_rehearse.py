@@ -104,7 +104,10 @@ def test_a_rehearsal_that_was_stopped_is_not_gone_on_with(
 ) -> None:
     """Its ranks say that the same command resumes them."""
     assert call(StandIn((75, 0)), monkeypatch, tmp_path) == 75
-    assert "the same command begins a new one; this one lies in runs/rehearsals/demo-1" in capsys.readouterr().err
+    assert (
+        "the same command begins a new one; this one lies in runs/rehearsals/demo-1"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_is_told(
