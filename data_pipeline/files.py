@@ -142,6 +142,23 @@ def _remove_abandoned(path: Path) -> None:
                 os.close(lock)
 
 
+def is_mount(path: Path) -> bool:
+    """It tells whether something is mounted at `path`, also another folder of the same file system."""
+    return os.path.ismount(path) or _mount_id(path) != _mount_id(path.parent)
+
+
+def _mount_id(path: Path) -> str:
+    """It returns the number of the mount that `path` lies on; nothing where the system does not say."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return next((line for line in lines if line.startswith("mnt_id:")), "")
+
+
 def copy_file(old: BufferedReader, path: Path) -> None:
     """Write what is left to read of an open file to a new one. Raises OSError."""
     with create_file(path) as new:

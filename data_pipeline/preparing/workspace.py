@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import exchange, open_own, open_regular, replace_file
+from data_pipeline.files import exchange, is_mount, open_own, open_regular, replace_file
 from data_pipeline.parsing import parse_json
 from data_pipeline.shards.storage import data_errors
 
@@ -156,7 +156,7 @@ def stage_of(target: Path) -> Path:
     inside = target / name
     if not target.is_dir():
         return target.parent / name
-    must = _is_mount(target) or not os.access(target.parent, os.W_OK | os.X_OK)
+    must = is_mount(target) or not os.access(target.parent, os.W_OK | os.X_OK)
     return inside if must or os.path.lexists(inside) else target.parent / name
 
 
@@ -223,23 +223,6 @@ def _is(path: Path, descriptor: int) -> bool:
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not {*name} & {"/", "\0"}
-
-
-def _is_mount(path: Path) -> bool:
-    """It tells whether something is mounted at `path`, also another folder of the same file system."""
-    return os.path.ismount(path) or _mount_id(path) != _mount_id(path.parent)
-
-
-def _mount_id(path: Path) -> str:
-    """It returns the number of the mount that `path` lies on; nothing where the system does not say."""
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
-    return next((line for line in lines if line.startswith("mnt_id:")), "")
 
 
 def _is_in_use(target: Path) -> bool:

@@ -213,20 +213,34 @@ class RemoteFolder:
         url, digest, left = f"{self._url}/{name}", hashlib.sha256(), size
         target.unlink(missing_ok=True)
         with (
+            cache_errors(self._cache),
+            create_file(target) as writer,
             remote_errors(url),
             self._filesystem.open(f"{self._root}/{name}", "rb") as reader,
-            create_file(target) as writer,
         ):
             while chunk := reader.read(min(COPY_BYTES, left + 1)):
                 left -= len(chunk)
                 if left < 0:
                     raise DataError(f"{masked(url)}: larger than the {size} bytes that the manifest says")
                 digest.update(chunk)
-                write_all(writer.fileno(), chunk)
+                with cache_errors(self._cache):
+                    write_all(writer.fileno(), chunk)
         if left:
             raise RemoteBusy(f"{masked(url)}: {size - left} bytes, the manifest says {size}")
         if digest.hexdigest() != sha256:
             raise RemoteBusy(f"{masked(url)}: SHA-256 is {digest.hexdigest()}, the manifest says {sha256}")
+
+
+@contextmanager
+def cache_errors(cache: Path) -> Iterator[None]:
+    """It turns an OSError of the cache into a DataError that names it, and not the server."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"data.cache: {shown(cache)}: {error.strerror}; all files of remote data are kept there: set data.cache to "
+            "a folder that has room for them"
+        ) from error
 
 
 @contextmanager

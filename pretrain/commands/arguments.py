@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from data_pipeline.files import is_mount
 from data_pipeline.paths import path_argument
 from data_pipeline.shown import shown
 from pretrain.commands.files_to_write import check_files_to_write
@@ -77,6 +78,11 @@ def check_paths(options: argparse.Namespace) -> None:
     if out is not None and _is_taken(Path(os.path.realpath(out))):
         raise ConfigurationError(
             f"--out {shown(out)}: is there already, and is no empty folder; choose another folder"
+        )
+    if out is not None and out.is_dir() and is_mount(out.resolve()):
+        raise ConfigurationError(
+            f"--out {shown(out)}: is where a file system is mounted, and no folder can be put in its place; choose "
+            "one in it"
         )
     check_files_to_write(options)
 

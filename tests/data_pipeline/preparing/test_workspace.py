@@ -284,7 +284,7 @@ def test_a_record_that_is_none_protects_the_folder(text: str, tmp_path: Path) ->
 def test_what_a_file_system_puts_into_a_mount_is_no_content(tmp_path: Path) -> None:
     (tmp_path / "disk" / "lost+found").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_is_mount", lambda path: True)
+        patch.setattr(module, "is_mount", lambda path: True)
         assert prepare(tmp_path / "disk", "one") == "result"
         assert prepare(tmp_path / "disk", "two") == "result"
     assert names(tmp_path / "disk") == sorted(["lost+found", *NAMES])
@@ -403,7 +403,7 @@ def test_killed_before_any_change(
 ) -> None:
     target = tmp_path / "mine"
     if how == "mount":
-        monkeypatch.setattr(module, "_is_mount", lambda path: True)
+        monkeypatch.setattr(module, "is_mount", lambda path: True)
     number = -1
     while True:
         number += 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from support.mounts import with_mount
 from support.numbered_data import config, numbers, write_split
 
 from data_pipeline.errors import DataError
@@ -312,6 +313,21 @@ def test_a_full_disk_under_the_cache_is_named(memory: str, tmp_path: Path) -> No
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="file"):
         open_folder(f"{memory}/train", tmp_path / "file").local("text-000000.tar", 1, "0" * 64)
+
+
+def test_a_cache_without_room_is_named_and_no_server(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    program = (
+        "import fsspec\nfrom pathlib import Path\nfrom data_pipeline.shards.storage import open_folder\n"
+        "fsspec.filesystem('memory').pipe('/far/a.tar', bytes(2 << 20))\n"
+        f"open_folder('memory://far', Path({str(tmp_path / 'small')!r})).local('a.tar', 2 << 20, '0' * 64)"
+    )
+    ended = with_mount(["-t", "tmpfs", "-o", "size=1m", "none"], tmp_path / "small", ["-c", program])
+    told = (
+        f"DataError: data.cache: {tmp_path}/small: No space left on device; all files of remote data are kept"
+    )
+    assert told in ended.stderr
+    assert "memory://far/a.tar" not in ended.stderr.splitlines()[-1]
 
 
 def test_cache_is_asked_for_by_name_where_there_is_no_home(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.light import HEAVY
+from support.mounts import with_mount
 
 from data_pipeline.program import commands_in, package_of
 from pretrain.commands import __main__ as program
@@ -207,3 +208,17 @@ def test_paths_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -
     assert [told in line for told, line in zip(cases.values(), answer.stderr.splitlines(), strict=True)] == [
         True
     ] * len(cases)
+
+
+@pytest.mark.parametrize("through", ["place", "link"])
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_mount_point_as_out_is_refused_before_the_work(kind: str, through: str, tmp_path: Path) -> None:
+    """A volume of Docker is one. What is made there is a folder that appears at once, in the place of an empty one."""
+    for name in ("run", "place", "volume"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("place")
+    source = ["-t", "tmpfs", "none"] if kind == "tmpfs" else ["--bind", str(tmp_path / "volume")]
+    words = ["export", str(tmp_path / "run"), "--to", "safetensors", "--out", str(tmp_path / through)]
+    ended = with_mount(source, tmp_path / "place", ["-m", "pretrain.commands", *words])
+    assert ended.returncode == 2, ended.stderr
+    assert f"--out {tmp_path / through}: is where a file system is mounted" in ended.stderr
