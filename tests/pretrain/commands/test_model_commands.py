@@ -57,7 +57,9 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, 
         (tmp_path / name / "options.py").write_text(options)
         (tmp_path / name / "run.py").write_text(run)
         for module in ("", ".options", ".run"):
-            monkeypatch.delitem(sys.modules, f"pretrain.commands.{name}{module}", raising=False)
+            full = f"pretrain.commands.{name}{module}"
+            monkeypatch.setitem(sys.modules, full, sys)  # what is there in the end goes, what was before comes back
+            del sys.modules[full]
 
     return add
 
