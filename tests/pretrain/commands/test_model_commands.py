@@ -58,7 +58,9 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, 
         (tmp_path / name / "run.py").write_text(run)
         for module in ("", ".options", ".run"):
             full = f"pretrain.commands.{name}{module}"
-            monkeypatch.setitem(sys.modules, full, sys)  # what is there in the end goes, what was before comes back
+            monkeypatch.setitem(
+                sys.modules, full, sys
+            )  # what is there in the end goes, what was before comes back
             del sys.modules[full]
 
     return add
