@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from data_pipeline.shown import shown
 
+MOST_PROBLEMS_SHOWN = 100
+"""A configuration of another framework fits in; a hostfile with a mistake in each of a thousand lines does not."""
+
 
 class SurefootError(Exception):
     """An error of this kind ends the run with a message for the user and no traceback."""
@@ -38,7 +41,10 @@ class ConfigurationError(SurefootError):
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+        lines = [str(problem) for problem in self.problems[:MOST_PROBLEMS_SHOWN]]
+        if (others := len(self.problems) - len(lines)) > 0:
+            lines.append(f"and {others:,} more")
+        super().__init__("\n".join([message, *(f"  {line}" for line in lines)]))
 
 
 class CheckpointError(SurefootError):

@@ -29,8 +29,9 @@ PROBE = "  two  spaces\tA\uff21\n\u2460 \U0001f43e "
 TRAINING_LINE = 2048
 """Characters that are handed to sentencepiece as one training sentence."""
 
-LARGEST_VOCABULARY = (1 << 31) - 1
-"""Ids that sentencepiece can count."""
+LARGEST_VOCABULARY = 1 << 24
+"""More pieces than texts that fit in memory can give; sentencepiece makes room for all that it is asked for, before it
+looks at a text: a minute and gigabytes for 2^31."""
 
 
 class Piece(NamedTuple):

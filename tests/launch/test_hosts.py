@@ -56,6 +56,15 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     assert "c has no slots" in told[2]
 
 
+def test_of_many_bad_lines_the_first_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "hostfile"
+    path.write_text("worker\n" * 2000)
+    with pytest.raises(ConfigurationError, match=r"hostfile:100: .*\n  and 1,900 more$") as raised:
+        read_hostfile(path)
+    assert len(str(raised.value).splitlines()) == 102
+    assert len(raised.value.problems) == 2000
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n"])
 def test_hostfile_without_hosts_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "hosts"

@@ -124,7 +124,8 @@ def heard(cut: _Cut, said: _Supervision) -> tuple[float, float]:
     Raises ValueError where that is beyond the cut, by more than rounding: a part of what is said is not heard then.
     """
     end = cut.duration if said.duration is None else said.start + said.duration
-    if said.start < -SLACK_SECONDS or end > cut.duration + SLACK_SECONDS:
+    first, last = max(said.start, 0.0), min(end, cut.duration)
+    if said.start < -SLACK_SECONDS or end > cut.duration + SLACK_SECONDS or first >= last:
         raise ValueError(
             f"its supervision lies at {said.start:g} to {end:g} s of its {cut.duration:g} s, which hold but a part of "
             "what is said; trim_to_supervisions of lhotse makes a cut of all of it, and cut_into_windows takes "
@@ -132,5 +133,4 @@ def heard(cut: _Cut, said: _Supervision) -> tuple[float, float]:
         )
     if abs(said.start) <= SLACK_SECONDS and abs(end - cut.duration) <= SLACK_SECONDS:
         return 0.0, cut.duration
-    start = max(said.start, 0.0)
-    return start, min(end, cut.duration) - start
+    return first, last - first

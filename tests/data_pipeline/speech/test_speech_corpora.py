@@ -304,6 +304,10 @@ SOURCE = {"type": "file", "channels": [0], "source": "/audio/rec.wav"}
             {"supervisions": [{"start": -0.5, "duration": 1}]},
             "lies at -0.5 to 0.5 s of its 2.5 s, .*keep_excessive",
         ),
+        (
+            {"supervisions": [{"start": -0.03, "duration": 0.02}]},
+            "lies at -0.03 to -0.01 s of its 2.5 s, .*keep_excessive",
+        ),
         ({"supervisions": [{"start": 2, "duration": 1}]}, "lies at 2 to 3 s of its 2.5 s"),
         ({"supervisions": [{"channel": 1}]}, "its supervision is of channel 1, and the cut of 0"),
         ({"supervisions": [{}, {}]}, "has 2 supervisions, and an utterance has one; trim_to_supervisions"),

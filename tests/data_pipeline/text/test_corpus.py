@@ -91,7 +91,7 @@ PACKERS = {
     ".xz": lzma.compress,
     ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
 }
-LONG_TEXT = "".join(f"{number * 7919 % 10007} words\n" for number in range(120_000))
+LONG_TEXT = "".join(f"{number * 7919 % 10007} words\n" for number in range(40_000))
 
 
 @pytest.mark.parametrize("suffix", ["", *PACKERS])
@@ -241,7 +241,7 @@ def test_a_long_row_is_cut_and_counted(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "' + b"x" * (LONGEST_ROW + 1), "line 1: longer than 64 MiB"),
         ("a.txt.gz", gzip.compress(b"x" * (80 << 20), mtime=0), "unpacks to more than 250 times its size"),
-        ("a.txt.bz2", bz2.compress(b"\n" * (80 << 20), 1), "unpacks to more than 250 times its size"),
+        ("a.txt.bz2", bz2.compress(b"x" * (80 << 20), 1), "unpacks to more than 250 times its size"),
         ("a.txt.zst", zstandard.compress(b"x" * (80 << 20)), "unpacks to more than 250 times its size"),
         ("a.jsonl", b"[" * 1_000_000 + b"\n", "line 1: not JSON: nested too deeply"),
         ("a.jsonl", b'{"a":' * 100_000 + b"\n", "line 1: not JSON: nested too deeply"),
