@@ -1,12 +1,15 @@
 """What we use of Megatron-core (0.16) is imported here, once.
 
 Importing it warns half a dozen times that Transformer Engine and apex are missing, although nothing here needs
-them; the start-up line of a run says which kernels are used.
+them; the start-up line of a run says which kernels are used. Of its fused functions, which `megatron/core/jit.py` would
+have compiled, none is used.
 """
 
 import warnings
 
-with warnings.catch_warnings():
+from parallel.uncompiled import uncompiled
+
+with warnings.catch_warnings(), uncompiled():
     warnings.simplefilter("ignore")
     from megatron.core.model_parallel_config import ModelParallelConfig
     from megatron.core.tensor_parallel.layers import (

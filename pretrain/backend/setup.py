@@ -18,10 +18,15 @@ from torch.distributed import ProcessGroup
 
 from parallel.mesh import ParallelMesh
 from parallel.pipeline import Activation, LayerSpec, SequentialLayers
+from parallel.uncompiled import uncompiled
 from pretrain.backend.quiet import quiet, silence_known_warnings
 from pretrain.backend.whole_update import update_at_once
 from pretrain.models.blocks import ResidualBlock
 from pretrain.tasks.task import Objective
+
+with uncompiled(), contextlib.suppress(ImportError):
+    # ZeRO-1 and 2 would import it at their first step, whatever the optimizer.
+    import deepspeed.runtime.zero.muon.original_muon
 
 _OF_EVALUATION = (
     "train_batch_size",
