@@ -12,15 +12,19 @@ NO_MEMORY = (
 )
 NO_THREADS = ("can't start new thread", "Resource temporarily unavailable")
 """From Python, and from C++; the latter with nothing before it, as sockets have."""
+NO_FILES = "Too many open files"
+"""From the system, and from gloo, which says it of pipes and sockets."""
 
 
 def shortage(error: Exception) -> str:
-    """It says that memory did not suffice, or that no thread or process could be started; empty: it was neither."""
+    """It says that memory did not suffice, or no thread, process or file could be had; empty: none of these."""
     text = shown(str(error).partition("\n")[0])
     if lacks_memory(error):
         return f"the memory does not suffice{text and f': {text}'}"
     if text.startswith(NO_THREADS) or (isinstance(error, OSError) and error.errno == errno.EAGAIN):
         return f"no more threads or processes can be started here (`ulimit -u`, or the limit of a container): {text}"
+    if NO_FILES in text:
+        return f"no more files can be opened here (`ulimit -n`): {text}"
     return ""
 
 

@@ -113,9 +113,8 @@ class _Meeting:
             try:
                 return TCPStore(place.address, place.port, None, True, soon, wait_for_workers=False)
             except dist.DistNetworkError as error:
-                raise WorldError(
-                    f"{place}: cannot be listened at: {_reason(error)}; choose another port"
-                ) from None
+                remedy = "raise `ulimit -n`" if "Too many open files" in str(error) else "choose another port"
+                raise WorldError(f"{place}: cannot be listened at: {_reason(error)}; {remedy}") from None
         for _ in self._pauses(lambda: f"rank 0 does not answer: {_why_no_answer(place)}"):
             if _why_no_answer(place) is None:
                 break

@@ -67,6 +67,21 @@ def test_a_lack_of_threads(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error",
     [
+        RuntimeError(
+            "[enforce fail at .../gloo/transport/tcp/loop.cc:105] fd_ != -1. epoll_create: Too many open files"
+        ),
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE), "runs/x"),
+        OSError(errno.ENFILE, os.strerror(errno.ENFILE)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_lack_of_open_files(error: Exception) -> None:
+    assert shortage(error).startswith("no more files can be opened here (`ulimit -n`): ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
         RuntimeError("[/gloo/transport/tcp/pair.cc:553] Resource temporarily unavailable"),
         raised_by(lambda: torch.zeros(1) @ torch.zeros(2)),
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
