@@ -98,6 +98,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     there = FileExistsError(errno.EEXIST, "is there already, and is no empty folder", str(path))
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise there
+    if os.path.lexists(path) and not may_be_renamed(path):
+        raise PermissionError(
+            errno.EPERM,
+            "cannot be replaced: the folder that it is in does not let this user do so",
+            str(path),
+        )
     _remove_abandoned(path)
     temporary = path.with_name(temporary_name(path.name))
     unlocked = path.with_name(temporary_name(f"{path.name}.unlocked"))  # which nobody takes for abandoned
@@ -140,6 +146,16 @@ def _remove_abandoned(path: Path) -> None:
                 remove(Path(entry.path))
             finally:
                 os.close(lock)
+
+
+def may_be_renamed(path: Path) -> bool:
+    """It tells whether this process may rename or remove `path`, by the rights of the folder that it is in.
+
+    A sticky folder, such as /tmp, may be open to all, and lets them do so with what is their own alone.
+    """
+    folder, user = path.parent.stat(), os.geteuid()
+    is_open = not folder.st_mode & stat.S_ISVTX or user in (0, folder.st_uid, path.lstat().st_uid)
+    return is_open and os.access(path.parent, os.W_OK | os.X_OK)
 
 
 def is_mount(path: Path) -> bool:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.parsing import parse_json, read_whole
-from data_pipeline.preparing.workspace import RECORD, TargetExists, entries, stage_of, workspace
+from data_pipeline.preparing.workspace import (
+    RECORD,
+    TargetExists,
+    check_replaceable,
+    entries,
+    stage_of,
+    workspace,
+)
 from data_pipeline.shards.storage import data_errors
 from data_pipeline.shown import shown
 
@@ -76,9 +83,12 @@ def make_once(
 def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
     """It tells whether `target`, which lies at `path`, is what `record` says.
 
-    Raises TargetExists where it holds anything else, and may not be replaced or is not ours alone.
+    Raises TargetExists where it holds anything else, and may not be replaced, cannot be or is not ours alone.
     """
-    if not os.path.lexists(path) or (path.is_dir() and not entries(path)):
+    if not os.path.lexists(path):
+        return False
+    if path.is_dir() and not entries(path):
+        check_replaceable(path)
         return False
     made = _record_of(path)
     if made is None:
@@ -97,6 +107,8 @@ def _is_made(target: Path, path: Path, record: Mapping[str, Any], overwrite: boo
             f"{target}: holds {shown(', '.join(others))}, which is not known to be of `surefoot prepare`; move it away "
             "to have the folder replaced, or choose another --out"
         )
+    if differing:
+        check_replaceable(path)
     return not differing
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import exchange, is_mount, open_own, open_regular, replace_file
+from data_pipeline.files import exchange, is_mount, may_be_renamed, open_own, open_regular, replace_file
 from data_pipeline.parsing import parse_json
 from data_pipeline.shards.storage import data_errors
 
@@ -158,6 +158,19 @@ def stage_of(target: Path) -> Path:
         return target.parent / name
     must = is_mount(target) or not os.access(target.parent, os.W_OK | os.X_OK)
     return inside if must or os.path.lexists(inside) else target.parent / name
+
+
+def check_replaceable(target: Path) -> None:
+    """It raises TargetExists where this process may not remove all that is in `target`, or put anything into it."""
+    for name, folders, files in os.walk(target):
+        folder = Path(name)
+        folders[:] = [entry for entry in folders if entry != NEVER_OURS]
+        is_open = os.access(folder, os.W_OK | os.X_OK)
+        if not is_open or not all(may_be_renamed(folder / entry) for entry in (*folders, *files)):
+            raise TargetExists(
+                f"{folder}: belongs to user {folder.stat().st_uid}, and this one may not replace what is in it; choose "
+                "another --out"
+            )
 
 
 def entries(target: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Files are opened, made and replaced without a link, a pipe, a crash or a second writer doing harm."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -229,6 +230,20 @@ def test_where_there_is_no_exchange_nothing_happens(tmp_path: Path) -> None:
 
 
 # A folder that is made as a whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other users need root")
+def test_an_empty_folder_of_somebody_else_in_a_sticky_one_is_refused_at_once() -> None:
+    home = Path("/tmp") / f"surefoot-sticky-{os.getpid()}"  # pytest's own folders are closed to other users
+    (home / "out").mkdir(parents=True)
+    home.chmod(0o1777)
+    os.seteuid(4002)
+    try:
+        with pytest.raises(PermissionError, match="cannot be replaced"), new_folder(home / "out"):
+            pytest.fail("it was to be filled first")
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(home)
 
 
 def test_a_new_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:

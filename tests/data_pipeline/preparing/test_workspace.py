@@ -489,3 +489,52 @@ def test_a_colleague_of_the_group_replaces_what_one_has_made() -> None:
         assert content(home / "mine") == "two"
     finally:
         shutil.rmtree(home)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "inner", "replaced"),
+    [
+        (0o755, 0o775, False),  # umask 022 in a folder of the group
+        (0o775, 0o755, False),
+        (0o1775, 0o775, False),
+        (0o775, 0o775, True),
+    ],
+)
+@pytest.mark.parametrize("parent", [0o2775, 0o3775])
+def test_what_may_not_be_replaced_is_refused_before_the_work(
+    parent: int, mode: int, inner: int, replaced: bool
+) -> None:
+    """Beside it and, where its folder is sticky, entry by entry; what is right already is nobody's fault."""
+    home = Path("/tmp") / f"surefoot-rights-{os.getpid()}"  # pytest's own folders are closed to other users
+    home.mkdir()
+    os.chown(home, 4001, 4242)
+    home.chmod(parent)
+    target = home / "mine"
+
+    def work() -> None:
+        os.setgroups([])
+        os.setresgid(4242, 4242, 4242)
+        os.setresuid(4002, 4002, 4002)
+        assert prepare(target, "one") is None
+        if replaced:
+            assert prepare(target, "two") == "result"
+        else:
+            with pytest.raises(TargetExists, match="belongs to user 4001, and this one may not replace"):
+                make_once(target, {"content": "two"}, never, overwrite=True)
+
+    try:
+        prepare(target, "one")
+        for folder in (home, *filter(Path.is_dir, target.rglob("*")), target):
+            os.chown(folder, 4001, 4242)
+        for file in filter(Path.is_file, target.rglob("*")):
+            os.chown(file, 4001, 4242)
+        for folder in filter(Path.is_dir, target.rglob("*")):
+            folder.chmod(inner)
+        target.chmod(mode)
+        home.chmod(parent)
+        assert in_a_fork(work) == 0
+        assert content(target) == ("two" if replaced else "one")
+        assert names(home) == ["mine"]
+    finally:
+        shutil.rmtree(home)
