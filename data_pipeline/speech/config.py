@@ -1,5 +1,6 @@
 """These are the keys of `[data]` for a run that reads recorded speech and what was said."""
 
+from itertools import count
 from math import ceil
 from typing import Annotated, ClassVar, Literal
 
@@ -155,3 +156,10 @@ class SpeechConfig(DataConfig):
         return all(
             -(-self.frames(int(units * step / fastest)) // stride) >= units for units in range(1, most + 1)
         )
+
+    def frame_seconds_for(self, stride: int, longest_seconds: float) -> float:
+        """It returns what data would have to be prepared with, within 5 %, for a model with an output for every
+        `stride` frames."""
+        output = stride * self.hop / self.sample_rate * max(1.0, *self.augmentation.speeds)
+        longer = (output * (1 + steps / 20) for steps in count())
+        return next(seconds for seconds in longer if self.aligns(stride, seconds, longest_seconds))

@@ -79,12 +79,16 @@ class SpeechModelConfig(TransformerConfig, TaskConfig):
             yield Problem("data.max_seconds", rule, remedy, f"{data.max_seconds:g}")
         period, stride = manifest["frame_seconds"], self.subsampling.stride
         if not data.aligns(stride, period, longest):
-            needed = stride * data.hop / data.sample_rate * max(1.0, *data.augmentation.speeds)
+            output = stride * data.hop / data.sample_rate * max(1.0, *data.augmentation.speeds)
+            gives = f"gives an output every {output:g} seconds of the fastest audio"
+            if output <= period:
+                gives += " and none for the last hops of a window"
             yield Problem(
                 "model.subsampling.stride",
-                f"gives an output every {needed:g} seconds of the fastest audio, and the data was made for models with "
-                f"one every {period:g}: transcripts may have more units than there are outputs",
-                f"take a smaller stride, or prepare the data again with --frame-seconds {needed:g} or a little more",
+                f"{gives}, and the data was made for models with one every {period:g}: transcripts may have more units "
+                "than there are outputs",
+                "take a smaller stride, or prepare the data again with --frame-seconds "
+                f"{data.frame_seconds_for(stride, longest):g}",
                 str(stride),
             )
 

@@ -73,6 +73,17 @@ def test_data_must_be_what_the_model_is_made_for(changes: dict[str, Any], told: 
     assert not told or found[0].startswith(told)
 
 
+def test_the_advice_for_data_whose_last_hops_have_no_output_works() -> None:
+    config = speech_config(Layout(), {"subsampling": {"kernel": 3, "stride": 2}})
+    (found,) = config.model.data_problems(config.data, facts(frame_seconds=0.02))
+    assert found.rule.startswith(
+        "gives an output every 0.02 seconds of the fastest audio and none for the last hops"
+    )
+    advised = float(found.remedy.rpartition(" ")[2])
+    assert 0.02 < advised < 0.03
+    assert list(config.model.data_problems(config.data, facts(frame_seconds=advised))) == []
+
+
 def test_an_even_kernel_is_told() -> None:
     config = speech_config(Layout(), {"subsampling": {"kernel": 4, "stride": 2}})
     (found,) = config.model.problems(config.data, config.parallel)
