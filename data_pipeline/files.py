@@ -79,9 +79,11 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
             if durable:
                 os.fsync(file.fileno())
         temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # which a descriptor does not tell
         raise
     if durable:
         sync_folder(path.parent)

@@ -50,7 +50,7 @@ def _in_words(summary: Mapping[str, Any]) -> str:
     return (
         f"read {summary['documents']:,} documents from {summary['files']:,} files of {summary['bytes']:,} bytes; "
         f"cut {summary['cut']:,} texts, left out {left_out:,} files or rows, passed over "
-        f"{summary['duplicates']:,} second names"
+        f"{summary['empty']:,} empty rows and {summary['duplicates']:,} second names"
     )
 
 

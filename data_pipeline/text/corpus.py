@@ -87,13 +87,14 @@ class Corpus:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """It tells after the survey what is read, cut, left out and counted twice."""
+        """It tells after the survey what is read, cut, empty, left out and named twice."""
         readable = self._readable or []
         return {
             "files": len(readable),
             "bytes": sum(one.file.size for one in readable),
             "documents": self._counts["documents"],
             "cut": self._counts["cut"],
+            "empty": self._counts["empty"],
             "duplicates": len(self.found.duplicates),
             "left_out": dict(Counter(entry.reason for entry in self.left_out)),
         }
@@ -113,7 +114,7 @@ class Corpus:
             rows: list[LeftOut] = []
             try:
                 one = _Readable(file, self._format_of(file))
-                for document in self._read(one, rows):
+                for document in self._read(one, rows, counts):
                     counts.update({"documents": 1, "cut": document.part == 1, **measure(document.text)})
                     advance(document.consumed)
             except NotText as error:
@@ -131,7 +132,7 @@ class Corpus:
         if self._readable is None:
             self.survey()
         for one in self._readable or ():
-            yield from self._read(one, [])
+            yield from self._read(one, [], Counter())
 
     def _format_of(self, file: SourceFile) -> Format:
         if self._form != "auto":
@@ -139,12 +140,15 @@ class Corpus:
         with opened_source(file) as raw:
             return format_of(file.path, raw, self._field)
 
-    def _read(self, one: _Readable, left_out: list[LeftOut]) -> Iterator[Document]:
+    def _read(self, one: _Readable, left_out: list[LeftOut], counts: Counter[str]) -> Iterator[Document]:
+        """It adds rows that are no text to `left_out`, and those without any to the `counts`."""
         with opened_source(one.file) as raw:
             consumed = 0
             content = opened_content(one.file.path, raw)
             texts = (
-                self._rows(one, content, left_out) if one.format == "jsonl" else self._pieces(one, content)
+                self._rows(one, content, left_out, counts)
+                if one.format == "jsonl"
+                else self._pieces(one, content)
             )
             for text, part in texts:
                 yield Document(text, raw.tell() - consumed, part)
@@ -157,10 +161,11 @@ class Corpus:
         yield from zip(pieces, count())
 
     def _rows(
-        self, one: _Readable, content: BufferedReader, left_out: list[LeftOut]
+        self, one: _Readable, content: BufferedReader, left_out: list[LeftOut], counts: Counter[str]
     ) -> Iterator[tuple[str, int]]:
         for place, record in json_rows(content, str(one.file.path)):
             text = self._text_of(record, place)
+            counts["empty"] += not text
             try:
                 text.encode()
             except UnicodeEncodeError:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from data_pipeline.batches import Batch
 from data_pipeline.errors import DataError
+from data_pipeline.shown import shown
 from parallel.mesh import ParallelMesh
 from parallel.rendezvous import by_rank
 from pretrain.errors import CheckpointError, ConfigurationError, Problem
@@ -21,7 +22,8 @@ def agreed(mesh: ParallelMesh, action: Callable[[], Result]) -> Result:
     except (DataError, ConfigurationError) as error:
         failure = error
     except OSError as error:
-        failure = ConfigurationError(str(error))
+        name = error.filename and f"{shown(error.filename)}: {error.strerror}"
+        failure = ConfigurationError(name or str(error))
     answers = mesh.gather(failure and (type(failure), str(failure)))
     for kind, text in filter(None, answers):
         raise kind(text)

@@ -18,7 +18,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         """Open or make the file and cut off a line that was torn by a crash. Raises OSError."""
-        self._name = path.name
+        self._path, self._name = str(path), path.name
         self._descriptor = open_own(path)
         try:
             self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -38,8 +38,9 @@ class LineFile:
             write_all(self._descriptor, line + b"\n")
             if durable:
                 os.fsync(self._descriptor)
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._descriptor, size)
+            error.filename = self._path  # a descriptor does not tell
             raise
         self._size = size + len(line) + 1
 
@@ -65,10 +66,11 @@ class LineFile:
             os.fsync(descriptor)
             os.rename(temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             os.fsync(self._folder)
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=self._folder)
+            error.filename = self._path
             raise
         os.close(self._descriptor)
         self._descriptor = descriptor

@@ -311,3 +311,11 @@ def test_a_copy_is_whole_or_fails(tmp_path: Path) -> None:
         (disk / "room").unlink()
         with open_regular(tmp_path / "old") as old, pytest.raises(OSError, match="No space"):
             copy_file(old, disk / "other")
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2**16) as disk:
+        fill(disk)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/disk/note'"):
+            replace_file(disk / "note", "new")
+        assert [path.name for path in disk.iterdir()] == ["ballast"]

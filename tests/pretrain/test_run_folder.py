@@ -1,5 +1,6 @@
 """A run writes into its own folder and nowhere else, notices what is done to it meanwhile, and knows its own."""
 
+import importlib
 import json
 import os
 import shutil
@@ -355,6 +356,7 @@ def train_as(config: RunConfig, user: int, group: int) -> str:
     for folder in Path(tempfile.gettempdir()).glob("ranks-*"):  # where the rig's ranks meet
         for path in (folder, *folder.iterdir()):
             path.chmod(0o777)
+    importlib.import_module("torch._dynamo")  # as optimizers do; that user may not read where Python lies
     before = os.umask(0o002)
     os.setegid(group)
     os.seteuid(user)

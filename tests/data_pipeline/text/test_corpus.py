@@ -55,6 +55,13 @@ def test_jsonl_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
     assert texts(path) == ["one\n", "two"]
 
 
+def test_rows_without_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines({"text": "one"}, {"text": ""}, {"text": ""}, {"text": " "}))
+    corpus = Corpus([str(tmp_path)], "text")
+    corpus.survey()
+    assert {name: corpus.summary[name] for name in ("documents", "empty")} == {"documents": 2, "empty": 2}
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_cut_compressed_file_is_named(tmp_path: Path, suffix: str) -> None:
     content = b"".join(lines({"text": f"{number * 7919 % 10007}"}) for number in range(50_000))

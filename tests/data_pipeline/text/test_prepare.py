@@ -275,7 +275,7 @@ def test_what_is_read_left_out_cut_and_named_twice_is_told_and_recorded(
     told = capsys.readouterr()
     assert (
         f"read 24 documents from 24 files of {size:,} bytes; cut 0 texts, left out 3 files or rows, passed over "
-        "1 second names" in told.out
+        "0 empty rows and 1 second names" in told.out
     )
     assert "caf\\udce9\\x1b.txt: not UTF-8" in told.err
     record = json.loads((tmp_path / "data" / "prepare.json").read_text())
@@ -284,6 +284,7 @@ def test_what_is_read_left_out_cut_and_named_twice_is_told_and_recorded(
         "bytes": size,
         "documents": 24,
         "cut": 0,
+        "empty": 0,
         "duplicates": 1,
         "left_out": {HIDDEN: 1, OUTSIDE: 1, "not UTF-8 (invalid start byte)": 1},
     }
