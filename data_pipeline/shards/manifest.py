@@ -14,6 +14,8 @@ from data_pipeline.shards.storage import Folder, open_folder
 from data_pipeline.shown import shown
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of manifests and indices."""
 
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 """A number of things, or a size in bytes, that there can be."""
@@ -99,7 +101,7 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
     content = folder.read(MANIFEST)
     with parsed_as(DataError, name):
         facts = dict(parse_json(content))
-        check_kind(facts, kind.model_fields["kind"].default)
+        check_readable(facts, kind.model_fields["kind"].default)
         claimed = facts.pop("fingerprint", None)
         # Strict in JSON's own types: nothing is taken for a number or a string that is none.
         manifest = kind.model_validate_json(json.dumps(facts), strict=True)
@@ -108,8 +110,14 @@ def read_manifest(folder: Folder, kind: type[ManifestType]) -> ManifestType:
     return manifest
 
 
-def check_kind(facts: Any, wanted: object) -> None:
-    """It raises ValueError where the facts of a manifest say that it is of another kind of data than is read."""
+def check_readable(facts: Any, wanted: object) -> None:
+    """It raises ValueError where the facts of a manifest say that it is of another version's format, or of another kind
+    of data than is read."""
+    if type(found := facts.get("format", FORMAT)) is int and found != FORMAT:
+        raise ValueError(
+            f"format {found}, and this version of Surefoot has format {FORMAT}; read the data with the version that "
+            "made it, or prepare it again"
+        )
     if "kind" in facts and (found := facts["kind"]) != wanted:
         raise ValueError(
             f"is data of kind {shown(found)!r}, but what is read here is of kind {wanted!r}; model.kind says what is "

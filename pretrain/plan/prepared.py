@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import parse_json, parsed_as
-from data_pipeline.shards.manifest import MANIFEST, check_kind, split_folder
+from data_pipeline.shards.manifest import MANIFEST, check_readable, split_folder
 from data_pipeline.shards.storage import local_path
 from pretrain.config.run import RunConfig
 from pretrain.errors import Problem
@@ -27,7 +27,7 @@ def data_problems(config: RunConfig) -> Iterator[Problem]:
             folder = split_folder(str(source), split, None)
             with parsed_as(DataError, f"{folder.name}/{MANIFEST}"):
                 manifest = parse_json(folder.read(MANIFEST))
-                check_kind(manifest, config.data.kind)
+                check_readable(manifest, config.data.kind)
                 found = list(config.model.data_problems(config.data, manifest))
         except DataError as error:
             yield Problem(key, str(error))

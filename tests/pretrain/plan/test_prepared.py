@@ -8,6 +8,10 @@ import pytest
 from support.runs import run_config
 from support.training import Layout
 
+from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import read_manifest
+from data_pipeline.shards.storage import open_folder
+from data_pipeline.text.manifest import TextManifest
 from pretrain.config.run import RunConfig
 from pretrain.plan.prepared import data_problems, missing_data
 
@@ -77,6 +81,16 @@ def test_data_of_another_kind_is_told_as_such(tmp_path: Path, corpus: Path) -> N
     assert (
         "is data of kind 'translation', but what is read here is of kind 'text'; model.kind says what" in told
     )
+
+
+def test_data_of_another_version_is_told_as_such(tmp_path: Path, corpus: Path) -> None:
+    manifest = json.loads((corpus / "train/manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    config = run_config(Layout(), tmp_path, corpus, data={"sources": [{"path": str(tmp_path)}]})
+    told = "format 99, and this version of Surefoot has format 1; read the data with the version that made it"
+    assert told in problems(config)["data.sources[0].path"]
+    with pytest.raises(DataError, match=told):
+        read_manifest(open_folder(str(tmp_path), None), TextManifest)
 
 
 def test_manifest_is_that_of_prepare(corpus: Path) -> None:
