@@ -30,10 +30,11 @@ Losses = list[tuple[float, float]]
 
 LAYOUTS = [
     Layout(accumulation=3, checkpointing=True),
-    Layout(tensor=2),
+    slow(Layout(tensor=2)),
     Layout(tensor=4, accumulation=3),
-    Layout(pipeline=2, accumulation=3),
-    *(Layout(data=2, zero=stage) for stage in (0, 2)),
+    slow(Layout(pipeline=2, accumulation=3)),
+    slow(Layout(data=2)),
+    Layout(data=2, zero=2),
     slow(Layout(tensor=2, data=2, zero=1, accumulation=3)),
     Layout(tensor=2, pipeline=2, accumulation=3, checkpointing=True),
     Layout(pipeline=2, data=2, zero=1, accumulation=3),

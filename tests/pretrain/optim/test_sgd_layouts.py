@@ -54,9 +54,9 @@ def course(layout: Layout, model: dict[str, Any], settings: dict[str, Any]) -> L
 
 
 AGREE = [
-    (Layout(tensor=2), PLAIN, MOMENTUM),
-    (Layout(pipeline=2, accumulation=3), PLAIN, MOMENTUM),
-    *((Layout(data=2, zero=stage), PLAIN, MOMENTUM) for stage in (1, 2)),
+    slow(Layout(tensor=2), PLAIN, MOMENTUM),
+    slow(Layout(pipeline=2, accumulation=3), PLAIN, MOMENTUM),
+    *(slow(Layout(data=2, zero=stage), PLAIN, MOMENTUM) for stage in (1, 2)),
     slow(Layout(data=2, zero=3), PLAIN, MOMENTUM),
     (Layout(tensor=2, pipeline=2, accumulation=3), PLAIN, MOMENTUM),
     (Layout(tensor=2, data=2, zero=1), SIGMA, MOMENTUM),
@@ -123,9 +123,9 @@ def test_no_wrapper_adds_anything_to_the_method(settings: dict[str, Any]) -> Non
 
 
 RESUMED = [
-    (Layout(tensor=2), PLAIN, MOMENTUM),
+    slow(Layout(tensor=2), PLAIN, MOMENTUM),
     (Layout(pipeline=2, accumulation=3), PLAIN, MOMENTUM),
-    *((Layout(data=2, zero=stage), PLAIN, MOMENTUM) for stage in (1, 2)),
+    *(slow(Layout(data=2, zero=stage), PLAIN, MOMENTUM) for stage in (1, 2)),
     (Layout(dtype="bf16", data=2, zero=1), PLAIN, MOMENTUM),
     slow(Layout(dtype="bf16", pipeline=2, zero=1, accumulation=3), PLAIN, MOMENTUM),
     slow(Layout(dtype="bf16"), PLAIN, MOMENTUM),

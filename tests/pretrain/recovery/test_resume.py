@@ -27,12 +27,13 @@ from pretrain.watchdog.policy import judge_finite
 
 LAYOUTS = [
     Layout(accumulation=3),
-    Layout(tensor=2),
-    Layout(pipeline=2, accumulation=3),
-    *(Layout(data=2, zero=stage) for stage in range(4)),
+    Layout(data=2, zero=3),
     Layout(tensor=2, pipeline=2, accumulation=3),
-    Layout(pipeline=2, data=2, zero=1, accumulation=3),
     Layout(dtype="bf16", data=2, zero=1),
+    slow(Layout(tensor=2)),
+    slow(Layout(pipeline=2, accumulation=3)),
+    *(slow(Layout(data=2, zero=stage)) for stage in range(3)),
+    slow(Layout(pipeline=2, data=2, zero=1, accumulation=3)),
     slow(Layout(dtype="bf16", data=2, zero=0)),
     slow(Layout(dtype="bf16", data=2, zero=3, checkpointing=True)),
     slow(Layout(dtype="bf16", pipeline=2, zero=1, accumulation=3)),

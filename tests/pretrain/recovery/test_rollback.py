@@ -33,9 +33,9 @@ from pretrain.watchdog.watchdog import Watchdog
 LAYOUTS = [
     Layout(),
     Layout(data=2, zero=1),
-    Layout(tensor=2),
-    Layout(pipeline=2),
     Layout(tensor=2, pipeline=2),
+    slow(Layout(tensor=2)),
+    slow(Layout(pipeline=2)),
     slow(Layout(data=2, zero=2, dtype="bf16")),
     slow(Layout(data=2, zero=3)),
 ]

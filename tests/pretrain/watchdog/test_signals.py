@@ -142,8 +142,8 @@ SIGMA: dict[str, Any] = {"reparametrization": "sigma"}
 @pytest.mark.parametrize(
     ("layout", "model", "beta2"),
     [
-        *((layout, TIED, 0.95) for layout in [*PRECISE, HALF[1], *ACROSS[:3]]),
-        *(slow(layout, TIED, 0.95) for layout in [HALF[0], *HALF[2:], *ACROSS[3:]]),
+        *((layout, TIED, 0.95) for layout in [PRECISE[3], HALF[1], ACROSS[2]]),
+        *(slow(layout, TIED, 0.95) for layout in [*PRECISE[:3], HALF[0], *HALF[2:], *ACROSS[:2], ACROSS[3]]),
         (Layout(tensor=2, accumulation=3), SIGMA, 0.999),
         (Layout(data=2, zero=2, accumulation=3), SIGMA | {"tied_embeddings": False}, 0.98),
         (Layout(dtype="bf16", tensor=2, zero=1, accumulation=3), MLRA, 0.95),
@@ -193,7 +193,7 @@ def watched(config: RunConfig, gradients: list[torch.Tensor], rates: list[float]
     return ratios
 
 
-@pytest.mark.parametrize("beta2", [0.95, 0.98, 0.999])
+@pytest.mark.parametrize("beta2", [0.95, slow(0.98), slow(0.999)])
 def test_the_worst_gradients_come_close_to_the_bound_and_not_over_it(beta2: float) -> None:
     """Gradients that grow by b2 / b1 make Cauchy-Schwarz an equality; their signs pull each row apart."""
     config = optimizer_config(beta2=beta2)

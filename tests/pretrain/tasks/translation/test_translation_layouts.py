@@ -34,12 +34,12 @@ MODELS: dict[str, dict[str, Any]] = {
 # Twelve pairs: with six micro-batches two in each.
 LAYOUTS = [
     (Layout(tensor=2, accumulation=6, checkpointing=True), "deepnorm"),
-    (Layout(pipeline=2, accumulation=6), "post"),
+    slow(Layout(pipeline=2, accumulation=6), "post"),
     slow(Layout(pipeline=2, accumulation=6), "deepnorm"),
     (Layout(data=2, zero=1, accumulation=3), "post"),
     (Layout(data=2, zero=3, accumulation=3), "mlra_half_shared"),
     (Layout(tensor=2, pipeline=2, accumulation=6, checkpointing=True), "post"),
-    (Layout(pipeline=4, accumulation=6), "deepnorm"),
+    slow(Layout(pipeline=4, accumulation=6), "deepnorm"),
     slow(Layout(data=2, zero=0), "post"),
     slow(Layout(data=2, zero=2, accumulation=3, checkpointing=True), "deepnorm"),
     slow(Layout(tensor=2, accumulation=6), "mlra_half_shared"),
