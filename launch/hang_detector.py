@@ -98,4 +98,5 @@ class HangDetector:
 
 def describe(beat: Beat) -> str:
     """It says which rank this is, where it runs, and what it was doing."""
-    return f"rank {beat.rank} (process {beat.pid} on {beat.host}, {beat.phase} at step {beat.step})"
+    when = "in" if beat.phase is Phase.STEP else f"{beat.phase} at"
+    return f"rank {beat.rank} (process {beat.pid} on {beat.host}, {when} step {beat.step})"

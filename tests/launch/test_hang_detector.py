@@ -62,7 +62,7 @@ def test_the_rank_that_hangs_is_named(launch: Launch) -> None:
         found = launch.after(0.6 * LIMIT)
         assert bool(found) == (step == 2)  # first seen at the first look
     assert found.startswith("hung: rank 1 ")
-    assert "on elsewhere, step at step 1) gave no sign of life for 120 s" in found
+    assert "on elsewhere, in step 1) gave no sign of life for 120 s" in found
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.VALIDATING, Phase.SAVING, Phase.RESTORING])
