@@ -247,6 +247,18 @@ def changed_settings(before: str, now: str) -> dict[str, str]:
     }
 
 
+def former_settings(before: str, now: str) -> list[str]:
+    """It returns the words for `--set` that make the resolved configuration `now` the one of `before`.
+
+    There are none where a key was not set, or had a value that takes more than a word.
+    """
+    old, new = _leaves(tomllib.loads(before)), _leaves(tomllib.loads(now))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if any(isinstance(old.get(key), list | None) for key in changed):
+        return []
+    return [tomli_w.dumps({"value": old[key]}).replace("value = ", f"{key}=", 1).strip() for key in changed]
+
+
 def _leaves(table: Table, prefix: str = "") -> Table:
     """It flattens a table: dotted key -> value."""
     found: Table = {}

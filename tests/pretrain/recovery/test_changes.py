@@ -1,5 +1,6 @@
 """A run tells with which settings it goes on that it has not had before, also after an edit of its `config.toml`."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,27 @@ def test_an_edited_configuration_is_told(saved: RunConfig) -> None:
     own.write_text(own.read_text().replace("learning_rate = 0.01", "learning_rate = 0.5"))
     changes, note = changes_of(load_config(saved.run_folder), None)
     assert changes == {"optimizer.learning_rate": "0.01 -> 0.5"}
-    assert note == "settings have changed: optimizer.learning_rate 0.01 -> 0.5"
+    assert note.startswith("settings have changed: optimizer.learning_rate 0.01 -> 0.5; to go on as before: ")
 
 
-def test_the_remedy_is_one(saved: RunConfig) -> None:
-    """`config.toml` has what another command line leaves out, but no run is where it was before it was moved."""
-    config = load_config(saved.run_folder, ["optimizer.learning_rate=0.5"])
-    assert changes_of(config, None)[1].endswith(
-        f"; surefoot train {saved.run_folder} takes them as they were"
-    )
+def test_the_way_back_is_one(saved: RunConfig) -> None:
+    """Also when `config.toml` has the new settings, as it has when the line can be read."""
+    others = ["optimizer.learning_rate=0.5", "run.seed=3", "precision.dtype=bf16", "parallel.zero_stage=1"]
+    config = load_config(saved.run_folder, others)
+    words = shlex.split(changes_of(config, None)[1].rpartition("to go on as before: ")[2])
+    (saved.run_folder / "config.toml").write_text(dump_config(config))
+    assert words[:5] == ["surefoot", "train", str(saved.run_folder), "--resume", "step00000008-a2"]
+    assert words[5::2] == ["--set"] * len(others)
+    assert load_config(words[2], words[6::2]) == saved
+
+
+def test_the_way_back_to_more_than_words_is_a_file(saved: RunConfig, tmp_path: Path) -> None:
+    config = run_config(Layout(), tmp_path, tmp_path / "other data")
+    stands = saved.run_folder / "checkpoints/step00000008-a2/config.toml"
+    assert changes_of(config, None)[1].endswith(f"; {stands} has them as they were")
+
+
+def test_a_run_that_was_moved_is_where_it_is(saved: RunConfig) -> None:
     moved = saved.run_folder.rename(saved.run_folder.with_name("moved"))
     assert changes_of(load_config(moved), None) == (
         {"run.name": "test -> moved"},
