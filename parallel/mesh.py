@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from parallel.config import ParallelConfig
+from parallel.interfaces import INTERFACE, choose_interface
 from parallel.levels import Levels, make_group
 from parallel.rendezvous import FAILURE, Facts, Place, meet
 from parallel.world import THREADS, World, WorldError, describe_world, left_over
@@ -27,7 +28,6 @@ SHARING = timedelta(seconds=30)
 """A rank that cannot start waits so long for others to learn why."""
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """An MPI gives its ranks one of these."""
-INTERFACE = "GLOO_SOCKET_IFNAME"
 NUMERICS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """Variables that change what a device computes: they must be equal on all ranks."""
 
@@ -257,6 +257,7 @@ def join_world(config: ParallelConfig, world: World, facts: Facts, asked_to_stop
     store = meet(meeting_place(world), facts, timeout, asked_to_stop, speak)
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
+    choose_interface(os.environ, world.address)
     dist.init_process_group(
         backend=backend, timeout=timeout, store=store, rank=world.rank, world_size=world.size
     )

@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.paths import path_argument
 from data_pipeline.shortage import lacks_memory, shortage
 from data_pipeline.shown import CommandLine, masked, shown_lines
+from parallel.interfaces import INTERFACE, loops_back
 from parallel.mesh import ParallelMesh, is_peer_loss, launched_world, output_is_collected, share_failure
 from parallel.rendezvous import Stopped
 from parallel.world import World, WorldError
@@ -103,8 +104,18 @@ def main(arguments: Sequence[str]) -> int:
         if not is_peer_loss(error):
             traceback.print_exc()
             return 1
-        tell(f"lost another rank: {error}", aloud=True)
+        tell(f"lost another rank: {error}{_loop_back(error, world)}", aloud=True)
         return PeerLost.exit_code
+
+
+def _loop_back(error: Exception, world: World) -> str:
+    """It says so where a rank on another host was looked for on this one, as that had said."""
+    if "remote=[127." not in str(error) or loops_back(world.address):
+        return ""
+    return (
+        f"; a host gives its own name a loopback address: put another into its /etc/hosts, or set {INTERFACE} to its "
+        "network interface"
+    )
 
 
 def understand(options: argparse.Namespace, world: World) -> tuple[RunConfig, dict[str, str], Request]:

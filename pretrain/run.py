@@ -47,6 +47,7 @@ from pretrain.runtime.heartbeat import Heartbeat
 from pretrain.runtime.kernels import detect_kernels
 from pretrain.runtime.run_folder_guard import check_run_folder, folder_problem, remove_leftovers
 from pretrain.runtime.run_lock import RunLock
+from pretrain.runtime.shared_folder import check_shared
 from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.stacks import stacks_on_request
 from pretrain.step import TrainState
@@ -125,6 +126,7 @@ def open_parts(config: RunConfig, mesh: ParallelMesh, stack: ExitStack, request:
     fault = make_fault(request.fault, config, mesh)
     batches = fault.wrap_batches(stream)
     lock, own_changes = agreed(mesh, lambda: open_run_folder(config, mesh, stack, request.tag))
+    check_shared(config.run_folder, mesh)
     changes, change_note = mesh.gather(own_changes)[0]
     notes = [change_note] if change_note else []
     stack.enter_context(stacks_on_request(config.run_folder, mesh.rank))

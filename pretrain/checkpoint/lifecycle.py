@@ -255,8 +255,11 @@ def discard(checkpoints: Path, tags: Iterable[Tag]) -> None:
 
 
 def space_problem(folder: Path, needed: int) -> str | None:
-    """It says so if the folder's file system has less than `needed` bytes free, as torch's error will not."""
-    free = shutil.disk_usage(folder).free
+    """It says so if the folder is gone, or its file system has less than `needed` bytes free, as torch does not."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
     if free >= needed:
         return None
     return f"{folder}: {in_units(free)} free, but {in_units(needed)} are needed"

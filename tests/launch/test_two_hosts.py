@@ -43,3 +43,14 @@ def test_a_signal_stops_the_ranks_of_both_hosts(pair: TwoHosts) -> None:
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(SECONDS) == 75, (pair.folder / "stopped.log").read_text()
     assert list((pair.folder / "runs" / "stopped" / "checkpoints").glob("step*/MANIFEST.json"))
+
+
+@pytest.mark.slow
+def test_a_folder_that_the_hosts_do_not_share_is_told_before_the_first_step(pair: TwoHosts) -> None:
+    (pair.folder / "runs").mkdir(exist_ok=True)
+    with pair.own_disk(1, pair.folder / "runs"):
+        code = start(pair, "apart", *across(pair)).wait(SECONDS)
+    told = (pair.folder / "apart.log").read_text()
+    assert code == 2, told
+    assert "run.folder: runs/apart is another folder for rank 1 on " in told
+    assert "Traceback" not in told

@@ -12,7 +12,8 @@ from support.distributed import run_distributed
 from support.training import make_mesh
 
 from parallel.config import ParallelConfig
-from parallel.mesh import INTERFACE, is_peer_loss, output_is_collected, take_place
+from parallel.interfaces import INTERFACE
+from parallel.mesh import is_peer_loss, output_is_collected, take_place
 from parallel.world import World
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.two_hosts import INTERFACE, TwoHosts, two_hosts
+from support.two_hosts import TwoHosts, two_hosts
 
 ROOT = Path(__file__).parents[2]
 SUREFOOT = [sys.executable, "-P", "-c", "import sys; from launch.cli import main; sys.exit(main())"]
@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
-    "GLOO_SOCKET_IFNAME": INTERFACE,
 }
 CONFIG = """
 [run]

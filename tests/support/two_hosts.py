@@ -66,6 +66,17 @@ class TwoHosts:
         ip("-n", self.namespaces[host], "link", "set", INTERFACE, state)
 
     @contextmanager
+    def own_disk(self, host: int, folder: Path) -> Iterator[None]:
+        """Within it, what a host sees at `folder` lies on a disk of its own; `ip` gives each its own mounts."""
+        pids = subprocess.check_output(["ip", "netns", "pids", self.namespaces[host]], text=True).split()
+        within = ["nsenter", "--mount", f"--target={pids[0]}"]
+        subprocess.run([*within, "mount", "-t", "tmpfs", "none", str(folder)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*within, "umount", "--lazy", str(folder)], check=True)
+
+    @contextmanager
     def congested(self, host: int, limit: str = "rate 8mbit burst 8kb latency 20ms") -> Iterator[None]:
         """Within it, what a host sends waits in a short queue, and is lost where that is full."""
         queue = ["tc", "-n", self.namespaces[host], "qdisc"]
