@@ -3,9 +3,11 @@
 import errno
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+import fsspec
 
 from data_pipeline.errors import DataError
 from data_pipeline.parsing import reason
@@ -71,12 +73,20 @@ def retried(action: Callable[[], Result]) -> Result:
 
 
 def filesystem_options(url: str) -> dict[str, Any]:
-    """It returns what fsspec is to be told for a URL: how long it waits for a web server, and that files are read from
-    front to back. (It would ask for blocks of 5 MiB, which many servers do not have, that of Python among them.)"""
+    """It returns what fsspec is to be told for a URL: how long it waits for a web server, that a proxy of the environment
+    is used, and that files are read from front to back. (It would ask for blocks of 5 MiB, which many servers do not
+    have, that of Python among them.) What the user has told fsspec comes first."""
     if aiohttp is None or not url.startswith(("http://", "https://")):
         return {}
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-    return {"block_size": 0, "client_kwargs": {"timeout": limits}}
+    own = {name: value for table in ("http", "https") for name, value in _configured(table).items()}
+    return {"block_size": 0, "client_kwargs": {"timeout": limits, "trust_env": True, **own}}
+
+
+def _configured(protocol: str) -> Mapping[str, Any]:
+    """It returns what fsspec's configuration has for aiohttp; fsspec itself would put ours in its place, as a whole."""
+    own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
+    return own if isinstance(own, Mapping) else {}
 
 
 def _told(place: str, error: BaseException) -> DataError:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from data_pipeline.parsing import read_whole
 from data_pipeline.shown import shown
-from pretrain.checkpoint.certificate import Certificate
+from pretrain.checkpoint.certificate import CERTIFICATE, Certificate, read_certificate
 from pretrain.checkpoint.lifecycle import best, candidates
-from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.manifest import MANIFEST, read_manifest
 from pretrain.checkpoint.saved_tensors import read_from
 from pretrain.checkpoint.sealed import open_sealed
 from pretrain.checkpoint.tensor_file import TensorFile
@@ -125,6 +125,18 @@ def open_model(where: Path) -> Usable:
     return open_sealed(where)
 
 
+def _why_older(newest: Path) -> str:
+    """It says why an older checkpoint than the newest one is used."""
+    if not (newest / CERTIFICATE).exists():
+        return "not certified"
+    try:
+        read_manifest(newest)
+        read_certificate(newest)
+    except CheckpointError as error:
+        return f"damaged: {error}"
+    return "certified by now"
+
+
 def told(where: Path, model: Usable) -> str:
     """It says which model was opened by `where`, and what is newer, where that names a run alone."""
     text = f"{shown(model.folder)} ({'certified' if model.certificate else 'not certified'})"
@@ -134,7 +146,7 @@ def told(where: Path, model: Usable) -> str:
         if str(lowest) == model.folder.name:
             text += ", of the lowest validation loss"
         elif str(newest) != model.folder.name:
-            text += f"; {newest} is newer, and not certified"
+            text += f"; {newest} is newer, and {_why_older(where / CHECKPOINTS / str(newest))}"
         if found.torn and found.torn[0] > newest:
             text += f"; {found.torn[0]} is newer, and has no {MANIFEST}: it is being saved, was cut off, or lost it"
     return text

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
@@ -18,6 +19,7 @@ from support.numbered_data import config, numbers, write_split
 
 from data_pipeline.errors import DataError
 from data_pipeline.reading.stream import BatchStream, ValidationSet
+from data_pipeline.shards.remote import filesystem_options
 from data_pipeline.shards.storage import open_folder
 from data_pipeline.text.source import TextSource
 
@@ -87,8 +89,19 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
+    def translate_path(self, path: str) -> str:
+        """A proxy is asked for whole URLs."""
+        return super().translate_path(urlsplit(path).path)
+
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None but those of a test."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -343,3 +356,20 @@ def test_cache_is_asked_for_by_name_where_there_is_no_home(
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"data\.cache: .*/file/x: Not a directory; set data.cache"):
         open_folder("memory://nowhere", tmp_path / "file" / "x")
+
+
+def test_a_proxy_of_the_environment_is_asked(
+    server: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    assert read("http://data.invalid/d", tmp_path) == read(data / "d")
+    assert all(path.startswith("http://data.invalid/d/") for path in server.requests)
+
+
+def test_what_the_user_has_told_fsspec_counts(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "https", {"client_kwargs": {"headers": {"X-Token": "t"}}})
+    options = filesystem_options(f"{server.url}/d")
+    assert options["client_kwargs"]["headers"] == {"X-Token": "t"}
+    assert options["client_kwargs"]["trust_env"]

@@ -281,6 +281,10 @@ def test_a_newer_checkpoint_is_told(run: Path, command: Command, tmp_path: Path)
     (newer / CERTIFICATE).unlink()
     told = command("translate", copied)[2]
     assert told == f"surefoot translate: {newest} (certified); {newer.name} is newer, and not certified\n"
+    (newer / CERTIFICATE).touch()
+    (newer / "MANIFEST.json").write_text("{")
+    told = command("translate", copied)[2]
+    assert f"{newer.name} is newer, and damaged: {newer / 'MANIFEST.json'}: " in told
     assert "is newer" not in command("translate", newest)[2]
     (newer / "MANIFEST.json").unlink()
     told = command("translate", copied)[2]
