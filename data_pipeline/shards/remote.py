@@ -73,9 +73,9 @@ def retried(action: Callable[[], Result]) -> Result:
 
 
 def filesystem_options(url: str) -> dict[str, Any]:
-    """It returns what fsspec is to be told for a URL: how long it waits for a web server, that a proxy of the environment
-    is used, and that files are read from front to back. (It would ask for blocks of 5 MiB, which many servers do not
-    have, that of Python among them.) What the user has told fsspec comes first."""
+    """It returns what fsspec is to be told for a URL: how long it waits for a web server, that it uses a proxy of the
+    environment, and that files are read from front to back. (It would ask for blocks of 5 MiB, which many servers do
+    not have, that of Python among them.) What the user has told fsspec comes first."""
     if aiohttp is None or not url.startswith(("http://", "https://")):
         return {}
     limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)

@@ -83,6 +83,16 @@ def test_data_of_another_kind_is_told_as_such(tmp_path: Path, corpus: Path) -> N
     )
 
 
+def test_data_of_another_tokenizer_is_told(tmp_path: Path, corpus: Path) -> None:
+    manifest = json.loads((corpus / "train/manifest.json").read_text())
+    tokenizer = {**manifest["tokenizer"], "sha256": "0" * 64}
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "tokenizer": tokenizer}))
+    sources = [{"path": str(corpus)}, {"path": str(corpus)}, {"path": str(tmp_path)}]
+    told = problems(run_config(Layout(), tmp_path, corpus, data={"sources": sources}))
+    assert list(told) == ["data.sources[2].path"]
+    assert "was made with another tokenizer than" in told["data.sources[2].path"]
+
+
 def test_data_of_another_version_is_told_as_such(tmp_path: Path, corpus: Path) -> None:
     manifest = json.loads((corpus / "train/manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
