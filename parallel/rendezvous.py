@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
@@ -25,7 +26,9 @@ FIRST_REPORT = 10.0
 """After so many seconds it is told who is waited for, and again each time that has doubled."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 ANSWER_SECONDS = 2.0
-"""A host has so long to answer, and ranks to read why they leave."""
+"""A host has so long to answer."""
+READING_SECONDS = 15.0
+"""Ranks have so long to read why they leave: those that start together on a host keep it busy."""
 NAMED = 8
 """So many ranks are named one by one."""
 MET, LEFT = "met", "left"
@@ -94,9 +97,10 @@ class _Meeting:
         if outcome == MET:
             store.set_timeout(self._timeout)
             return store
-        store.add("read", 1)
+        with suppress(dist.DistError):  # rank 0 may have counted this one and left before its answer was out
+            store.add("read", 1)
         if self._place.rank == 0:  # with it goes the store
-            deadline = time.monotonic() + ANSWER_SECONDS
+            deadline = time.monotonic() + READING_SECONDS
             while store.add("read", 0) < store.add("there", 0) and time.monotonic() < deadline:
                 time.sleep(SHORTEST_PAUSE)
         if outcome.startswith(LEFT):

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 from support.distributed import free_port
+from torch.distributed.distributed_c10d import PrefixStore
 
 from parallel import rendezvous
 from parallel.rendezvous import FAILURE, Facts, Place, Stopped, by_rank, meet
@@ -75,6 +76,23 @@ def test_ranks_that_differ_all_learn_in_what(meeting: Meeting) -> None:
             "c: none on ranks 0, 1, y on rank 2",
             "lr: 1 on ranks 0, 2, 2 on rank 1",
         )
+
+
+def test_rank_0_may_leave_before_its_last_answer_is_out(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves as soon as it has counted all who have read why; seen on a busy machine."""
+    add = PrefixStore.add
+
+    def cut_off(self: PrefixStore, key: str, amount: int) -> int:
+        found = add(self, key, amount)
+        if (key, amount) == ("read", 1):
+            raise dist.DistNetworkError("Connection reset by peer")
+        return found
+
+    monkeypatch.setattr(PrefixStore, "add", cut_off)
+    for rank in [meeting.add(number, {"lr": str(number)}) for number in range(3)]:
+        assert isinstance(failure(rank), WorldError)
 
 
 @pytest.mark.parametrize("failed", [0, 1])
