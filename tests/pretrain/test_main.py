@@ -124,7 +124,8 @@ def test_a_signal_ends_a_rank_that_waits_for_others(start: Start, number: signal
 
 def test_one_interrupt_seals_a_checkpoint(start: Start, tmp_path: Path) -> None:
     """`python -m pretrain` on a terminal has nobody around it who would ask for that."""
-    words = ("--set", "parallel.tensor=1", "--set", "run.steps=1000000")
+    settings = ("parallel.tensor=1", "run.steps=1000000", "checkpoint.every_steps=1000000")
+    words = (word for setting in settings for word in ("--set", setting))
     rank, run = start(0, *words, WORLD_SIZE="1"), tmp_path / "runs/test"
     deadline = time.monotonic() + SECONDS
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
